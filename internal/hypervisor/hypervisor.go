@@ -1,0 +1,116 @@
+// Package hypervisor is the interface to a machine monitor.
+//
+// What lives here: what a guest is made of, what can be asked of one. What
+// must not: QEMU's words (qemu/), the catalog, decisions about what should run.
+package hypervisor
+
+import (
+	"context"
+	"io"
+	"time"
+)
+
+// Acceleration is what a guest's processors run on.
+type Acceleration string
+
+// The accelerations. Auto is a wish; a probe turns it into one of the others.
+const (
+	Auto Acceleration = "auto"
+	KVM  Acceleration = "kvm"
+	TCG  Acceleration = "tcg"
+)
+
+// Spec is everything a guest is made of.
+type Spec struct {
+	// ID names the guest on this server: one guest per ID.
+	ID           string
+	Name         string
+	CPUs         int
+	MemoryBytes  int64
+	Acceleration Acceleration // KVM or TCG
+	// Disks, the boot disk first.
+	Disks []Disk
+	Ports []Port
+	// Dir is the guest's own directory; it exists, is private, and keeps the
+	// monitor and console sockets and the console's log.
+	Dir string
+}
+
+// Disk is an NBD export on a unix socket. While it waits, the guest waits; it
+// never sees an I/O error because of that.
+type Disk struct {
+	Socket string
+	Export string
+	// Serial shows up inside the guest (/dev/disk/by-id). At most 20 bytes.
+	Serial string
+}
+
+// Port forwards a TCP port of this server to the guest.
+type Port struct {
+	HostAddress string // an address of this server, such as "127.0.0.1"
+	HostPort    int
+	GuestPort   int
+}
+
+// RunState is what a guest's processors do.
+type RunState string
+
+// The run states an agent decides by.
+const (
+	Running RunState = "running"
+	// Paused: by an I/O error (full disk) or by request; Resume goes on.
+	Paused RunState = "paused"
+	// ShutDown: the guest has powered itself off.
+	ShutDown RunState = "shutdown"
+)
+
+// Status is what a monitor says of its guest.
+type Status struct {
+	State RunState
+	// Detail is the monitor's own word, such as "io-error".
+	Detail string
+}
+
+// Probe is what Monitor.Probe found.
+type Probe struct {
+	Acceleration Acceleration
+	// Reason says in one line why it is not KVM; empty when it is.
+	Reason  string
+	Version string // the monitor's
+}
+
+// Monitor starts guests and finds those that run. Safe for concurrent use.
+type Monitor interface {
+	// Probe finds out which acceleration really runs an ordinary guest.
+	Probe(ctx context.Context) (Probe, error)
+	// Start starts a guest and returns once its processors run. On an error
+	// nothing is left behind.
+	Start(ctx context.Context, spec Spec) (Guest, error)
+	// Adopt takes up a guest that runs already, after a restart of the
+	// daemon. os.ErrNotExist when there is none of this ID.
+	Adopt(ctx context.Context, id string) (Guest, error)
+	// List names the guests that run on this server now.
+	List(ctx context.Context) ([]string, error)
+}
+
+// Guest is one running guest. Safe for concurrent use.
+type Guest interface {
+	ID() string
+	PID() int
+	Status(ctx context.Context) (Status, error)
+	// PowerDown presses the ACPI power button and does not wait.
+	PowerDown(ctx context.Context) error
+	// Resume goes on after Paused.
+	Resume(ctx context.Context) error
+	// Kill ends it at once and returns when it is gone.
+	Kill(ctx context.Context) error
+	// Console opens the serial console: first what was printed last (up to
+	// 64 KiB), then what is printed now. Several may be open.
+	Console(ctx context.Context) (io.ReadWriteCloser, error)
+	// Done is closed when the guest's process is gone.
+	Done() <-chan struct{}
+}
+
+// StartTimeout bounds how long a monitor may take to run a guest's first
+// instruction.
+const StartTimeout = 30 * time.Second
