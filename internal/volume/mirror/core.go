@@ -1,0 +1,463 @@
+package mirror
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/volume"
+)
+
+// Config is what a Core is made with.
+type Config struct {
+	Epoch uint64
+	Size  int64
+	// Clean: the last attachment ended clean (see Take).
+	Clean bool
+	// Near is the replica on the holder's own server; 0: none.
+	Near uint32
+	// Patience is how long an attachment waits for in-sync replicas that do
+	// not answer, once one has that could be the source.
+	Patience time.Duration
+	// DropAfter is how long an in-sync replica may be out of reach before the
+	// holder takes it out of the set. Until then writes wait for it.
+	DropAfter time.Duration
+	// StallAfter is how long a replica that is in reach may owe an answer
+	// before it counts as out of reach.
+	StallAfter time.Duration
+	// RetryAfter is the pause before a full disk, or a copy that failed, is
+	// tried again.
+	RetryAfter time.Duration
+	// Chunk is how much one step of a copy moves, in bytes; Chunks how many
+	// are under way at once, for each replica copied to.
+	Chunk  int64
+	Chunks int
+	// Break switches rules off, so that tests can see the checker notice.
+	Break Breakage
+}
+
+// Breakage is a set of rules to break on purpose. For tests only.
+type Breakage uint32
+
+// One rule each, see docs/volumes.md.
+const (
+	BreakAckBeforeAll      Breakage = 1 << iota // I1: one replica's answer is enough
+	BreakFlushBeforeAll                         // I1, flush
+	BreakStaleSource                            // I2: any replica that answers is a source
+	BreakAckBeforeShrink                        // I3: do not wait for the catalog
+	BreakEnterEarly                             // I5: enter the set before the copy is done
+	BreakNoOrder                                // I6: overlapping writes race
+	BreakIgnoreIncarnation                      // I7: a restarted replica stays in the set
+	BreakIgnoreFailure                          // I8: a failed replica stays in the set
+	BreakIgnoreAhead                            // I9: serve though the catalog is behind
+)
+
+// DefaultConfig has the times of a production attachment.
+func DefaultConfig() Config {
+	return Config{
+		Patience:   2 * time.Second,
+		DropAfter:  time.Second,
+		StallAfter: 5 * time.Second,
+		RetryAfter: time.Second,
+		Chunk:      512 << 10,
+		Chunks:     4,
+	}
+}
+
+// Verb is what a message asks of a replica.
+type Verb uint8
+
+// The messages of the replica protocol, as the core sees them.
+const (
+	VerbRead Verb = iota + 1
+	VerbWrite
+	VerbZero
+	VerbTrim
+	VerbFlush
+	// VerbBeginSync empties the replica and marks it as not to be trusted.
+	VerbBeginSync
+	// VerbEndSync flushes it and marks it good.
+	VerbEndSync
+)
+
+// Effect is one thing the shell has to do. Exactly one group is set.
+type Effect struct {
+	// Send: ask replica Peer, in its session Session, for Verb. The answer
+	// comes back through Core.Reply with the same ID.
+	Send    bool
+	Peer    uint32
+	Session uint64
+	ID      uint64
+	Verb    Verb
+	Off     int64
+	Len     int64
+	Data    []byte
+	FUA     bool
+
+	// Dial: keep trying to reach Peer and report PeerUp. Hangup: end the
+	// session with Peer; Clean: tell it that this is a clean close. Drop: end
+	// it and do not dial again.
+	Dial, Hangup, Drop, Clean bool
+
+	// Complete: answer the request.
+	Complete *volume.Request
+	Err      error
+
+	// Propose: change the record, then call Committed or Deposed.
+	Propose *Proposal
+
+	// Note: something an operator should know.
+	Note *Note
+}
+
+// Note is told to the operator as an event.
+type Note struct {
+	Severity argonv1.Severity
+	Reason   string
+	Message  string
+}
+
+type phase uint8
+
+const (
+	opening phase = iota
+	serving
+	closing
+	ended
+)
+
+// Core is the holder's protocol state machine. Each event method takes the
+// time since some fixed instant, and returns the effects, valid until the next
+// call. Not safe for concurrent use.
+//
+// Invariants:
+//   - a request is answered only when every replica whose bit is in
+//     requiredMask has answered it (I1);
+//   - a bit leaves requiredMask only after a proposal without it was
+//     committed (I3), or when the replica never was in the set;
+//   - two operations in flight overlap only if both read (I6).
+type Core struct {
+	cfg   Config
+	now   time.Duration
+	phase phase
+	err   error
+
+	// At most 32; an operation's masks have one bit for each.
+	peers []*peer
+	set   []Member // as recorded when the attachment began
+
+	nextID   uint64
+	ops      map[uint64]*op
+	inflight []*op // in the order of their start
+	blocked  []*op // in the order of their arrival, wait for a range
+
+	proposed  *Proposal
+	patience  time.Duration // when waiting for more answers ends; 0: none came
+	quiet     bool          // closing: everything was flushed
+	untouched bool          // closing: nothing was served in this epoch
+	noted     map[string]bool
+	effects   []Effect
+}
+
+// NewCore begins an attachment whose epoch has been taken. v is the record as
+// it was after Take.
+func NewCore(cfg Config, v *argonv1.Volume) *Core {
+	c := &Core{cfg: cfg, ops: map[uint64]*op{}, set: inSync(v), noted: map[string]bool{}}
+	for _, r := range v.GetReplicas() {
+		c.addPeer(r)
+	}
+	return c
+}
+
+// Start returns the first effects.
+func (c *Core) Start(now time.Duration) []Effect {
+	return c.event(now, func() {
+		for _, p := range c.peers {
+			c.emit(Effect{Dial: true, Peer: p.id})
+		}
+	})
+}
+
+// Err is why the attachment ended; nil while it has not, or after a release.
+func (c *Core) Err() error { return c.err }
+
+// Ended tells whether the attachment is over.
+func (c *Core) Ended() bool { return c.phase == ended }
+
+// Serving tells whether requests are carried out now.
+func (c *Core) Serving() bool { return c.phase == serving }
+
+// event runs one step and then whatever the step made possible.
+func (c *Core) event(now time.Duration, step func()) []Effect {
+	c.now = max(now, c.now)
+	c.effects = c.effects[:0]
+	if c.phase == ended {
+		return nil
+	}
+	step()
+	if c.phase == opening {
+		c.tryOpen()
+	}
+	if c.phase == serving || c.phase == closing {
+		c.review()
+		c.tryPropose()
+	}
+	switch c.phase {
+	case serving:
+		c.tryResync()
+	case closing:
+		c.tryRelease()
+	}
+	return c.effects
+}
+
+func (c *Core) emit(e Effect) { c.effects = append(c.effects, e) }
+
+func (c *Core) breaks(b Breakage) bool { return c.cfg.Break&b != 0 }
+
+// note tells the operator once, until the reason was cleared.
+func (c *Core) note(sev argonv1.Severity, reason, key, format string, args ...any) {
+	if c.noted[reason+key] {
+		return
+	}
+	c.noted[reason+key] = true
+	c.emit(Effect{Note: &Note{Severity: sev, Reason: reason, Message: fmt.Sprintf(format, args...)}})
+}
+
+// Tick lets time-outs happen. Call it several times a second.
+func (c *Core) Tick(now time.Duration) []Effect {
+	return c.event(now, func() {
+		for _, p := range c.peers {
+			c.tickPeer(p)
+		}
+		for _, o := range c.inflight {
+			c.retry(o)
+		}
+	})
+}
+
+// Deposed ends the attachment: there is a newer epoch.
+func (c *Core) Deposed(now time.Duration, err error) []Effect {
+	return c.event(now, func() { c.end(err, false) })
+}
+
+// RecordChanged tells what the catalog says now.
+func (c *Core) RecordChanged(now time.Duration, v *argonv1.Volume) []Effect {
+	return c.event(now, func() {
+		if v.GetEpoch() > c.cfg.Epoch {
+			c.end(fmt.Errorf("volume %s is in epoch %d, this holder's was %d: %w", v.GetMeta().GetName(), v.GetEpoch(), c.cfg.Epoch, ErrDeposed), false)
+			return
+		}
+		if v.GetEpoch() == c.cfg.Epoch {
+			c.syncPeers(v)
+		}
+	})
+}
+
+// Detach begins a clean end: no new requests, everything flushed, the record
+// released. Ended is true when it is done.
+func (c *Core) Detach(now time.Duration) []Effect {
+	return c.event(now, func() {
+		c.untouched = c.phase == opening
+		c.phase = closing
+		for _, p := range c.peers {
+			c.stopSync(p)
+		}
+	})
+}
+
+// tryRelease goes on with a clean end as far as it can.
+func (c *Core) tryRelease() {
+	switch {
+	case c.proposed != nil:
+	case c.untouched:
+		c.propose(Proposal{InSync: c.set, Release: true, Clean: c.cfg.Clean})
+	case c.quiet:
+		c.propose(Proposal{InSync: c.wantedSet(), Release: true, Clean: true})
+	case len(c.inflight) == 0 && len(c.blocked) == 0:
+		c.start(&op{kind: finalFlush})
+	}
+}
+
+// end stops everything. What was not answered is answered with ErrClosed;
+// whether it happened is open.
+func (c *Core) end(err error, clean bool) {
+	if c.phase == ended {
+		return
+	}
+	c.phase, c.err = ended, err
+	for _, p := range c.peers {
+		// Before any request is answered: its buffer may still be in use.
+		c.emit(Effect{Drop: true, Peer: p.id, Session: p.session, Clean: clean && p.role == member})
+	}
+	for _, o := range append(slices.Clone(c.inflight), c.blocked...) {
+		if o.req != nil && !o.answered {
+			c.emit(Effect{Complete: o.req, Err: fmt.Errorf("%w: %w", volume.ErrClosed, errOr(err, ErrDeposed))})
+		}
+	}
+	c.inflight, c.blocked = nil, nil
+}
+
+func errOr(err, other error) error {
+	if err != nil {
+		return err
+	}
+	return other
+}
+
+// tryOpen starts to serve once the source is known.
+func (c *Core) tryOpen() {
+	answers := map[uint32]answer{}
+	anyUp := false
+	for _, p := range c.peers {
+		if p.session != 0 {
+			answers[p.id] = answer{up: true, info: p.info, near: p.id == c.cfg.Near}
+			anyUp = anyUp || c.inSet(p.id)
+		} else {
+			answers[p.id] = answer{gone: p.gone}
+		}
+	}
+	if anyUp && c.patience == 0 {
+		c.patience = c.now + c.cfg.Patience
+	}
+	set := c.set
+	if c.breaks(BreakStaleSource | BreakIgnoreIncarnation | BreakIgnoreFailure) {
+		set, answers = c.brokenAnswers(answers)
+	}
+	ch := choose(set, answers, c.cfg.Clean, !anyUp || c.now < c.patience)
+	if ch.err != nil {
+		c.end(ch.err, false)
+		return
+	}
+	if ch.wait {
+		return
+	}
+	for _, p := range c.peers {
+		i := slices.IndexFunc(ch.keep, func(m Member) bool { return m.ID == p.id })
+		switch {
+		case i >= 0:
+			p.role, p.incarnation = member, ch.keep[i].Incarnation
+		case c.inSet(p.id):
+			p.role = leaving
+			p.reason = "may differ from the source after the last holder ended"
+			if p.session == 0 {
+				p.reason = "did not answer when the volume was attached"
+			}
+		}
+	}
+	// Requests may start now; a leaving peer is still required, so none is
+	// answered before the set without it was committed (I3).
+	c.phase = serving
+	c.startBlocked()
+}
+
+// brokenAnswers makes choose see what it must not, for tests.
+func (c *Core) brokenAnswers(answers map[uint32]answer) ([]Member, map[uint32]answer) {
+	set := slices.Clone(c.set)
+	for _, p := range c.peers {
+		a := answers[p.id]
+		i := slices.IndexFunc(set, func(m Member) bool { return m.ID == p.id })
+		if i < 0 && c.breaks(BreakStaleSource) && a.up {
+			set = append(set, Member{ID: p.id, Incarnation: a.info.Incarnation})
+			i = len(set) - 1
+		}
+		if i < 0 {
+			continue
+		}
+		if c.breaks(BreakIgnoreIncarnation) {
+			set[i].Incarnation = a.info.Incarnation
+		}
+		if c.breaks(BreakIgnoreFailure | BreakStaleSource) {
+			a.info.Health = Good
+			answers[p.id] = a
+		}
+	}
+	return set, answers
+}
+
+func (c *Core) inSet(id uint32) bool {
+	return slices.ContainsFunc(c.set, func(m Member) bool { return m.ID == id })
+}
+
+// tryPropose asks for the in-sync set that the peers' states call for.
+func (c *Core) tryPropose() {
+	want := c.wantedSet()
+	if c.proposed != nil || c.untouched || len(want) == 0 || sameSet(want, c.set) {
+		return
+	}
+	c.propose(Proposal{InSync: want, Reasons: c.reasons()})
+}
+
+func (c *Core) propose(p Proposal) {
+	p.Epoch = c.cfg.Epoch
+	c.proposed = &p
+	c.emit(Effect{Propose: &p})
+}
+
+// Committed tells that the proposal was carried out; v is the record after it.
+func (c *Core) Committed(now time.Duration, v *argonv1.Volume) []Effect {
+	return c.event(now, func() {
+		p := c.proposed
+		c.proposed = nil
+		if p == nil {
+			return
+		}
+		if p.Release {
+			c.end(nil, p.Clean)
+			return
+		}
+		c.set = inSync(v)
+		c.adoptSet()
+		c.syncPeers(v)
+		c.settleAll()
+	})
+}
+
+// adoptSet gives the peers the roles that the recorded set says.
+func (c *Core) adoptSet() {
+	for _, p := range c.peers {
+		in := c.inSet(p.id)
+		switch {
+		case in && p.role == joining:
+			p.role = member
+			c.note(argonv1.Severity_SEVERITY_INFO, "replica-in-sync", fmt.Sprint(p.id, c.now), "replica %d is in sync", p.id)
+		case !in && p.role == leaving:
+			c.putOutside(p)
+			c.note(argonv1.Severity_SEVERITY_WARNING, "replica-out-of-sync", fmt.Sprint(p.id, c.now), "replica %d left the in-sync set: %s", p.id, p.reason)
+		}
+	}
+}
+
+// wantedSet is the in-sync set as the peers' states call for it.
+func (c *Core) wantedSet() []Member {
+	var ms []Member
+	for _, p := range c.peers {
+		if p.role == member || (p.role == joining && p.caughtUp) {
+			ms = append(ms, Member{ID: p.id, Incarnation: p.incarnation})
+		}
+	}
+	return ms
+}
+
+func (c *Core) reasons() map[uint32]string {
+	rs := map[uint32]string{}
+	for _, p := range c.peers {
+		if p.role == leaving {
+			rs[p.id] = p.reason
+		}
+	}
+	return rs
+}
+
+func sameSet(a, b []Member) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for _, m := range a {
+		if !slices.Contains(b, m) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,312 @@
+package mirror
+
+import (
+	"fmt"
+	"math/bits"
+	"slices"
+	"time"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+)
+
+// role is what a replica is to the holder.
+type role uint8
+
+const (
+	// outside: not in the set; nothing is sent to it.
+	outside role = iota
+	// starting: it was asked to begin a copy.
+	starting
+	// syncing: it is copied to, and receives every new write.
+	syncing
+	// joining: the copy is complete; it must answer everything from now on,
+	// and enters the set once all that is flushed.
+	joining
+	// member: in the set.
+	member
+	// leaving: still in the recorded set, so nothing is acknowledged without
+	// it; a proposal without it is under way or will be.
+	leaving
+)
+
+// peer is one replica as the holder sees it.
+type peer struct {
+	id       uint32
+	serverID string
+	bit      uint32
+	role     role
+
+	// The connection: session is 0 while there is none.
+	session   uint64
+	info      Info
+	downSince time.Duration
+	hanging   bool // its session is being ended
+	gone      bool // its server has no lease
+	owes      int  // messages it has not answered
+	heard     time.Duration
+
+	// A member's: the incarnation in the set; why it cannot stay.
+	incarnation uint64
+	lost        bool
+	failed      bool
+	reason      string
+
+	// A copy's.
+	behind   bool // the record wants it copied to
+	nextSync time.Duration
+	syncRun  int   // tells the operations of one copy from an earlier one's
+	cursor   int64 // the first byte no chunk was begun for
+	chunks   int   // begun and not ended
+	done     int64
+	since    time.Duration
+	mark     uint64 // joining: operations up to this one must be answered first
+	ending   bool
+	caughtUp bool
+}
+
+func (p *peer) healthy() bool {
+	return p.session != 0 && !p.lost && !p.hanging && (p.role == member || p.role == joining && p.caughtUp)
+}
+
+func (c *Core) peer(id uint32) *peer {
+	for _, p := range c.peers {
+		if p.id == id {
+			return p
+		}
+	}
+	return nil
+}
+
+func (c *Core) addPeer(r *argonv1.Replica) *peer {
+	var used uint32
+	for _, p := range c.peers {
+		used |= p.bit
+	}
+	for _, o := range c.inflight {
+		used |= o.pending | o.held
+	}
+	p := &peer{
+		id:        r.GetId(),
+		serverID:  r.GetServerId(),
+		bit:       1 << bits.TrailingZeros32(^used),
+		downSince: c.now,
+		behind:    r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC,
+	}
+	c.peers = append(c.peers, p)
+	return p
+}
+
+// syncPeers follows what others changed in the record: replicas that were
+// added, and replicas outside the set that are to go.
+func (c *Core) syncPeers(v *argonv1.Volume) {
+	there := map[uint32]*argonv1.Replica{}
+	for _, r := range v.GetReplicas() {
+		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_REMOVING {
+			there[r.GetId()] = r
+		}
+		p := c.peer(r.GetId())
+		switch {
+		case p == nil && there[r.GetId()] != nil:
+			p = c.addPeer(r)
+			c.emit(Effect{Dial: true, Peer: p.id})
+		case p != nil:
+			p.behind = r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC
+		}
+	}
+	for _, p := range slices.Clone(c.peers) {
+		if there[p.id] == nil && p.role != member && p.role != leaving && !p.caughtUp {
+			session := p.session
+			c.down(p)
+			c.peers = slices.DeleteFunc(c.peers, func(x *peer) bool { return x == p })
+			c.emit(Effect{Drop: true, Peer: p.id, Session: session})
+		}
+	}
+}
+
+// requiredMask has the peers without whose answer nothing is acknowledged
+// (I1): the recorded set, and any that a proposal may be adding to it (I5).
+func (c *Core) requiredMask() uint32 {
+	var m uint32
+	for _, p := range c.peers {
+		switch p.role {
+		case member, joining, leaving:
+			if c.breaks(BreakAckBeforeShrink) && (p.session == 0 || p.role == leaving) {
+				continue
+			}
+			m |= p.bit
+		}
+	}
+	return m
+}
+
+func (c *Core) syncingMask() uint32 {
+	var m uint32
+	for _, p := range c.peers {
+		if p.role == syncing {
+			m |= p.bit
+		}
+	}
+	return m
+}
+
+func (c *Core) otherHealthy(p *peer) bool {
+	return slices.ContainsFunc(c.peers, func(o *peer) bool { return o != p && o.healthy() })
+}
+
+// PeerUp tells that a replica was sealed in this epoch and reached.
+func (c *Core) PeerUp(now time.Duration, id uint32, session uint64, info Info) []Effect {
+	return c.event(now, func() {
+		p := c.peer(id)
+		if p == nil {
+			return
+		}
+		if p.session != 0 {
+			c.down(p)
+		}
+		p.session, p.info, p.hanging, p.owes, p.heard = session, info, false, 0, c.now
+		if p.role != member && p.role != leaving {
+			return
+		}
+		switch {
+		case info.Health != Good && !c.breaks(BreakIgnoreFailure):
+			p.failed = true
+			c.lose(p, "its disk failed")
+			return
+		case info.Incarnation != p.incarnation && !c.breaks(BreakIgnoreIncarnation):
+			c.lose(p, "it was restarted and may have lost writes")
+			return
+		}
+		for _, o := range slices.Clone(c.inflight) {
+			if o.pending&p.bit != 0 {
+				c.send(o, p)
+			}
+		}
+		for _, o := range slices.Clone(c.inflight) {
+			if (o.kind == clientRead || o.kind == copyRead) && o.reader == nil && o.held == 0 {
+				c.assignReader(o)
+			}
+		}
+	})
+}
+
+// PeerDown tells that a session is over, and that nothing of it touches a
+// buffer any more. What it had not answered is asked again when it is back.
+func (c *Core) PeerDown(now time.Duration, id uint32, session uint64) []Effect {
+	return c.event(now, func() {
+		if p := c.peer(id); p != nil && p.session == session && session != 0 {
+			c.down(p)
+		}
+	})
+}
+
+func (c *Core) down(p *peer) {
+	p.session, p.hanging, p.owes, p.downSince = 0, false, 0, c.now
+	for _, o := range c.inflight {
+		o.held &^= p.bit
+		o.full &^= p.bit
+		if o.reader == p {
+			o.reader = nil
+		}
+	}
+	switch {
+	case p.role == joining && p.caughtUp:
+		c.leave(p, "its connection broke")
+	case p.role == starting, p.role == syncing, p.role == joining:
+		c.abortSync(p)
+	}
+	c.settleAll()
+}
+
+// PeerAhead tells that a replica has sealed a higher epoch than the catalog
+// has: the catalog was put back to an older state (I9).
+func (c *Core) PeerAhead(now time.Duration, id uint32, sealed uint64) []Effect {
+	return c.event(now, func() {
+		if c.breaks(BreakIgnoreAhead) {
+			return
+		}
+		c.end(fmt.Errorf("replica %d has seen epoch %d, the catalog says %d: see `argon volume promote`: %w", id, sealed, c.cfg.Epoch, ErrCatalogBehind), false)
+	})
+}
+
+// ServerGone tells whether a replica's server is known to be down, so that
+// there is no use in waiting for it. A hint: nothing is acknowledged by it.
+func (c *Core) ServerGone(now time.Duration, serverID string, gone bool) []Effect {
+	return c.event(now, func() {
+		for _, p := range c.peers {
+			if p.serverID == serverID {
+				p.gone = gone
+			}
+		}
+	})
+}
+
+// lose notes that a member cannot stay in the set.
+func (c *Core) lose(p *peer, reason string) {
+	if p.role != member && p.role != leaving && !p.caughtUp {
+		return
+	}
+	p.lost, p.reason = true, reason
+}
+
+// leave takes a peer out, as soon as the catalog agrees.
+func (c *Core) leave(p *peer, reason string) {
+	p.role, p.reason, p.caughtUp, p.ending = leaving, reason, false, false
+	if !c.inSet(p.id) && c.proposed == nil {
+		c.putOutside(p)
+	}
+}
+
+func (c *Core) putOutside(p *peer) {
+	p.role, p.lost, p.failed, p.nextSync = outside, false, false, c.now
+	c.forget(p)
+}
+
+// forget makes no operation wait for the peer.
+func (c *Core) forget(p *peer) {
+	for _, o := range c.inflight {
+		o.pending &^= p.bit
+		o.full &^= p.bit
+	}
+}
+
+// review finds the members that have to leave. One may do so only while
+// another can carry on.
+func (c *Core) review() {
+	members, hopeless, failed := 0, 0, 0
+	for _, p := range c.peers {
+		if p.role != member {
+			continue
+		}
+		away := p.session == 0 && (p.gone || c.now-p.downSince >= c.cfg.DropAfter)
+		if (p.lost || away) && c.otherHealthy(p) {
+			reason := p.reason
+			if !p.lost {
+				reason = "it could not be reached"
+			}
+			c.leave(p, reason)
+			continue
+		}
+		members++
+		if p.lost {
+			hopeless++
+		}
+		if p.failed {
+			failed++
+		}
+	}
+	switch {
+	case members == 0 || hopeless < members:
+	case failed > 0:
+		c.end(fmt.Errorf("the disk of the last replica in sync failed: see `argon volume promote`: %w", ErrReplicasLost), false)
+	default:
+		c.end(ErrRestarted, false)
+	}
+}
+
+// tickPeer ends the session of a peer that has owed an answer for too long.
+func (c *Core) tickPeer(p *peer) {
+	if p.session != 0 && p.owes > 0 && !p.hanging && c.now-p.heard >= c.cfg.StallAfter {
+		p.hanging = true
+		c.emit(Effect{Hangup: true, Peer: p.id, Session: p.session})
+	}
+}

@@ -1,0 +1,143 @@
+package mirror
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+)
+
+// This file is what the holder does to a volume's record: pure functions,
+// run inside a compare-and-swap by the shell, and by the simulated catalog.
+
+// Member is a replica of the in-sync set, with the incarnation of it that
+// the set agreed on (rule I7).
+type Member struct {
+	ID          uint32
+	Incarnation uint64
+}
+
+// Holder names who attaches.
+type Holder struct {
+	ServerID  string
+	MachineID string
+}
+
+// Proposal is a change of the record that the core wants. It holds only in the
+// epoch that it was made in.
+type Proposal struct {
+	Epoch uint64
+	// InSync is the whole in-sync set as it should be. Never empty.
+	InSync []Member
+	// Reasons say why replicas leave the set, by id.
+	Reasons map[uint32]string
+	// Release ends the attachment. Clean says that all of InSync are equal
+	// and flushed.
+	Release, Clean bool
+}
+
+// Take gives the volume to a holder with the next epoch. It returns whether
+// the last attachment had ended clean, which only the taker gets to know: from
+// now on the record says that it did not (rule I4, first half).
+func Take(v *argonv1.Volume, h Holder, now time.Time) (wasClean bool, err error) {
+	if v.GetRemoving() {
+		return false, fmt.Errorf("volume %s is being removed", v.GetMeta().GetName())
+	}
+	if len(inSync(v)) == 0 {
+		return false, fmt.Errorf("volume %s has no replica in sync yet: wait until one is made, or see `argon volume promote`", v.GetMeta().GetName())
+	}
+	wasClean = v.GetClean() || v.GetEpoch() == 0
+	v.Epoch++
+	v.Generation++
+	v.Clean = false
+	v.Attachment = &argonv1.Attachment{
+		ServerId:  h.ServerID,
+		MachineId: h.MachineID,
+		Since:     timestamppb.New(now),
+	}
+	return wasClean, nil
+}
+
+// Apply makes the proposed change. It returns ErrDeposed when the record is in
+// another epoch: the volume has a newer holder (rules I3 and I4).
+func Apply(v *argonv1.Volume, p Proposal, now time.Time) error {
+	if v.GetEpoch() != p.Epoch || v.GetAttachment() == nil {
+		return fmt.Errorf("volume %s is in epoch %d, this holder's was %d: %w", v.GetMeta().GetName(), v.GetEpoch(), p.Epoch, ErrDeposed)
+	}
+	changed := false
+	for _, r := range v.GetReplicas() {
+		i := slices.IndexFunc(p.InSync, func(m Member) bool { return m.ID == r.GetId() })
+		switch {
+		case i >= 0 && r.GetState() != argonv1.ReplicaState_REPLICA_STATE_REMOVING:
+			changed = changed || r.GetState() != argonv1.ReplicaState_REPLICA_STATE_IN_SYNC
+			setState(r, argonv1.ReplicaState_REPLICA_STATE_IN_SYNC, "", now)
+			r.Incarnation = p.InSync[i].Incarnation
+		case r.GetState() == argonv1.ReplicaState_REPLICA_STATE_IN_SYNC:
+			changed = true
+			setState(r, argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, p.Reasons[r.GetId()], now)
+		}
+	}
+	if changed {
+		v.Generation++
+	}
+	if p.Release {
+		v.Attachment = nil
+		v.Clean = p.Clean
+	}
+	return nil
+}
+
+// Promote makes one replica the whole in-sync set, in an epoch above every one
+// that a replica has seen. It is an operator's explicit act: writes that only
+// other replicas have are lost.
+func Promote(v *argonv1.Volume, m Member, sealed uint64, now time.Time) error {
+	if !slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool { return r.GetId() == m.ID }) {
+		return fmt.Errorf("volume %s has no replica %d", v.GetMeta().GetName(), m.ID)
+	}
+	for _, r := range v.GetReplicas() {
+		switch {
+		case r.GetId() == m.ID:
+			setState(r, argonv1.ReplicaState_REPLICA_STATE_IN_SYNC, "promoted by an operator", now)
+			r.Incarnation = m.Incarnation
+		case r.GetState() == argonv1.ReplicaState_REPLICA_STATE_IN_SYNC:
+			setState(r, argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, "another replica was promoted", now)
+		}
+	}
+	v.Epoch = max(v.GetEpoch(), sealed) + 1
+	v.Generation++
+	v.Attachment = nil
+	v.Clean = false
+	return nil
+}
+
+func setState(r *argonv1.Replica, s argonv1.ReplicaState, reason string, now time.Time) {
+	if r.GetState() == s {
+		return
+	}
+	r.State, r.Reason, r.Since = s, reason, timestamppb.New(now)
+}
+
+// inSync lists the replicas that hold every acknowledged write.
+func inSync(v *argonv1.Volume) []Member {
+	var ms []Member
+	for _, r := range v.GetReplicas() {
+		if r.GetState() == argonv1.ReplicaState_REPLICA_STATE_IN_SYNC {
+			ms = append(ms, Member{ID: r.GetId(), Incarnation: r.GetIncarnation()})
+		}
+	}
+	return ms
+}
+
+// copyTargets lists the replicas that exist and are behind.
+func copyTargets(v *argonv1.Volume) []uint32 {
+	var ids []uint32
+	for _, r := range v.GetReplicas() {
+		if r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC {
+			ids = append(ids, r.GetId())
+		}
+	}
+	return ids
+}
