@@ -58,7 +58,7 @@ func DefaultConfig() Config {
 	return Config{
 		Patience:   2 * time.Second,
 		DropAfter:  time.Second,
-		StallAfter: 5 * time.Second,
+		StallAfter: 20 * time.Second,
 		RetryAfter: time.Second,
 		Chunk:      512 << 10,
 		Chunks:     4,
@@ -96,8 +96,8 @@ type Effect struct {
 	FUA     bool
 
 	// Dial: keep trying to reach Peer and report PeerUp. Hangup: end the
-	// session with Peer; Clean: tell it that this is a clean close. Drop: end
-	// it and do not dial again.
+	// session with Peer, report PeerDown, dial again. Drop: end it and do not
+	// dial again; Clean: tell the replica that this is a clean close.
 	Dial, Hangup, Drop, Clean bool
 
 	// Complete: answer the request.
@@ -460,4 +460,28 @@ func sameSet(a, b []Member) bool {
 		}
 	}
 	return true
+}
+
+// Status is what an operator sees of the attachment.
+func (c *Core) Status() *argonv1.VolumeStatus {
+	st := &argonv1.VolumeStatus{Condition: "serving"}
+	switch {
+	case c.phase == ended:
+		st.Condition, st.Detail = "refused", fmt.Sprint(errOr(c.err, ErrDeposed))
+	case c.phase == opening:
+		st.Condition, st.Detail = "waiting", "for replicas in sync to answer"
+	case c.anyFull():
+		st.Condition, st.Detail = "full", "a replica's disk has no room"
+	}
+	for _, p := range c.peers {
+		if p.role == member && !p.healthy() || p.role == leaving {
+			st.Condition, st.Detail = "waiting", fmt.Sprintf("for replica %d", p.id)
+		}
+		if p.role == syncing || p.role == joining {
+			st.Resyncs = append(st.Resyncs, &argonv1.ResyncProgress{
+				ReplicaId: p.id, DoneBytes: uint64(p.done), TotalBytes: uint64(c.cfg.Size),
+			})
+		}
+	}
+	return st
 }

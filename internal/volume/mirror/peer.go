@@ -41,6 +41,7 @@ type peer struct {
 	info      Info
 	downSince time.Duration
 	hanging   bool // its session is being ended
+	unwanted  bool // no longer in the record: goes once its session is over
 	gone      bool // its server has no lease
 	owes      int  // messages it has not answered
 	heard     time.Duration
@@ -115,11 +116,30 @@ func (c *Core) syncPeers(v *argonv1.Volume) {
 	}
 	for _, p := range slices.Clone(c.peers) {
 		if there[p.id] == nil && p.role != member && p.role != leaving && !p.caughtUp {
-			session := p.session
-			c.down(p)
-			c.peers = slices.DeleteFunc(c.peers, func(x *peer) bool { return x == p })
-			c.emit(Effect{Drop: true, Peer: p.id, Session: session})
+			c.remove(p)
 		}
+	}
+}
+
+// remove forgets a replica that the record does not have any more, when its
+// session is over: until then its connection may touch buffers.
+func (c *Core) remove(p *peer) {
+	p.unwanted, p.behind = true, false
+	if p.role != outside {
+		c.abortSync(p)
+	}
+	if p.session != 0 {
+		c.hangUp(p)
+		return
+	}
+	c.peers = slices.DeleteFunc(c.peers, func(x *peer) bool { return x == p })
+	c.emit(Effect{Drop: true, Peer: p.id})
+}
+
+func (c *Core) hangUp(p *peer) {
+	if !p.hanging {
+		p.hanging = true
+		c.emit(Effect{Hangup: true, Peer: p.id, Session: p.session})
 	}
 }
 
@@ -164,6 +184,10 @@ func (c *Core) PeerUp(now time.Duration, id uint32, session uint64, info Info) [
 			c.down(p)
 		}
 		p.session, p.info, p.hanging, p.owes, p.heard = session, info, false, 0, c.now
+		if p.unwanted {
+			c.hangUp(p)
+			return
+		}
 		if p.role != member && p.role != leaving {
 			return
 		}
@@ -193,8 +217,13 @@ func (c *Core) PeerUp(now time.Duration, id uint32, session uint64, info Info) [
 // buffer any more. What it had not answered is asked again when it is back.
 func (c *Core) PeerDown(now time.Duration, id uint32, session uint64) []Effect {
 	return c.event(now, func() {
-		if p := c.peer(id); p != nil && p.session == session && session != 0 {
-			c.down(p)
+		p := c.peer(id)
+		if p == nil || p.session != session || session == 0 {
+			return
+		}
+		c.down(p)
+		if p.unwanted {
+			c.remove(p)
 		}
 	})
 }
@@ -305,8 +334,7 @@ func (c *Core) review() {
 
 // tickPeer ends the session of a peer that has owed an answer for too long.
 func (c *Core) tickPeer(p *peer) {
-	if p.session != 0 && p.owes > 0 && !p.hanging && c.now-p.heard >= c.cfg.StallAfter {
-		p.hanging = true
-		c.emit(Effect{Hangup: true, Peer: p.id, Session: p.session})
+	if p.session != 0 && p.owes > 0 && c.now-p.heard >= c.cfg.StallAfter {
+		c.hangUp(p)
 	}
 }

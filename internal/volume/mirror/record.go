@@ -63,7 +63,13 @@ func Take(v *argonv1.Volume, h Holder, now time.Time) (wasClean bool, err error)
 
 // Apply makes the proposed change. It returns ErrDeposed when the record is in
 // another epoch: the volume has a newer holder (rules I3 and I4).
+//
+// Doing it twice is the same as once, so that an unknown outcome can be tried
+// again.
 func Apply(v *argonv1.Volume, p Proposal, now time.Time) error {
+	if p.Release && v.GetEpoch() == p.Epoch && v.GetAttachment() == nil {
+		return nil
+	}
 	if v.GetEpoch() != p.Epoch || v.GetAttachment() == nil {
 		return fmt.Errorf("volume %s is in epoch %d, this holder's was %d: %w", v.GetMeta().GetName(), v.GetEpoch(), p.Epoch, ErrDeposed)
 	}
