@@ -1,0 +1,94 @@
+package mirror
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+)
+
+const (
+	inSyncState = argonv1.ReplicaState_REPLICA_STATE_IN_SYNC
+	behindState = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC
+)
+
+// aVolume has one replica for each state, ids from 1, in epoch 4.
+func aVolume(states ...argonv1.ReplicaState) *argonv1.Volume {
+	v := &argonv1.Volume{Meta: &argonv1.Meta{Id: "v", Name: "v"}, Epoch: 4, SizeBytes: 1 << 20}
+	for i, s := range states {
+		v.Replicas = append(v.Replicas, &argonv1.Replica{Id: uint32(i + 1), ServerId: string(rune('a' + i)), State: s, Incarnation: 1})
+	}
+	return v
+}
+
+func TestTake(t *testing.T) {
+	v := aVolume(inSyncState, behindState)
+	v.Clean = true
+	clean, err := Take(v, Holder{ServerID: "a", MachineID: "m"}, time.Unix(1, 0))
+	if err != nil || !clean {
+		t.Fatalf("Take = %v, %v, want clean", clean, err)
+	}
+	if v.Epoch != 5 || v.Clean || v.GetAttachment().GetServerId() != "a" || v.GetAttachment().GetMachineId() != "m" {
+		t.Errorf("after Take: %v", v)
+	}
+	if clean, _ = Take(v, Holder{ServerID: "b"}, time.Unix(2, 0)); clean {
+		t.Error("a second Take, with no release in between, says that the end was clean")
+	}
+	if _, err := Take(aVolume(behindState), Holder{}, time.Unix(1, 0)); err == nil {
+		t.Error("a volume without a replica in sync could be taken")
+	}
+}
+
+func TestApply(t *testing.T) {
+	now := time.Unix(9, 0)
+	taken := func() *argonv1.Volume {
+		v := aVolume(inSyncState, inSyncState, behindState)
+		if _, err := Take(v, Holder{ServerID: "a"}, now); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+
+	v := taken()
+	p := Proposal{Epoch: 5, InSync: []Member{{1, 1}, {3, 8}}, Reasons: map[uint32]string{2: "it could not be reached"}}
+	if err := Apply(v, p, now); err != nil {
+		t.Fatal(err)
+	}
+	if s := v.Replicas[1]; s.State != behindState || s.Reason != "it could not be reached" {
+		t.Errorf("replica 2 should have left: %v", s)
+	}
+	if s := v.Replicas[2]; s.State != inSyncState || s.Incarnation != 8 {
+		t.Errorf("replica 3 should have entered in incarnation 8: %v", s)
+	}
+
+	// I3, I4: an old holder cannot change the set.
+	p.Epoch = 4
+	if err := Apply(taken(), p, now); !errors.Is(err, ErrDeposed) {
+		t.Errorf("a proposal of an older epoch: %v, want ErrDeposed", err)
+	}
+
+	v = taken()
+	release := Proposal{Epoch: 5, InSync: []Member{{1, 1}, {2, 1}}, Release: true, Clean: true}
+	for range 2 { // its outcome may have been unknown
+		if err := Apply(v, release, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v.Attachment != nil || !v.Clean {
+		t.Errorf("after the release: %v", v)
+	}
+}
+
+func TestPromote(t *testing.T) {
+	v := aVolume(inSyncState, behindState)
+	if err := Promote(v, Member{ID: 2, Incarnation: 3}, 17, time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if v.Epoch != 18 || v.Replicas[0].State != behindState || v.Replicas[1].State != inSyncState || v.Replicas[1].Incarnation != 3 {
+		t.Errorf("after Promote: %v", v)
+	}
+	if err := Promote(v, Member{ID: 9}, 0, time.Unix(1, 0)); err == nil {
+		t.Error("a replica that does not exist was promoted")
+	}
+}
