@@ -77,11 +77,14 @@ type Dialer interface {
 type Options struct {
 	VolumeID string
 	Holder   Holder
-	Catalog  Catalog
-	View     View
-	Dialer   Dialer
-	Config   Config
-	Log      *slog.Logger
+	// Epoch is the record's when it was decided to attach; Attach fails with
+	// ErrDeposed if somebody else was faster.
+	Epoch   uint64
+	Catalog Catalog
+	View    View
+	Dialer  Dialer
+	Config  Config
+	Log     *slog.Logger
 	// Note is called for what an operator should know. May be nil.
 	Note func(Note)
 }
@@ -128,6 +131,9 @@ type Attachment struct {
 func Attach(ctx context.Context, opts Options) (*Attachment, error) {
 	var clean bool
 	v, err := opts.Catalog.UpdateVolume(ctx, opts.VolumeID, func(v *argonv1.Volume) (err error) {
+		if v.GetEpoch() != opts.Epoch {
+			return fmt.Errorf("volume %s is in epoch %d, not %d any more: %w", v.GetMeta().GetName(), v.GetEpoch(), opts.Epoch, ErrDeposed)
+		}
 		clean, err = Take(v, opts.Holder, time.Now())
 		return err
 	})

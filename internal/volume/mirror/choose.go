@@ -54,7 +54,9 @@ type choice struct {
 	wait bool
 	// keep is the new in-sync set; its first member is the source.
 	keep []Member
-	err  error
+	// afresh: writes that were acknowledged and not flushed may be gone.
+	afresh bool
+	err    error
 }
 
 // choose decides which of the in-sync replicas an attachment starts with.
@@ -109,7 +111,7 @@ func choose(set []Member, answers map[uint32]answer, clean, patient bool) choice
 	case len(good) > 0:
 		return choice{keep: good[:1]}
 	case len(changed) == len(set):
-		return choice{keep: changed[:1]}
+		return choice{keep: changed[:1], afresh: true}
 	case len(failed) > 0 && len(failed)+len(changed) == len(set):
 		return choice{err: fmt.Errorf("%d failed, %d restarted with writes not flushed: %w", len(failed), len(changed), ErrReplicasLost)}
 	}

@@ -17,6 +17,7 @@ func TestChoose(t *testing.T) {
 		clean   bool
 		patient bool
 		keep    []Member
+		afresh  bool
 		wait    bool
 		err     error
 	}{
@@ -62,7 +63,7 @@ func TestChoose(t *testing.T) {
 		{
 			name: "all lost power: one of them, since they may differ", set: set, patient: true,
 			answers: map[uint32]answer{1: up(6, Good), 2: up(8, Good)},
-			keep:    []Member{{1, 6}},
+			keep:    []Member{{1, 6}}, afresh: true,
 		},
 		{
 			name: "all lost power after a clean end: nothing is lost", set: set, clean: true, patient: true,
@@ -91,7 +92,7 @@ func TestChoose(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got := choose(tt.set, tt.answers, tt.clean, tt.patient)
-			if got.wait != tt.wait || !errors.Is(got.err, tt.err) || !slices.Equal(got.keep, tt.keep) {
+			if got.wait != tt.wait || got.afresh != tt.afresh || !errors.Is(got.err, tt.err) || !slices.Equal(got.keep, tt.keep) {
 				t.Errorf("choose = %+v, want keep %v, wait %v, error %v", got, tt.keep, tt.wait, tt.err)
 			}
 		})

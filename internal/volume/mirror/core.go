@@ -17,6 +17,9 @@ type Config struct {
 	Clean bool
 	// Near is the replica on the holder's own server; 0: none.
 	Near uint32
+	// Continue: what ran on the last attachment goes on with this one, so it
+	// must find every acknowledged write, flushed or not.
+	Continue bool
 	// Patience is how long an attachment waits for in-sync replicas that do
 	// not answer, once one has that could be the source.
 	Patience time.Duration
@@ -331,6 +334,10 @@ func (c *Core) tryOpen() {
 		return
 	}
 	if ch.wait {
+		return
+	}
+	if ch.afresh && c.cfg.Continue {
+		c.end(ErrRestarted, false)
 		return
 	}
 	for _, p := range c.peers {

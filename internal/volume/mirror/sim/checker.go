@@ -14,25 +14,41 @@ type value uint32
 // opID names a client's operation in the whole history.
 type opID int
 
-// Checker decides, while a history happens, whether a volume could have
-// answered like this. It is the promise of docs/volumes.md in code:
+// Checker decides whether a volume could have answered as a history says. It
+// is the promise of docs/volumes.md in code:
 //
 //   - each sector is linearizable for its holder: every operation seems to
 //     happen at one instant between its call and its answer (Herlihy and Wing
-//     1990; the search is that of Wing and Gong 1993, kept small by running it
-//     along with the history);
+//     1990; the search is that of Wing and Gong 1993);
 //   - an operation that the holder's end left unanswered happened before the
 //     next holder served, or never;
 //   - what was flushed survives the loss of power of all replicas in sync;
 //     everything acknowledged survives everything less.
 //
-// It knows nothing of replicas, epochs or messages. Not safe for concurrent
-// use.
+// It knows nothing of replicas, epochs or messages. Its methods note what a
+// client does and sees; Check judges it all. Not safe for concurrent use.
 type Checker struct {
-	sectors []sector
-	ops     map[opID]*clientOp
-	nextID  opID
+	sectors int
+	log     []entry
+	ops     []*clientOp // by opID
 }
+
+// entry is one line of the history.
+type entry struct {
+	kind   entryKind
+	op     *clientOp
+	holder int
+}
+
+type entryKind uint8
+
+const (
+	called entryKind = iota + 1
+	answered
+	holderOver
+	forgotten
+	powerLost
+)
 
 type clientOp struct {
 	id           opID
@@ -41,9 +57,165 @@ type clientOp struct {
 	fua          bool
 	value        value
 	first, count int
+	// A read's, once it was answered.
+	got []value
+	// Nothing is known of a read that was not answered.
+	ignore bool
 	// A flush's: what each sector could hold, should it be answered and all
 	// power be lost right after.
 	durable []map[value]bool
+}
+
+// NewChecker checks a volume of so many sectors, all zero.
+func NewChecker(sectors int) *Checker { return &Checker{sectors: sectors} }
+
+// Write notes the call of a write of v to sectors [first, first+count).
+func (c *Checker) Write(holder, first, count int, v value, fua bool) opID {
+	return c.call(&clientOp{holder: holder, write: true, value: v, first: first, count: count, fua: fua})
+}
+
+// Read notes the call of a read.
+func (c *Checker) Read(holder, first, count int) opID {
+	return c.call(&clientOp{holder: holder, first: first, count: count, ignore: true})
+}
+
+// Flush notes the call of a flush.
+func (c *Checker) Flush(holder int) opID {
+	return c.call(&clientOp{holder: holder, flush: true})
+}
+
+func (c *Checker) call(o *clientOp) opID {
+	o.id = opID(len(c.ops))
+	c.ops = append(c.ops, o)
+	c.log = append(c.log, entry{kind: called, op: o})
+	return o.id
+}
+
+// Answered notes that an operation was answered without an error; got is what
+// a read returned, one value for each sector.
+func (c *Checker) Answered(id opID, got []value) {
+	o := c.ops[id]
+	o.got, o.ignore = got, false
+	c.log = append(c.log, entry{kind: answered, op: o})
+}
+
+// HolderOver notes that another holder serves: what the former left open
+// happened before this, or never will. An operation that is never answered
+// needs no note of its own.
+func (c *Checker) HolderOver(holder int) {
+	c.log = append(c.log, entry{kind: holderOver, holder: holder})
+}
+
+// Forget notes that the holder, which is over, will not answer anything any
+// more.
+func (c *Checker) Forget(holder int) {
+	c.log = append(c.log, entry{kind: forgotten, holder: holder})
+}
+
+// PowerLost notes that every replica in sync lost power: each sector holds
+// what was flushed last, or anything written to it since.
+func (c *Checker) PowerLost() { c.log = append(c.log, entry{kind: powerLost}) }
+
+// Check looks for an explanation of the whole history. It returns what each
+// sector may hold at its end, and an error that says where no explanation was
+// left.
+func (c *Checker) Check() ([][]value, error) {
+	s := newSearch(c.sectors)
+	for n, e := range c.log {
+		if err := s.step(e); err != nil {
+			return nil, fmt.Errorf("line %d of the history, holder %d: %w", n, e.op.holder, err)
+		}
+	}
+	end := make([][]value, c.sectors)
+	for i := range s.sectors {
+		for v := range s.sectors[i].possible() {
+			end[i] = append(end[i], v)
+		}
+		slices.Sort(end[i])
+	}
+	return end, nil
+}
+
+// search goes along a history and keeps every explanation of it.
+type search struct {
+	sectors []sector
+	flushes map[opID]*clientOp
+}
+
+func newSearch(sectors int) *search {
+	s := &search{sectors: make([]sector, sectors), flushes: map[opID]*clientOp{}}
+	for i := range s.sectors {
+		s.sectors[i].configs = map[config]struct{}{{}: {}}
+		s.sectors[i].durable = map[value]bool{0: true}
+	}
+	return s
+}
+
+func (c *search) step(e entry) error {
+	switch e.kind {
+	case called:
+		c.called(e.op)
+	case answered:
+		return c.answered(e.op)
+	case holderOver:
+		for i := range c.sectors {
+			c.sectors[i].holderOver(e.holder)
+		}
+	case forgotten:
+		for i := range c.sectors {
+			c.sectors[i].drop(e.holder)
+		}
+	case powerLost:
+		for i := range c.sectors {
+			c.sectors[i].powerLost()
+		}
+	}
+	return nil
+}
+
+func (c *search) called(o *clientOp) {
+	switch {
+	case o.flush:
+		o.durable = make([]map[value]bool, len(c.sectors))
+		for i := range c.sectors {
+			o.durable[i] = c.sectors[i].possible()
+		}
+		c.flushes[o.id] = o
+	case o.write:
+		for i := o.first; i < o.first+o.count; i++ {
+			s := &c.sectors[i]
+			s.begin(pendingOp{id: o.id, holder: o.holder, write: true, value: o.value, since: s.pendingValues(o.value)})
+			s.durable[o.value] = true
+			for _, f := range c.flushes {
+				f.durable[i][o.value] = true
+			}
+		}
+	case !o.ignore:
+		for i := o.first; i < o.first+o.count; i++ {
+			c.sectors[i].begin(pendingOp{id: o.id, holder: o.holder, value: o.got[i-o.first]})
+		}
+	}
+}
+
+func (c *search) answered(o *clientOp) error {
+	if o.flush {
+		for i := range c.sectors {
+			c.sectors[i].durable = o.durable[i]
+		}
+		delete(c.flushes, o.id)
+		return nil
+	}
+	for i := o.first; i < o.first+o.count; i++ {
+		s := &c.sectors[i]
+		since := s.pending[s.slot(o.id)].since
+		if err := s.answer(o.id); err != nil {
+			return fmt.Errorf("sector %d: %w", i, err)
+		}
+		if o.fua {
+			s.durable = since
+		}
+	}
+	return nil
 }
 
 // config is one way the history of a sector can be explained so far.
@@ -73,125 +245,15 @@ type pendingOp struct {
 	over bool
 }
 
-// NewChecker checks a volume of so many sectors, all zero.
-func NewChecker(sectors int) *Checker {
-	c := &Checker{sectors: make([]sector, sectors), ops: map[opID]*clientOp{}}
-	for i := range c.sectors {
-		c.sectors[i].configs = map[config]struct{}{{}: {}}
-		c.sectors[i].durable = map[value]bool{0: true}
-	}
-	return c
-}
-
-// Write notes the call of a write of v to sectors [first, first+count).
-func (c *Checker) Write(holder, first, count int, v value, fua bool) opID {
-	o := c.call(&clientOp{holder: holder, write: true, value: v, first: first, count: count, fua: fua})
-	for i := first; i < first+count; i++ {
-		s := &c.sectors[i]
-		s.begin(pendingOp{id: o.id, holder: holder, write: true, value: v, since: s.pendingValues(v)})
-		s.durable[v] = true
-		for _, other := range c.ops {
-			if other.flush {
-				other.durable[i][v] = true
-			}
+// powerLost: the sector holds what was flushed last, or anything since.
+func (s *sector) powerLost() {
+	configs := map[config]struct{}{}
+	for v := range s.durable {
+		for k := range s.expand() {
+			configs[config{value: v, done: k.done}] = struct{}{}
 		}
 	}
-	return o.id
-}
-
-// Read notes the call of a read.
-func (c *Checker) Read(holder, first, count int) opID {
-	o := c.call(&clientOp{holder: holder, first: first, count: count})
-	for i := first; i < first+count; i++ {
-		c.sectors[i].begin(pendingOp{id: o.id, holder: holder})
-	}
-	return o.id
-}
-
-// Flush notes the call of a flush.
-func (c *Checker) Flush(holder int) opID {
-	o := c.call(&clientOp{holder: holder, flush: true})
-	o.durable = make([]map[value]bool, len(c.sectors))
-	for i := range c.sectors {
-		o.durable[i] = c.sectors[i].possible()
-	}
-	return o.id
-}
-
-func (c *Checker) call(o *clientOp) *clientOp {
-	c.nextID++
-	o.id = c.nextID
-	c.ops[o.id] = o
-	return o
-}
-
-// Answered notes that an operation was answered without an error; got is what
-// a read returned, one value for each sector.
-func (c *Checker) Answered(id opID, got []value) error {
-	o := c.ops[id]
-	delete(c.ops, id)
-	if o.flush {
-		for i := range c.sectors {
-			c.sectors[i].durable = o.durable[i]
-		}
-		return nil
-	}
-	for i := o.first; i < o.first+o.count; i++ {
-		s := &c.sectors[i]
-		var v value
-		if !o.write {
-			v = got[i-o.first]
-		}
-		since := s.pending[s.slot(id)].since
-		if err := s.answer(id, v); err != nil {
-			return fmt.Errorf("sector %d: %w", i, err)
-		}
-		if o.fua {
-			s.durable = since
-		}
-	}
-	return nil
-}
-
-// Refused notes that an operation was answered with an error, or its holder
-// died: whether it happened is open until the next holder serves.
-func (c *Checker) Refused(id opID) {
-	o := c.ops[id]
-	delete(c.ops, id)
-	if o.write || o.flush {
-		return
-	}
-	for i := o.first; i < o.first+o.count; i++ {
-		s := &c.sectors[i]
-		j := s.slot(id)
-		s.used &^= 1 << j
-		s.pending[j] = pendingOp{}
-	}
-}
-
-// HolderOver notes that another holder serves: what the former left open
-// happened before this, or never will.
-func (c *Checker) HolderOver(holder int) {
-	for i := range c.sectors {
-		c.sectors[i].holderOver(holder)
-	}
-}
-
-// PowerLost notes that every replica in sync lost power: each sector holds
-// what was flushed last, or anything written to it since.
-func (c *Checker) PowerLost() {
-	for i := range c.sectors {
-		s := &c.sectors[i]
-		configs := map[config]struct{}{}
-		for v := range s.durable {
-			for k := range s.configs {
-				configs[config{value: v, done: k.done}] = struct{}{}
-			}
-			// What is still pending may have happened and been lost.
-			configs[config{value: v, done: s.used}] = struct{}{}
-		}
-		s.configs = configs
-	}
+	s.configs = configs
 }
 
 // begin lets an operation happen from now on.
@@ -220,19 +282,15 @@ func (s *sector) slot(id opID) int {
 	panic(fmt.Sprintf("the checker was not told of operation %d", id))
 }
 
-// answer keeps the explanations in which the operation has happened by now
-// (and, for a read, found v).
-func (s *sector) answer(id opID, v value) error {
+// answer keeps the explanations in which the operation has happened by now.
+func (s *sector) answer(id opID) error {
 	i := s.slot(id)
 	p := s.pending[i]
 	before := s.describe()
 	next := map[config]struct{}{}
 	for k := range s.expand() {
-		switch {
-		case p.write && k.done&(1<<i) != 0:
+		if k.done&(1<<i) != 0 {
 			next[config{value: k.value, done: k.done &^ (1 << i)}] = struct{}{}
-		case !p.write && k.value == v:
-			next[k] = struct{}{}
 		}
 	}
 	s.used &^= 1 << i
@@ -242,12 +300,12 @@ func (s *sector) answer(id opID, v value) error {
 		return nil
 	}
 	if p.write {
-		return fmt.Errorf("write %d was answered, though its holder had ended without it; it could hold %s", p.value, before)
+		return fmt.Errorf("write %d was answered, though its holder had ended without it; the sector could hold %s", p.value, before)
 	}
-	return fmt.Errorf("a read returned %d, it could hold %s", v, before)
+	return fmt.Errorf("a read returned %d, the sector could hold %s", p.value, before)
 }
 
-// expand lets every pending write happen that may, in every order.
+// expand lets every pending operation happen that may, in every order.
 func (s *sector) expand() map[config]struct{} {
 	all := map[config]struct{}{}
 	var visit func(config)
@@ -258,7 +316,8 @@ func (s *sector) expand() map[config]struct{} {
 		all[k] = struct{}{}
 		for m := s.used &^ k.done; m != 0; m &= m - 1 {
 			i := bits.TrailingZeros64(m)
-			if p := s.pending[i]; p.write && !p.over {
+			p := s.pending[i]
+			if !p.over && (p.write || p.value == k.value) {
 				visit(config{value: p.value, done: k.done | 1<<i})
 			}
 		}
@@ -312,24 +371,6 @@ func (s *sector) drop(holder int) {
 		s.used &^= 1 << i
 		s.pending[i] = pendingOp{}
 	}
-}
-
-// Forget makes room: the holder will not answer anything any more. Call it
-// after HolderOver.
-func (c *Checker) Forget(holder int) {
-	for i := range c.sectors {
-		c.sectors[i].drop(holder)
-	}
-}
-
-// Possible is what a sector may hold when nothing is under way.
-func (c *Checker) Possible(i int) []value {
-	var vs []value
-	for v := range c.sectors[i].possible() {
-		vs = append(vs, v)
-	}
-	slices.Sort(vs)
-	return vs
 }
 
 func (s *sector) describe() string {

@@ -120,7 +120,7 @@ func (w *world) tend() {
 func (w *world) serves(h *holder) {
 	w.trace("holder %d serves", h.number)
 	for _, other := range w.holders {
-		if other.number < h.number {
+		if other.epoch < h.epoch {
 			w.checker.HolderOver(other.number)
 			if !other.alive() {
 				w.checker.Forget(other.number)
@@ -131,10 +131,20 @@ func (w *world) serves(h *holder) {
 
 // ended is called when an attachment is over by itself.
 func (w *world) ended(h *holder, _ error) {
-	for _, q := range h.bytes {
-		w.checker.Refused(q.id)
-	}
 	clear(h.bytes)
+	if w.deposed(h) {
+		w.checker.Forget(h.number)
+	}
+}
+
+// deposed tells whether a newer holder has served.
+func (w *world) deposed(h *holder) bool {
+	for _, other := range w.holders {
+		if other.served && other.epoch > h.epoch {
+			return true
+		}
+	}
+	return false
 }
 
 // powerLost notes that a replica lost what it had not synced, and tells the

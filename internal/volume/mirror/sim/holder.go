@@ -25,6 +25,7 @@ const (
 type holder struct {
 	w      *world
 	number int
+	epoch  uint64 // 0 until taken
 	server *server
 	run    int // of its server, when it began
 	core   *mirror.Core
@@ -75,7 +76,7 @@ func (h *holder) begin(v *argonv1.Volume, clean bool) {
 			cfg.Near = r.GetId()
 		}
 	}
-	h.seen = v.GetMeta().GetRevision()
+	h.seen, h.epoch = v.GetMeta().GetRevision(), v.GetEpoch()
 	h.w.trace("holder %d on %s attaches in epoch %d (clean before: %v)", h.number, h.server.name, v.GetEpoch(), clean)
 	h.core = mirror.NewCore(cfg, v)
 	h.carryOut(h.core.Start(h.w.now))
@@ -218,7 +219,6 @@ func (h *holder) submit() {
 func (h *holder) answered(q *request, err error) {
 	delete(h.bytes, q.req)
 	if err != nil {
-		h.w.checker.Refused(q.id)
 		if !errors.Is(err, volume.ErrClosed) {
 			h.think()
 		}
@@ -236,13 +236,10 @@ func (h *holder) answered(q *request, err error) {
 			got = append(got, v)
 		}
 	}
-	if q.read && h.w.current != h && h.w.current.served {
-		// A deposed holder may read what is old: its lease, not the volume,
-		// keeps it from running beside the new one.
-		h.w.checker.Refused(q.id)
-	} else if err := h.w.checker.Answered(q.id, got); err != nil {
-		h.w.fail("holder %d: %s of %d bytes at %d: %w", h.number, q.req.Op, q.req.Len, q.req.Off, err)
-		return
+	// A deposed holder may read what is old: its lease, not the volume, keeps
+	// it from running beside the new one.
+	if !q.read || !h.w.deposed(h) {
+		h.w.checker.Answered(q.id, got)
 	}
 	h.think()
 }
