@@ -1,0 +1,75 @@
+# make demo   see a machine survive the loss of its server
+# make test   everything: unit, simulation, end-to-end
+# make lint   formatting, vet, staticcheck
+# make help   the rest
+
+SHELL   := /bin/bash
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+TOOL    := go tool -modfile=tools/go.mod
+BUF     := go tool -modfile=tools/buf/go.mod buf
+GUEST   := build/tiny.img
+
+# What a fresh Debian lacks: PROOF=PACKAGE for scripts/need.sh.
+RUN_NEEDS   := qemu-system-x86_64=qemu-system-x86 ip=iproute2
+GUEST_NEEDS := cpio=cpio mkfs.ext4=e2fsprogs
+TEST_NEEDS  := gcc=gcc /usr/include/stdlib.h=libc6-dev qemu-img=qemu-utils mmdebstrap=mmdebstrap
+
+.PHONY: help
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
+
+.PHONY: build
+build: ## bin/argon
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/argon ./cmd/argon
+
+.PHONY: demo
+demo: needs-demo build $(GUEST) ## three servers, one machine, one server killed: nothing lost
+	bin/argon demo --guest $(GUEST)
+
+.PHONY: needs-demo
+needs-demo:
+	@scripts/need.sh $(RUN_NEEDS) $(GUEST_NEEDS)
+
+.PHONY: needs-test
+needs-test:
+	@scripts/need.sh $(RUN_NEEDS) $(GUEST_NEEDS) $(TEST_NEEDS)
+
+$(GUEST): $(wildcard test/guest/*)
+	@mkdir -p $(@D)
+	test/guest/tiny.sh $@
+
+.PHONY: test
+test: needs-test build $(GUEST) ## unit, simulation and end-to-end tests
+	go test -race -timeout 10m $$(go list ./... | grep -v '/argon/test/')
+	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -race -p 1 -timeout 18m ./test/...
+
+.PHONY: bench
+bench: needs-test build $(GUEST) ## failover, start and idle measurements
+	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./bench/...
+
+.PHONY: lint
+lint: ## formatting, vet, staticcheck
+	@unformatted=$$($(TOOL) gofumpt -l $$(git ls-files '*.go' ':!*.pb.go' ':!*.connect.go')); \
+		if [[ -n $$unformatted ]]; then echo "lint: not formatted, run make format:" $$unformatted >&2; exit 1; fi
+	go vet ./...
+	$(TOOL) staticcheck ./...
+
+.PHONY: format
+format: ## format the Go code
+	$(TOOL) gofumpt -w $$(git ls-files '*.go' ':!*.pb.go' ':!*.connect.go')
+
+.PHONY: generate
+generate: ## the API's code from api/**/*.proto
+	$(BUF) generate
+
+.PHONY: proto-check
+proto-check: ## lint the API, and find what breaks old clients or stale code
+	$(BUF) lint
+	$(BUF) breaking --against '.git#branch=main'
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(BUF) generate --output "$$out" && \
+		diff -r --exclude='*.proto' "$$out/api" api || { echo "proto-check: generated code is stale: run make generate" >&2; exit 1; }
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin build

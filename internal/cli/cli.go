@@ -1,0 +1,173 @@
+// Package cli is the command line of argon.
+//
+// What lives here: the commands (one file per noun), how records are printed,
+// how errors become one line and an exit code. What must not: anything the API
+// does not offer; every command but `server` and `dev` is a client of it.
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/argon-cluster/argon/client"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// app is what the commands share: where they read and write, and which server
+// they talk to.
+type app struct {
+	in       io.Reader
+	out, err io.Writer
+	version  string
+	now      func() time.Time
+
+	// Flags of every command.
+	dir, server, certs string
+	// runs: a command was understood and its body began.
+	runs bool
+}
+
+// Main runs one command and returns the process's exit code: 0 fine, 1 failed,
+// 2 the command was not understood. SIGINT and SIGTERM end the command.
+func Main(args []string, version string, in io.Reader, out, errs io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	a := &app{in: in, out: out, err: errs, version: buildVersion(version), now: time.Now}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errs)
+	return a.exit(root.ExecuteContext(ctx))
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "argon",
+		Short: "Makes a set of Linux servers one machine",
+		Long: `Argon makes a set of ordinary Linux servers one machine: their disks form one
+replicated store, and virtual machines run on any server and start again
+elsewhere when theirs is lost.
+
+Commands talk to the server on this host (--dir says which, when there are
+several), or with --server and a client certificate to any server.`,
+		Example: `  argon server                 # on every server: run the daemon
+  argon init                   # on the first one: make a cluster
+  argon token create           # allow another server to join
+  argon join 10.0.0.1 TOKEN    # on the other one
+  argon demo                   # see it work, on this machine only`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		Args:              noArgs,
+		RunE:              needsCommand,
+		PersistentPreRunE: a.prepare,
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.dir, "dir", "", "data directory of the local server (default $ARGON_DIR or "+client.DefaultDir+")")
+	flags.StringVar(&a.server, "server", "", "talk to this server, HOST[:PORT], over HTTPS (default $ARGON_SERVER)")
+	flags.StringVar(&a.certs, "certs", "", "directory of the client certificate for --server (default $ARGON_CERTS or ~/.config/argon)")
+	root.AddCommand(
+		a.serverCommand(), a.initCommand(), a.joinCommand(), a.tokenCommand(), a.statusCommand(),
+		a.imageCommand(), a.volumeCommand(), a.machineCommand(), a.eventsCommand(),
+		a.clientCommand(), a.devCommand(), a.versionCommand(),
+	)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%v", err) })
+	describeCompletion(root)
+	a.noteRuns(root)
+	return root
+}
+
+// noteRuns notes when a command's body begins: an error from then on is not
+// one of usage.
+func (a *app) noteRuns(cmd *cobra.Command) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			a.runs = true
+			return run(cmd, args)
+		}
+	}
+	for _, c := range cmd.Commands() {
+		a.noteRuns(c)
+	}
+}
+
+// prepare runs before every command.
+func (a *app) prepare(cmd *cobra.Command, _ []string) error {
+	if a.server != "" && cmd.Flags().Changed("dir") && cmd.Flags().Lookup("dir") == cmd.Root().PersistentFlags().Lookup("dir") {
+		return usage(cmd, "--dir and --server given: choose one")
+	}
+	if a.server == "" && !cmd.Flags().Changed("dir") {
+		a.server = os.Getenv("ARGON_SERVER")
+	}
+	if a.dir == "" {
+		a.dir = firstOf(os.Getenv("ARGON_DIR"), client.DefaultDir)
+	}
+	dir, err := filepath.Abs(a.dir)
+	if err != nil {
+		return err
+	}
+	a.dir = dir
+	return nil
+}
+
+// dial makes the client that the flags ask for.
+func (a *app) dial() (*client.Client, error) {
+	if a.server == "" {
+		return client.Dial(client.Options{Socket: client.SocketPath(a.dir)})
+	}
+	certs := firstOf(a.certs, os.Getenv("ARGON_CERTS"))
+	if certs == "" {
+		config, err := os.UserConfigDir()
+		if err != nil {
+			return nil, errors.New("client certificate: no home directory to find it in: say where it is with --certs")
+		}
+		certs = filepath.Join(config, "argon")
+	}
+	credentials, err := client.LoadCredentials(certs)
+	if err != nil {
+		return nil, err
+	}
+	return client.Dial(client.Options{Address: a.server, Credentials: credentials})
+}
+
+// withClient makes a command's body out of one that needs a client.
+func (a *app) withClient(run func(ctx context.Context, c *client.Client, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := a.dial()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return run(cmd.Context(), c, args)
+	}
+}
+
+// group is a command that only holds others.
+func group(use, short, example string, commands ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Example: example, Args: noArgs, RunE: needsCommand}
+	cmd.AddCommand(commands...)
+	return cmd
+}
+
+func firstOf(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}

@@ -1,0 +1,212 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/client"
+)
+
+// This file: what makes and shows a cluster (init, join, status).
+
+func (a *app) initCommand() *cobra.Command {
+	req := &argonv1.InitRequest{Settings: &argonv1.Settings{}}
+	var lease, replicaGrace, voterGrace time.Duration
+	cmd := &cobra.Command{
+		Use:   "init",
+		Short: "Make a cluster of this server",
+		Long: `Makes a one-server cluster of the unconfigured server on this host: a
+certificate authority, the catalog, the first voter. Other servers then join.`,
+		Example: `  argon init
+  argon init --name s1 --zone rack1 --cluster-name office
+  argon --dir /srv/argon init --lease 5s`,
+		Args: noArgs,
+	}
+	f := addFormat(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&req.ClusterName, "cluster-name", "argon", "name of the cluster")
+	addServerFlags(cmd, &req.ServerName, &req.Zone, &req.Witness)
+	flags.DurationVar(&lease, "lease", 3*time.Second, "how long a server may run machines without being heard of")
+	flags.DurationVar(&replicaGrace, "replica-grace", 10*time.Minute, "how long a replica may be away before it is rebuilt elsewhere")
+	flags.DurationVar(&voterGrace, "voter-grace", time.Minute, "how long a voter may be away before another server replaces it")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		for _, s := range []struct {
+			flag  string
+			value time.Duration
+			into  *uint32
+		}{
+			{"lease", lease, &req.Settings.LeaseSeconds},
+			{"replica-grace", replicaGrace, &req.Settings.ReplicaGraceSeconds},
+			{"voter-grace", voterGrace, &req.Settings.VoterGraceSeconds},
+		} {
+			n, err := wholeSeconds(s.value)
+			if err != nil {
+				return usage(cmd, "--%s %v: %v", s.flag, s.value, err)
+			}
+			*s.into = n
+		}
+		return nil
+	}
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		defer a.startProgress("making the cluster").Stop()
+		res, err := client.Call(ctx, c.Cluster.Init, req)
+		if err != nil {
+			return err
+		}
+		if *f != formatTable {
+			return printData(a, *f, res)
+		}
+		fmt.Fprintf(a.out, "cluster %s made, its first server is %s\n", res.GetCluster().GetName(), res.GetServer().GetMeta().GetName())
+		fmt.Fprintln(a.out, "to add another server: `argon token create` here, `argon join` there")
+		return nil
+	})
+	return cmd
+}
+
+func (a *app) joinCommand() *cobra.Command {
+	req := &argonv1.JoinRequest{}
+	cmd := &cobra.Command{
+		Use:   "join ADDRESS TOKEN",
+		Short: "Add this server to a cluster",
+		Long: `Adds the unconfigured server on this host to a cluster. ADDRESS is any server of
+the cluster, TOKEN comes from ` + "`argon token create`" + ` there; "-" reads it from
+standard input, which keeps it out of the list of processes.`,
+		Example: `  argon join 10.0.0.1 argon1.01J9ZK.4Tq9...
+  ssh 10.0.0.1 argon token create | argon join 10.0.0.1 - --name s2 --zone rack2
+  argon join 10.0.0.1 TOKEN --witness   # votes only: no disks, no machines`,
+		Args: takes("ADDRESS", "TOKEN"),
+	}
+	f := addFormat(cmd)
+	addServerFlags(cmd, &req.ServerName, &req.Zone, &req.Witness)
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		req.Address, req.Token = args[0], args[1]
+		if req.Token == "-" {
+			var err error
+			if req.Token, err = readLine(a.in); err != nil {
+				return fmt.Errorf("join: reading the token from standard input: %w", err)
+			}
+		}
+		defer a.startProgress("joining " + req.Address).Stop()
+		res, err := client.Call(ctx, c.Cluster.Join, req)
+		if err != nil {
+			return err
+		}
+		if *f != formatTable {
+			return printData(a, *f, res)
+		}
+		fmt.Fprintf(a.out, "server %s joined cluster %s\n", res.GetServer().GetMeta().GetName(), res.GetCluster().GetName())
+		return nil
+	})
+	return cmd
+}
+
+// addServerFlags are what init and join say of this server.
+func addServerFlags(cmd *cobra.Command, name, zone *string, witness *bool) {
+	cmd.Flags().StringVar(name, "name", hostName(), "name of this server")
+	cmd.Flags().StringVar(zone, "zone", "", "failure domain: replicas of a volume are spread over zones")
+	cmd.Flags().BoolVar(witness, "witness", false, "only vote: keep no data and run no machines")
+}
+
+// hostName is this host's name in the form that records' names have.
+func hostName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		return "s1"
+	}
+	host, _, _ = strings.Cut(strings.ToLower(host), ".")
+	host = strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' {
+			return r
+		}
+		return '-'
+	}, host)
+	if host = strings.Trim(host[:min(len(host), 63)], "-"); host == "" {
+		return "s1"
+	}
+	return host
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the state of the cluster as this server sees it",
+		Example: `  argon status
+  argon status -o json | jq -r .state`,
+		Args: noArgs,
+	}
+	f := addFormat(cmd)
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		s, err := client.Call(ctx, c.Cluster.Status, &argonv1.StatusRequest{})
+		if err != nil {
+			return err
+		}
+		if *f != formatTable {
+			return printData(a, *f, s)
+		}
+		return a.printStatus(s)
+	})
+	return cmd
+}
+
+func (a *app) printStatus(s *argonv1.StatusResponse) error {
+	colored := isTerminal(a.out)
+	if err := writeFields(a.out, colored, s, statusFields); err != nil {
+		return err
+	}
+	if len(s.GetServers()) > 0 {
+		fmt.Fprintln(a.out)
+		if err := writeTable(a.out, colored, s.GetServers(), a.serverColumns()); err != nil {
+			return err
+		}
+	}
+	for _, w := range s.GetWarnings() {
+		fmt.Fprintln(a.out, "warning: "+w)
+	}
+	if s.GetState() == "unconfigured" {
+		fmt.Fprintln(a.out, "to go on: `argon init` makes a cluster, `argon join ADDRESS TOKEN` joins one")
+	}
+	return nil
+}
+
+var statusFields = []column[*argonv1.StatusResponse]{
+	{"state", statusState},
+	{"cluster", func(s *argonv1.StatusResponse) cell { return plain(s.GetCluster().GetName()) }},
+	{"server", func(s *argonv1.StatusResponse) cell { return plain(s.GetServer().GetMeta().GetName()) }},
+	{"leader", func(s *argonv1.StatusResponse) cell { return plain(leaderName(s)) }},
+	{"machines", func(s *argonv1.StatusResponse) cell {
+		return plain(fmt.Sprintf("%d of %d running", s.GetMachinesRunning(), s.GetMachinesTotal()))
+	}},
+	{"volumes", func(s *argonv1.StatusResponse) cell {
+		if d := s.GetVolumesDegraded(); d > 0 {
+			return cell{fmt.Sprintf("%d, %d degraded", s.GetVolumesTotal(), d), yellow}
+		}
+		return number(s.GetVolumesTotal())
+	}},
+	{"version", func(s *argonv1.StatusResponse) cell { return plain(s.GetVersion()) }},
+}
+
+func statusState(s *argonv1.StatusResponse) cell {
+	c := cell{s.GetState(), yellow}
+	if s.GetState() == "ready" {
+		c.color = green
+	}
+	if s.GetDetail() != "" {
+		c.text += " (" + s.GetDetail() + ")"
+	}
+	return c
+}
+
+func leaderName(s *argonv1.StatusResponse) string {
+	for _, v := range s.GetServers() {
+		if id := v.GetServer().GetMeta().GetId(); id != "" && id == s.GetLeaderId() {
+			return v.GetServer().GetMeta().GetName()
+		}
+	}
+	return s.GetLeaderId()
+}

@@ -1,0 +1,97 @@
+package cli
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/client"
+)
+
+// completeWithin bounds how long the shell waits for names.
+const completeWithin = time.Second
+
+// names lists the names of one kind of record.
+type names func(ctx context.Context, c *client.Client) ([]string, error)
+
+// complete offers the cluster's names for each argument in turn; the last
+// kind goes on for the arguments after it.
+func (a *app) complete(kinds ...names) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return a.namesOf(cmd, kinds[min(len(args), len(kinds)-1)])
+	}
+}
+
+func (a *app) namesOf(cmd *cobra.Command, list names) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if err := a.prepare(cmd, nil); err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	c, err := a.dial()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(cmd.Context(), completeWithin)
+	defer cancel()
+	found, err := list(ctx, c)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return found, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeFlag offers names for a flag's value.
+func (a *app) completeFlag(cmd *cobra.Command, flag string, list names) {
+	_ = cmd.RegisterFlagCompletionFunc(flag,
+		func(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return a.namesOf(cmd, list)
+		})
+}
+
+func serverNames(ctx context.Context, c *client.Client) ([]string, error) {
+	res, err := client.Call(ctx, c.Servers.ListServers, &argonv1.ListServersRequest{})
+	return collect(res.GetServers(), (*argonv1.ServerView).GetServer), err
+}
+
+func imageNames(ctx context.Context, c *client.Client) ([]string, error) {
+	res, err := client.Call(ctx, c.Images.ListImages, &argonv1.ListImagesRequest{})
+	return collect(res.GetImages(), func(i *argonv1.Image) *argonv1.Image { return i }), err
+}
+
+func volumeNames(ctx context.Context, c *client.Client) ([]string, error) {
+	res, err := client.Call(ctx, c.Volumes.ListVolumes, &argonv1.ListVolumesRequest{})
+	return collect(res.GetVolumes(), (*argonv1.VolumeView).GetVolume), err
+}
+
+func machineNames(ctx context.Context, c *client.Client) ([]string, error) {
+	res, err := client.Call(ctx, c.Machines.ListMachines, &argonv1.ListMachinesRequest{})
+	return collect(res.GetMachines(), (*argonv1.MachineView).GetMachine), err
+}
+
+// collect takes the names out of records, or of views of them.
+func collect[V any, R interface{ GetMeta() *argonv1.Meta }](views []V, record func(V) R) []string {
+	list := make([]string, len(views))
+	for i, v := range views {
+		list[i] = record(v).GetMeta().GetName()
+	}
+	return list
+}
+
+// describeCompletion gives cobra's own commands the examples that all have.
+func describeCompletion(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Example = "  argon help machine create"
+		case "completion":
+			cmd.Example = "  source <(argon completion bash)"
+			for _, shell := range cmd.Commands() {
+				shell.Example = "  argon completion " + shell.Name()
+			}
+		}
+	}
+}

@@ -1,0 +1,127 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"github.com/argon-cluster/argon/client"
+)
+
+// usageError: the command line was not understood.
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }
+
+// usage makes an error that ends in where to find help.
+func usage(cmd *cobra.Command, format string, args ...any) error {
+	return &usageError{fmt.Sprintf(format, args...) + ": see `" + cmd.CommandPath() + " --help`"}
+}
+
+// exit prints the error, if any, as one line and chooses the exit code.
+func (a *app) exit(err error) int {
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintln(a.err, "argon: "+describe(err))
+	var wrong *usageError
+	if errors.As(err, &wrong) || !a.runs {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// describe makes one line of an error: what, on what, what to do.
+func describe(err error) string {
+	var unreachable *client.UnreachableError
+	var api *connect.Error
+	text := err.Error()
+	switch {
+	case errors.As(err, &unreachable):
+		text = unreachable.Error()
+	case errors.Is(err, context.Canceled):
+		text = "interrupted"
+	case errors.As(err, &api):
+		text = describeAPI(api)
+	}
+	return strings.Join(strings.Fields(text), " ")
+}
+
+// describeAPI leaves the wire's code out: the server's message says it all.
+func describeAPI(err *connect.Error) string {
+	remote := connect.IsWireError(err)
+	switch {
+	case err.Code() == connect.CodeCanceled:
+		return "interrupted"
+	case err.Code() == connect.CodeUnimplemented:
+		return "the server does not know this command: its version is older than this one (see `argon status`)"
+	case remote && err.Message() != "":
+		return err.Message()
+	case remote:
+		return "the server answered " + err.Code().String() + " and gave no reason: see its log"
+	case err.Code() == connect.CodeUnavailable:
+		return "lost the connection to the server (" + err.Message() + "): check that it runs, then try again"
+	}
+	return "talking to the server: " + err.Message()
+}
+
+// noArgs refuses arguments, and names what may stand there instead.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if !cmd.HasAvailableSubCommands() {
+		return usage(cmd, "%s takes no arguments, got %q", cmd.CommandPath(), args[0])
+	}
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return usage(cmd, "no command %q, did you mean `%s %s`?", args[0], cmd.CommandPath(), near[0])
+	}
+	return usage(cmd, "no command %q", args[0])
+}
+
+// needsCommand is the body of a command that only holds others.
+func needsCommand(cmd *cobra.Command, _ []string) error {
+	cmd.SetOut(cmd.ErrOrStderr())
+	_ = cmd.Help()
+	return &usageError{"a command is needed: choose one of those above"}
+}
+
+// takes demands exactly these arguments, by name.
+func takes(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return usage(cmd, "%s is missing", names[len(args)])
+		}
+		if len(args) > len(names) {
+			return usage(cmd, "%q is one argument too many", args[len(names)])
+		}
+		for i, arg := range args {
+			if arg == "" {
+				return usage(cmd, "%s is empty", names[i])
+			}
+		}
+		return nil
+	}
+}
+
+// takesSome demands at least one argument.
+func takesSome(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usage(cmd, "%s is missing", name)
+		}
+		return nil
+	}
+}
+
+// exclusive refuses flags that mean different things when given together.
+func exclusive(cmd *cobra.Command, one, other string) error {
+	if cmd.Flags().Changed(one) && cmd.Flags().Changed(other) {
+		return usage(cmd, "--%s and --%s given: choose one", one, other)
+	}
+	return nil
+}

@@ -1,0 +1,277 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/client"
+)
+
+func (a *app) imageCommand() *cobra.Command {
+	return group("image", "What machines' disks are made from",
+		`  argon image import debian ./debian-12.qcow2
+  argon image ls`,
+		a.imageImportCommand(), a.imageListCommand(), a.imageRemoveCommand())
+}
+
+func (a *app) imageImportCommand() *cobra.Command {
+	header := &argonv1.ImportImageRequest_Header{}
+	cmd := &cobra.Command{
+		Use:   "import NAME FILE|URL",
+		Short: "Import a disk image: qcow2 or raw, from a file or an https URL",
+		Long: `Imports a disk image, qcow2 or raw, from a file on this host ("-" is standard
+input) or from an https URL, which the server downloads.`,
+		Example: `  argon image import debian ./debian-12.qcow2
+  argon image import debian https://example.org/debian-12.qcow2 --sha256 9f86d0...
+  zcat disk.raw.gz | argon image import old - --format raw`,
+		Args: takes("NAME", "FILE|URL"),
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return nil, cobra.ShellCompDirectiveDefault
+			}
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	f := addFormat(cmd)
+	cmd.Flags().StringVar(&header.Format, "format", "", "qcow2 or raw (default: found by looking)")
+	cmd.Flags().StringVar(&header.Sha256, "sha256", "", "refuse the image unless the file has this checksum")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if header.Format != "" && header.Format != "qcow2" && header.Format != "raw" {
+			return usage(cmd, "--format %q is neither qcow2 nor raw", header.Format)
+		}
+		return nil
+	}
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		header.Name = args[0]
+		data, err := openSource(args[1], header, a.in)
+		if err != nil {
+			return err
+		}
+		defer data.Close()
+		image, err := a.importImage(ctx, c, header, data)
+		if err != nil {
+			return err
+		}
+		if *f != formatTable {
+			return printData(a, *f, image)
+		}
+		return printList(a, *f, []*argonv1.Image{image}, a.imageColumns())
+	})
+	return cmd
+}
+
+// openSource fills in where the image comes from. A URL has no data here.
+func openSource(source string, header *argonv1.ImportImageRequest_Header, stdin io.Reader) (io.ReadCloser, error) {
+	if source == "-" {
+		header.Source = "standard input"
+		return io.NopCloser(stdin), nil
+	}
+	if u, err := url.Parse(source); err == nil && strings.Contains(source, "://") {
+		if u.Scheme != "https" {
+			return nil, fmt.Errorf("image import: %s: only https URLs and files can be imported", source)
+		}
+		header.Url, header.Source = source, source
+		return io.NopCloser(strings.NewReader("")), nil
+	}
+	file, err := os.Open(source)
+	if err != nil {
+		return nil, fmt.Errorf("image import: %w", err)
+	}
+	info, err := file.Stat()
+	if err == nil && info.IsDir() {
+		err = fmt.Errorf("%s is a directory: name a disk image", source)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image import: %w", errors.Join(err, file.Close()))
+	}
+	if info.Mode().IsRegular() {
+		header.SizeBytes = uint64(info.Size())
+	}
+	header.Source = filepath.Base(source)
+	return file, nil
+}
+
+// importChunk is how much data one message carries.
+const importChunk = 256 << 10
+
+// importImage sends the data while it shows what the server says of it.
+func (a *app) importImage(ctx context.Context, c *client.Client, header *argonv1.ImportImageRequest_Header, data io.Reader) (*argonv1.Image, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream := c.Images.ImportImage(ctx)
+	sent := make(chan error, 1)
+	go func() {
+		err := sendImage(stream, header, data)
+		if err != nil {
+			cancel() // else the server would wait for more
+		}
+		sent <- err
+	}()
+	image, err := a.receiveImage(stream)
+	if err != nil {
+		// The server's reason ends the sending, too; that the file can't be
+		// read is a reason of our own.
+		cancel()
+		var local *readError
+		if sendErr := <-sent; errors.As(sendErr, &local) {
+			return nil, local
+		}
+		return nil, err
+	}
+	return image, errors.Join(<-sent, stream.CloseResponse())
+}
+
+// readError: the image's own file can't be read.
+type readError struct{ err error }
+
+func (e *readError) Error() string { return "image import: reading the image: " + e.err.Error() }
+
+func sendImage(stream *connect.BidiStreamForClient[argonv1.ImportImageRequest, argonv1.ImportImageResponse],
+	header *argonv1.ImportImageRequest_Header, data io.Reader,
+) error {
+	err := stream.Send(&argonv1.ImportImageRequest{Part: &argonv1.ImportImageRequest_Header_{Header: header}})
+	buf := make([]byte, importChunk)
+	for err == nil {
+		n, readErr := io.ReadFull(data, buf)
+		if n > 0 {
+			err = stream.Send(&argonv1.ImportImageRequest{Part: &argonv1.ImportImageRequest_Data{Data: buf[:n]}})
+		}
+		switch {
+		case errors.Is(readErr, io.EOF), errors.Is(readErr, io.ErrUnexpectedEOF):
+			return errors.Join(ignoreEOF(err), stream.CloseRequest())
+		case readErr != nil:
+			return &readError{readErr}
+		}
+	}
+	return ignoreEOF(err)
+}
+
+// ignoreEOF: a send that meets the stream's end leaves the reason to Receive.
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+func (a *app) receiveImage(stream *connect.BidiStreamForClient[argonv1.ImportImageRequest, argonv1.ImportImageResponse]) (*argonv1.Image, error) {
+	bar := &phaseBar{app: a}
+	defer bar.finish()
+	for {
+		res, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return nil, errors.New("image import: the server ended without a result: see its log, then try again")
+		}
+		if err != nil {
+			return nil, err
+		}
+		if image := res.GetImage(); image != nil {
+			return image, nil
+		}
+		bar.show(res.GetPhase(), res.GetDoneBytes(), res.GetTotalBytes())
+	}
+}
+
+// phaseBar is a progress bar that starts anew with each phase of the work.
+type phaseBar struct {
+	app   *app
+	phase string
+	bar   *progressbar.ProgressBar
+}
+
+func (b *phaseBar) show(phase string, done, total uint64) {
+	if !isTerminal(b.app.err) {
+		return
+	}
+	size := int64(total)
+	if total == 0 {
+		size = -1
+	}
+	if b.bar == nil || b.phase != phase {
+		b.finish()
+		b.phase = phase
+		b.bar = progressbar.NewOptions64(size,
+			progressbar.OptionSetWriter(b.app.err),
+			progressbar.OptionSetDescription(phase),
+			progressbar.OptionShowBytes(true),
+			progressbar.OptionFullWidth(),
+			progressbar.OptionClearOnFinish())
+	}
+	if size > 0 {
+		b.bar.ChangeMax64(size)
+	}
+	_ = b.bar.Set64(int64(done))
+}
+
+func (b *phaseBar) finish() {
+	if b.bar != nil {
+		_ = b.bar.Finish()
+	}
+}
+
+func (a *app) imageListCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the images",
+		Example: "  argon image ls",
+		Args:    noArgs,
+	}
+	f := addFormat(cmd)
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		res, err := client.Call(ctx, c.Images.ListImages, &argonv1.ListImagesRequest{})
+		if err != nil {
+			return err
+		}
+		return printList(a, *f, res.GetImages(), a.imageColumns())
+	})
+	return cmd
+}
+
+func (a *app) imageColumns() []column[*argonv1.Image] {
+	type image = *argonv1.Image
+	return []column[image]{
+		{"name", func(i image) cell { return plain(i.GetMeta().GetName()) }},
+		{"size", func(i image) cell { return plain(formatBytes(i.GetSizeBytes())) }},
+		{"format", func(i image) cell { return plain(i.GetSourceFormat()) }},
+		{"copies", func(i image) cell {
+			ready := 0
+			for _, c := range i.GetCopies() {
+				if c.GetReady() {
+					ready++
+				}
+			}
+			return number(ready)
+		}},
+		{"sha256", func(i image) cell { return plain(i.GetSha256()[:min(len(i.GetSha256()), 12)]) }},
+		{"source", func(i image) cell { return plain(i.GetSource()) }},
+		{"age", func(i image) cell { return plain(formatAge(a.now(), i.GetMeta().GetCreated())) }},
+	}
+}
+
+func (a *app) imageRemoveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "rm NAME...",
+		Short:             "Remove images; disks made from them stay",
+		Example:           "  argon image rm debian",
+		Args:              takesSome("NAME"),
+		ValidArgsFunction: a.complete(imageNames),
+		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			return a.forEach(args, "image %s removed", func(name string) error {
+				_, err := client.Call(ctx, c.Images.RemoveImage, &argonv1.RemoveImageRequest{Name: name})
+				return err
+			})
+		}),
+	}
+}

@@ -1,0 +1,338 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/client"
+)
+
+func (a *app) machineCommand() *cobra.Command {
+	return group("machine", "Virtual machines",
+		`  argon machine create web --image debian --disk 10GiB --memory 1GiB --port 8080:80
+  argon machine ls
+  argon machine console web`,
+		a.machineCreateCommand(), a.machineListCommand(), a.machineShowCommand(),
+		a.machineStartCommand(), a.machineStopCommand(), a.machineRemoveCommand(), a.machineConsoleCommand())
+}
+
+func (a *app) machineCreateCommand() *cobra.Command {
+	req := &argonv1.CreateMachineRequest{}
+	memory, disk := byteSize(512<<20), byteSize(0)
+	var ports []string
+	var stopTimeout time.Duration
+	var wait waitFlags
+	cmd := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Make a machine and start it",
+		Long: `Makes a machine and starts it on a server that the cluster chooses. Its disk is
+made from an image, or it takes volumes that exist; the first one boots. If its
+server is lost, it starts again on another.`,
+		Example: `  argon machine create web --image debian --disk 10GiB --memory 1GiB --port 8080:80
+  argon machine create db --volume db-root --volume db-data --cpus 4 --memory 8GiB
+  argon machine create spare --image debian --replicas 3 --stopped`,
+		Args: takes("NAME"),
+	}
+	f := addFormat(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&req.Image, "image", "", "make the boot disk from this image")
+	flags.Var(&disk, "disk", "size of that disk (default: the image's)")
+	flags.Uint32Var(&req.Replicas, "replicas", 2, "how many servers keep a copy of that disk: 1, 2 or 3")
+	flags.StringArrayVar(&req.Volumes, "volume", nil, "use this volume; repeated, the first one boots")
+	flags.Uint32Var(&req.Cpus, "cpus", 1, "virtual processors")
+	flags.Var(&memory, "memory", "such as 1GiB")
+	flags.StringArrayVar(&ports, "port", nil, "reach the machine's TCP port at every server's address, CLUSTER:GUEST; repeated")
+	flags.StringVar(&req.Acceleration, "acceleration", "auto", "auto, kvm or tcg")
+	flags.BoolVar(&req.Stopped, "stopped", false, "do not start it")
+	flags.DurationVar(&stopTimeout, "stop-timeout", time.Minute, "how long a stop may take before it is forced")
+	wait.add(cmd)
+	a.completeFlag(cmd, "image", imageNames)
+	a.completeFlag(cmd, "volume", volumeNames)
+	_ = cmd.RegisterFlagCompletionFunc("acceleration", cobra.FixedCompletions(
+		[]string{"auto", "kvm", "tcg"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) (err error) {
+		if req.Ports, err = parsePorts(ports); err != nil {
+			return usage(cmd, "%v", err)
+		}
+		if req.StopTimeoutSeconds, err = wholeSeconds(stopTimeout); err != nil {
+			return usage(cmd, "--stop-timeout %v: %v", stopTimeout, err)
+		}
+		if req.GetImage() == "" && len(req.GetVolumes()) == 0 {
+			return usage(cmd, "nothing to boot from: give --image or --volume")
+		}
+		if req.GetCpus() == 0 || memory == 0 {
+			return usage(cmd, "a machine needs at least one of --cpus and some --memory")
+		}
+		return errors.Join(exclusive(cmd, "image", "volume"), checkReplicas(cmd, req.GetReplicas()))
+	}
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		req.Name, req.MemoryBytes, req.DiskBytes = args[0], uint64(memory), uint64(disk)
+		progress := a.startProgress("making machine " + req.GetName())
+		res, err := client.Call(ctx, c.Machines.CreateMachine, req)
+		progress.Stop()
+		if err != nil {
+			return err
+		}
+		a.warn(res.GetWarnings())
+		if req.GetStopped() {
+			return a.printMachine(*f, res.GetMachine())
+		}
+		return a.waitAndPrint(ctx, c, req.GetName(), wait, isRunning, *f)
+	})
+	return cmd
+}
+
+// parsePorts reads CLUSTER:GUEST pairs, or one number for both.
+func parsePorts(specs []string) ([]*argonv1.PublishedPort, error) {
+	var ports []*argonv1.PublishedPort
+	for _, spec := range specs {
+		cluster, guest, pair := strings.Cut(spec, ":")
+		if !pair {
+			guest = cluster
+		}
+		from, errFrom := strconv.ParseUint(cluster, 10, 16)
+		to, errTo := strconv.ParseUint(guest, 10, 16)
+		if errFrom != nil || errTo != nil || from == 0 || to == 0 {
+			return nil, fmt.Errorf("--port %q is not CLUSTER:GUEST, two TCP ports such as 8080:80", spec)
+		}
+		ports = append(ports, &argonv1.PublishedPort{ClusterPort: uint32(from), GuestPort: uint32(to)})
+	}
+	return ports, nil
+}
+
+func (a *app) machineListCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the machines",
+		Example: `  argon machine ls
+  argon machine ls -o json | jq -r '.[] | [.machine.meta.name, .serverName] | @tsv'`,
+		Args: noArgs,
+	}
+	f := addFormat(cmd)
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		res, err := client.Call(ctx, c.Machines.ListMachines, &argonv1.ListMachinesRequest{})
+		if err != nil {
+			return err
+		}
+		return printList(a, *f, res.GetMachines(), a.machineColumns())
+	})
+	return cmd
+}
+
+func (a *app) machineShowCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "show NAME",
+		Short:             "Show one machine",
+		Example:           "  argon machine show web",
+		Args:              takes("NAME"),
+		ValidArgsFunction: a.complete(machineNames),
+	}
+	f := addFormat(cmd)
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		res, err := client.Call(ctx, c.Machines.GetMachine, &argonv1.GetMachineRequest{Name: args[0]})
+		if err != nil {
+			return err
+		}
+		if *f != formatTable {
+			return printData(a, *f, res.GetMachine())
+		}
+		return writeFields(a.out, isTerminal(a.out), res.GetMachine(), append(a.machineColumns(), machineDetails...))
+	})
+	return cmd
+}
+
+func (a *app) machineColumns() []column[*argonv1.MachineView] {
+	type view = *argonv1.MachineView
+	return []column[view]{
+		{"name", func(v view) cell { return plain(v.GetMachine().GetMeta().GetName()) }},
+		{"state", func(v view) cell { return machineState(v.GetMachine()) }},
+		{"server", func(v view) cell { return plain(v.GetServerName()) }},
+		{"cpus", func(v view) cell { return number(v.GetMachine().GetCpus()) }},
+		{"memory", func(v view) cell { return plain(formatBytes(v.GetMachine().GetMemoryBytes())) }},
+		{"ports", func(v view) cell { return plain(formatPorts(v.GetMachine().GetPorts())) }},
+		{"for", func(v view) cell { return plain(formatAge(a.now(), v.GetMachine().GetStatus().GetSince())) }},
+		{"reason", func(v view) cell { return plain(v.GetMachine().GetStatus().GetReason()) }},
+	}
+}
+
+// machineDetails are shown of a single machine only.
+var machineDetails = []column[*argonv1.MachineView]{
+	{"wanted", func(v *argonv1.MachineView) cell { return plain(enumWord(v.GetMachine().GetWanted(), "WANTED_")) }},
+	{"volumes", func(v *argonv1.MachineView) cell { return plain(strings.Join(v.GetVolumeNames(), ", ")) }},
+	{"acceleration", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetStatus().GetAcceleration()) }},
+	{"starts", func(v *argonv1.MachineView) cell { return number(v.GetMachine().GetStatus().GetStarts()) }},
+	{"created", func(v *argonv1.MachineView) cell { return plain(formatTime(v.GetMachine().GetMeta().GetCreated())) }},
+	{"id", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetMeta().GetId()) }},
+}
+
+func machineState(m *argonv1.Machine) cell {
+	state := m.GetStatus().GetState()
+	c := plain(enumWord(state, "MACHINE_STATE_"))
+	switch state {
+	case argonv1.MachineState_MACHINE_STATE_RUNNING:
+		c.color = green
+	case argonv1.MachineState_MACHINE_STATE_FAILED:
+		c.color = red
+	case argonv1.MachineState_MACHINE_STATE_PENDING, argonv1.MachineState_MACHINE_STATE_PAUSED:
+		c.color = yellow
+	}
+	return c
+}
+
+func formatPorts(ports []*argonv1.PublishedPort) string {
+	list := make([]string, len(ports))
+	for i, p := range ports {
+		list[i] = fmt.Sprintf("%d:%d", p.GetClusterPort(), p.GetGuestPort())
+	}
+	return strings.Join(list, ",")
+}
+
+func (a *app) machineStartCommand() *cobra.Command {
+	var wait waitFlags
+	cmd := &cobra.Command{
+		Use:               "start NAME",
+		Short:             "Start a machine and wait until it runs",
+		Example:           "  argon machine start web\n  argon machine start web --no-wait",
+		Args:              takes("NAME"),
+		ValidArgsFunction: a.complete(machineNames),
+	}
+	f := addFormat(cmd)
+	wait.add(cmd)
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		if _, err := client.Call(ctx, c.Machines.StartMachine, &argonv1.StartMachineRequest{Name: args[0]}); err != nil {
+			return err
+		}
+		return a.waitAndPrint(ctx, c, args[0], wait, isRunning, *f)
+	})
+	return cmd
+}
+
+func (a *app) machineStopCommand() *cobra.Command {
+	var wait waitFlags
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "stop NAME",
+		Short: "Stop a machine and wait until it stands",
+		Long: `Presses the machine's power button and waits until it has shut down; after its
+stop timeout, or at once with --force, it is ended without asking.`,
+		Example:           "  argon machine stop web\n  argon machine stop web --force",
+		Args:              takes("NAME"),
+		ValidArgsFunction: a.complete(machineNames),
+	}
+	f := addFormat(cmd)
+	wait.add(cmd)
+	cmd.Flags().BoolVar(&force, "force", false, "end it at once, as a power cut would")
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		if _, err := client.Call(ctx, c.Machines.StopMachine, &argonv1.StopMachineRequest{Name: args[0], Force: force}); err != nil {
+			return err
+		}
+		return a.waitAndPrint(ctx, c, args[0], wait, isStopped, *f)
+	})
+	return cmd
+}
+
+func (a *app) machineRemoveCommand() *cobra.Command {
+	req := argonv1.RemoveMachineRequest{}
+	cmd := &cobra.Command{
+		Use:   "rm NAME...",
+		Short: "Remove machines with their disks",
+		Example: `  argon machine rm web
+  argon machine rm web --force          # although it runs
+  argon machine rm web --keep-volumes   # its disks stay`,
+		Args:              takesSome("NAME"),
+		ValidArgsFunction: a.complete(machineNames),
+	}
+	cmd.Flags().BoolVar(&req.Force, "force", false, "also when it runs: end it at once")
+	cmd.Flags().BoolVar(&req.KeepVolumes, "keep-volumes", false, "keep its disks")
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		return a.forEach(args, "machine %s removed", func(name string) error {
+			defer a.startProgress("removing machine " + name).Stop()
+			_, err := client.Call(ctx, c.Machines.RemoveMachine, &argonv1.RemoveMachineRequest{
+				Name: name, Force: req.GetForce(), KeepVolumes: req.GetKeepVolumes(),
+			})
+			return err
+		})
+	})
+	return cmd
+}
+
+// waitFlags say whether a command returns before what it asked for is true.
+type waitFlags struct {
+	noWait  bool
+	timeout time.Duration
+}
+
+func (w *waitFlags) add(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&w.noWait, "no-wait", false, "return at once")
+	cmd.Flags().DurationVar(&w.timeout, "timeout", 2*time.Minute, "wait no longer than this")
+}
+
+func isRunning(m *argonv1.Machine) bool {
+	return m.GetStatus().GetState() == argonv1.MachineState_MACHINE_STATE_RUNNING &&
+		m.GetStatus().GetPlacement() == m.GetPlacement()
+}
+
+func isStopped(m *argonv1.Machine) bool {
+	return m.GetStatus().GetState() == argonv1.MachineState_MACHINE_STATE_STOPPED
+}
+
+// pollEvery is how often a waiting command looks.
+const pollEvery = 200 * time.Millisecond
+
+// waitAndPrint shows the machine once it is as wanted.
+func (a *app) waitAndPrint(ctx context.Context, c *client.Client, name string, wait waitFlags, want func(*argonv1.Machine) bool, f format) error {
+	p := a.startProgress("machine " + name)
+	v, err := pollMachine(ctx, c, name, wait, want, p.Set)
+	p.Stop()
+	if err != nil {
+		return err
+	}
+	return a.printMachine(f, v)
+}
+
+func (a *app) printMachine(f format, v *argonv1.MachineView) error {
+	if f != formatTable {
+		return printData(a, f, v)
+	}
+	return printList(a, f, []*argonv1.MachineView{v}, a.machineColumns())
+}
+
+// pollMachine looks until the machine is as wanted. A machine that failed is
+// tried again by the cluster, but nobody needs to wait for that.
+func pollMachine(ctx context.Context, c *client.Client, name string, wait waitFlags, want func(*argonv1.Machine) bool, say func(string)) (*argonv1.MachineView, error) {
+	limit := time.NewTimer(wait.timeout)
+	defer limit.Stop()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		res, err := client.Call(ctx, c.Machines.GetMachine, &argonv1.GetMachineRequest{Name: name})
+		if err != nil {
+			return nil, err
+		}
+		m := res.GetMachine().GetMachine()
+		if wait.noWait || want(m) {
+			return res.GetMachine(), nil
+		}
+		state, reason := machineState(m).text, m.GetStatus().GetReason()
+		if m.GetStatus().GetState() == argonv1.MachineState_MACHINE_STATE_FAILED {
+			return nil, fmt.Errorf("machine %s: failed: %s", name, firstOf(reason, "see `argon events --kind machine --name "+name+"`"))
+		}
+		say(strings.TrimSuffix(fmt.Sprintf("machine %s: %s (%s)", name, state, reason), " ()"))
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-limit.C:
+			return nil, fmt.Errorf("machine %s: still %s after %v: %s", name, state, wait.timeout,
+				firstOf(reason, "see `argon events --kind machine --name "+name+"`"))
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,146 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/client"
+)
+
+// This file: `argon server ls|show|rm`. The daemon itself is in server.go.
+
+func (a *app) serverListCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the servers of the cluster",
+		Example: `  argon server ls
+  argon server ls -o json | jq -r '.[] | select(.alive | not) | .server.meta.name'`,
+		Args: noArgs,
+	}
+	f := addFormat(cmd)
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		res, err := client.Call(ctx, c.Servers.ListServers, &argonv1.ListServersRequest{})
+		if err != nil {
+			return err
+		}
+		return printList(a, *f, res.GetServers(), a.serverColumns())
+	})
+	return cmd
+}
+
+func (a *app) serverShowCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "show NAME",
+		Short:             "Show one server",
+		Example:           "  argon server show s1",
+		Args:              takes("NAME"),
+		ValidArgsFunction: a.complete(serverNames),
+	}
+	f := addFormat(cmd)
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		res, err := client.Call(ctx, c.Servers.GetServer, &argonv1.GetServerRequest{Name: args[0]})
+		if err != nil {
+			return err
+		}
+		if *f != formatTable {
+			return printData(a, *f, res.GetServer())
+		}
+		return writeFields(a.out, isTerminal(a.out), res.GetServer(), append(a.serverColumns(), serverDetails...))
+	})
+	return cmd
+}
+
+func (a *app) serverRemoveCommand() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:   "rm NAME...",
+		Short: "Remove servers from the cluster",
+		Long: `Removes servers from the cluster. Refused while one runs machines or holds the
+only in-sync replica of a volume, unless it is lost for good and --force is given.`,
+		Example: `  argon server rm s4
+  argon server rm s4 --force   # it burned down`,
+		Args:              takesSome("NAME"),
+		ValidArgsFunction: a.complete(serverNames),
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "remove a lost server with what only it had")
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		return a.forEach(args, "server %s removed", func(name string) error {
+			_, err := client.Call(ctx, c.Servers.RemoveServer, &argonv1.RemoveServerRequest{Name: name, Force: force})
+			return err
+		})
+	})
+	return cmd
+}
+
+func (a *app) serverColumns() []column[*argonv1.ServerView] {
+	type view = *argonv1.ServerView
+	return []column[view]{
+		{"name", func(v view) cell { return plain(v.GetServer().GetMeta().GetName()) }},
+		{"state", func(v view) cell {
+			if v.GetAlive() {
+				return cell{"alive", green}
+			}
+			return cell{"lost", red}
+		}},
+		{"address", func(v view) cell { return plain(v.GetServer().GetAddress()) }},
+		{"zone", func(v view) cell { return plain(v.GetServer().GetZone()) }},
+		{"role", func(v view) cell { return plain(serverRole(v.GetServer())) }},
+		{"machines", func(v view) cell { return number(v.GetMachines()) }},
+		{"replicas", func(v view) cell { return number(v.GetReplicas()) }},
+		{"cpus", func(v view) cell {
+			return plain(fmt.Sprintf("%d/%d", v.GetAllocated().GetCpus(), v.GetServer().GetCapacity().GetCpus()))
+		}},
+		{"memory", func(v view) cell {
+			return share(v.GetAllocated().GetMemoryBytes(), v.GetServer().GetCapacity().GetMemoryBytes())
+		}},
+		{"disk", func(v view) cell {
+			return share(v.GetServer().GetUsed().GetDiskBytes(), v.GetServer().GetCapacity().GetDiskBytes())
+		}},
+		{"age", func(v view) cell { return plain(formatAge(a.now(), v.GetServer().GetMeta().GetCreated())) }},
+	}
+}
+
+// serverDetails are shown of a single server only.
+var serverDetails = []column[*argonv1.ServerView]{
+	{"acceleration", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetAcceleration()) }},
+	{"version", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetVersion()) }},
+	{"ports", func(v *argonv1.ServerView) cell {
+		s := v.GetServer()
+		return plain(fmt.Sprintf("api %d, data %d, etcd peers %d, etcd clients %d",
+			s.GetApiPort(), s.GetDataPort(), s.GetPeerPort(), s.GetEtcdPort()))
+	}},
+	{"id", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetMeta().GetId()) }},
+}
+
+func serverRole(s *argonv1.Server) string {
+	role := enumWord(s.GetVoterRole(), "VOTER_ROLE_")
+	if s.GetWitness() {
+		return role + ", witness"
+	}
+	return role
+}
+
+func share(used, of uint64) cell {
+	if of == 0 {
+		return plain("")
+	}
+	c := plain(formatBytes(used) + "/" + formatBytes(of))
+	if used > of/10*9 {
+		c.color = yellow
+	}
+	return c
+}
+
+// enumWord is an enum's value as people write it: IN_SYNC is "in-sync".
+func enumWord(e fmt.Stringer, prefix string) string {
+	word := strings.ToLower(strings.TrimPrefix(e.String(), prefix))
+	if word == "unspecified" {
+		return ""
+	}
+	return strings.ReplaceAll(word, "_", "-")
+}

@@ -1,0 +1,292 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/client"
+)
+
+func (a *app) volumeCommand() *cobra.Command {
+	return group("volume", "Replicated virtual disks",
+		`  argon volume create db --size 20GiB --replicas 2
+  argon volume ls
+  argon volume connect db`,
+		a.volumeCreateCommand(), a.volumeListCommand(), a.volumeShowCommand(), a.volumeRemoveCommand(),
+		a.volumeConnectCommand(), a.volumePromoteCommand())
+}
+
+func (a *app) volumeCreateCommand() *cobra.Command {
+	req := &argonv1.CreateVolumeRequest{}
+	var size byteSize
+	cmd := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Make a volume, empty or filled from an image",
+		Example: `  argon volume create db --size 20GiB
+  argon volume create boot --image debian --replicas 3`,
+		Args: takes("NAME"),
+	}
+	f := addFormat(cmd)
+	cmd.Flags().Var(&size, "size", "such as 20GiB (default: the image's size)")
+	cmd.Flags().Uint32Var(&req.Replicas, "replicas", 2, "how many servers keep a copy: 1, 2 or 3")
+	cmd.Flags().StringVar(&req.Image, "image", "", "fill it from this image")
+	a.completeFlag(cmd, "image", imageNames)
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if size == 0 && req.GetImage() == "" {
+			return usage(cmd, "--size is missing (only a volume from an --image has a size of its own)")
+		}
+		return checkReplicas(cmd, req.GetReplicas())
+	}
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		req.Name, req.SizeBytes = args[0], uint64(size)
+		wait := a.startProgress("making volume " + req.GetName())
+		res, err := client.Call(ctx, c.Volumes.CreateVolume, req)
+		wait.Stop()
+		if err != nil {
+			return err
+		}
+		a.warn(res.GetWarnings())
+		if *f != formatTable {
+			return printData(a, *f, res.GetVolume())
+		}
+		return printList(a, *f, []*argonv1.VolumeView{res.GetVolume()}, a.volumeColumns())
+	})
+	return cmd
+}
+
+func checkReplicas(cmd *cobra.Command, n uint32) error {
+	if n < 1 || n > 3 {
+		return usage(cmd, "--replicas %d: 1, 2 and 3 are possible", n)
+	}
+	return nil
+}
+
+// warn shows what the server noticed while it did what was asked.
+func (a *app) warn(warnings []string) {
+	for _, w := range warnings {
+		fmt.Fprintln(a.err, "warning: "+w)
+	}
+}
+
+func (a *app) volumeListCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the volumes",
+		Example: `  argon volume ls
+  argon volume ls -o json | jq -r '.[] | select(.health != "healthy") | .volume.meta.name'`,
+		Args: noArgs,
+	}
+	f := addFormat(cmd)
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		res, err := client.Call(ctx, c.Volumes.ListVolumes, &argonv1.ListVolumesRequest{})
+		if err != nil {
+			return err
+		}
+		return printList(a, *f, res.GetVolumes(), a.volumeColumns())
+	})
+	return cmd
+}
+
+func (a *app) volumeColumns() []column[*argonv1.VolumeView] {
+	type view = *argonv1.VolumeView
+	return []column[view]{
+		{"name", func(v view) cell { return plain(v.GetVolume().GetMeta().GetName()) }},
+		{"size", func(v view) cell { return plain(formatBytes(v.GetVolume().GetSizeBytes())) }},
+		{"health", volumeHealth},
+		{"in-sync", func(v view) cell {
+			return plain(fmt.Sprintf("%d/%d", inSync(v.GetVolume()), v.GetVolume().GetReplicasWanted()))
+		}},
+		{"attached", func(v view) cell {
+			switch at := v.GetVolume().GetAttachment(); {
+			case at == nil:
+				return plain("no")
+			case at.GetMachineId() == "":
+				return plain("connected")
+			}
+			return plain("machine")
+		}},
+		{"age", func(v view) cell { return plain(formatAge(a.now(), v.GetVolume().GetMeta().GetCreated())) }},
+	}
+}
+
+func volumeHealth(v *argonv1.VolumeView) cell {
+	c := cell{v.GetHealth(), yellow}
+	switch v.GetHealth() {
+	case "healthy":
+		c.color = green
+	case "unavailable":
+		c.color = red
+	}
+	for _, r := range v.GetStatus().GetResyncs() {
+		if r.GetTotalBytes() > 0 {
+			c.text += fmt.Sprintf(" (resync %d%%)", r.GetDoneBytes()*100/r.GetTotalBytes())
+			break
+		}
+	}
+	return c
+}
+
+func inSync(v *argonv1.Volume) int {
+	n := 0
+	for _, r := range v.GetReplicas() {
+		if r.GetState() == argonv1.ReplicaState_REPLICA_STATE_IN_SYNC {
+			n++
+		}
+	}
+	return n
+}
+
+func (a *app) volumeShowCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "show NAME",
+		Short:             "Show one volume with its replicas",
+		Example:           "  argon volume show db",
+		Args:              takes("NAME"),
+		ValidArgsFunction: a.complete(volumeNames),
+	}
+	f := addFormat(cmd)
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		res, err := client.Call(ctx, c.Volumes.GetVolume, &argonv1.GetVolumeRequest{Name: args[0]})
+		if err != nil {
+			return err
+		}
+		if *f != formatTable {
+			return printData(a, *f, res.GetVolume())
+		}
+		return a.showVolume(ctx, c, res.GetVolume())
+	})
+	return cmd
+}
+
+func (a *app) showVolume(ctx context.Context, c *client.Client, v *argonv1.VolumeView) error {
+	servers, err := client.Call(ctx, c.Servers.ListServers, &argonv1.ListServersRequest{})
+	if err != nil {
+		return err
+	}
+	byID := make(map[string]string)
+	for _, s := range servers.GetServers() {
+		byID[s.GetServer().GetMeta().GetId()] = s.GetServer().GetMeta().GetName()
+	}
+	colored := isTerminal(a.out)
+	if err := writeFields(a.out, colored, v, append(a.volumeColumns(), volumeDetails(byID)...)); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.out)
+	type replica = *argonv1.Replica
+	return writeTable(a.out, colored, v.GetVolume().GetReplicas(), []column[replica]{
+		{"replica", func(r replica) cell { return number(r.GetId()) }},
+		{"server", func(r replica) cell { return plain(firstOf(byID[r.GetServerId()], r.GetServerId())) }},
+		{"state", func(r replica) cell {
+			c := cell{enumWord(r.GetState(), "REPLICA_STATE_"), yellow}
+			if r.GetState() == argonv1.ReplicaState_REPLICA_STATE_IN_SYNC {
+				c.color = green
+			}
+			return c
+		}},
+		{"for", func(r replica) cell { return plain(formatAge(a.now(), r.GetSince())) }},
+		{"reason", func(r replica) cell { return plain(r.GetReason()) }},
+	})
+}
+
+// volumeDetails are shown of a single volume only.
+func volumeDetails(servers map[string]string) []column[*argonv1.VolumeView] {
+	type view = *argonv1.VolumeView
+	return []column[view]{
+		{"holder", func(v view) cell {
+			id := v.GetVolume().GetAttachment().GetServerId()
+			return plain(firstOf(servers[id], id))
+		}},
+		{"epoch", func(v view) cell { return number(v.GetVolume().GetEpoch()) }},
+		{"condition", func(v view) cell {
+			return plain(strings.TrimSpace(v.GetStatus().GetCondition() + " " + v.GetStatus().GetDetail()))
+		}},
+		{"advice", func(v view) cell { return plain(v.GetAdvice()) }},
+		{"id", func(v view) cell { return plain(v.GetVolume().GetMeta().GetId()) }},
+	}
+}
+
+func (a *app) volumeRemoveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "rm NAME...",
+		Short:             "Remove volumes with all their data",
+		Example:           "  argon volume rm db",
+		Args:              takesSome("NAME"),
+		ValidArgsFunction: a.complete(volumeNames),
+		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			return a.forEach(args, "volume %s removed", func(name string) error {
+				defer a.startProgress("removing volume " + name).Stop()
+				_, err := client.Call(ctx, c.Volumes.RemoveVolume, &argonv1.RemoveVolumeRequest{Name: name})
+				return err
+			})
+		}),
+	}
+}
+
+func (a *app) volumeConnectCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "connect NAME",
+		Short: "Attach a volume on this server and print an NBD URI",
+		Long: `Attaches a volume on the server that is asked and prints the NBD URI of a unix
+socket there, until interrupted. Any NBD client can then use the volume.`,
+		Example: `  argon volume connect db
+  qemu-img info "$URI"                  # in another shell, with what it printed
+  nbd-client -unix SOCKET -N db /dev/nbd0`,
+		Args:              takes("NAME"),
+		ValidArgsFunction: a.complete(volumeNames),
+		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+			stream, err := c.Volumes.ConnectVolume(ctx, connect.NewRequest(&argonv1.ConnectVolumeRequest{Name: args[0]}))
+			if err != nil {
+				return err
+			}
+			defer stream.Close()
+			for stream.Receive() {
+				if uri := stream.Msg().GetUri(); uri != "" {
+					fmt.Fprintln(a.out, uri)
+				}
+			}
+			switch err := stream.Err(); {
+			case ctx.Err() != nil:
+				return nil
+			case err != nil:
+				return err
+			}
+			return errors.New("volume " + args[0] + ": the server ended the connection: see `argon events --kind volume`")
+		}),
+	}
+}
+
+func (a *app) volumePromoteCommand() *cobra.Command {
+	req := &argonv1.PromoteReplicaRequest{}
+	cmd := &cobra.Command{
+		Use:   "promote NAME SERVER",
+		Short: "Trust a stale replica after every in-sync one was lost for good",
+		Long: `Makes the replica on SERVER the only in-sync one, although it may lack
+acknowledged writes. The last resort after every in-sync replica was lost for
+good; it says what is lost.`,
+		Example:           "  argon volume promote db s2 --accept-loss",
+		Args:              takes("NAME", "SERVER"),
+		ValidArgsFunction: a.complete(volumeNames, serverNames),
+	}
+	f := addFormat(cmd)
+	cmd.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false, "yes, acknowledged writes may be lost")
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		req.Volume, req.Server = args[0], args[1]
+		res, err := client.Call(ctx, c.Volumes.PromoteReplica, req)
+		if err != nil {
+			return err
+		}
+		if *f != formatTable {
+			return printData(a, *f, res)
+		}
+		fmt.Fprintf(a.out, "volume %s: the replica on %s is trusted now; lost: %s\n", req.GetVolume(), req.GetServer(), res.GetLost())
+		return nil
+	})
+	return cmd
+}
