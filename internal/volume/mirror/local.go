@@ -1,0 +1,102 @@
+package mirror
+
+import (
+	"errors"
+	"sync"
+)
+
+// Copy is a sealed session with a replica on this server. Its errors are those
+// of Message.Done. Safe for concurrent use on ranges that do not overlap.
+type Copy interface {
+	ReadAt(p []byte, off int64) error
+	WriteAt(p []byte, off int64, fua bool) error
+	Zero(off, n int64, fua bool) error
+	Trim(off, n int64, fua bool) error
+	Flush() error
+	BeginSync() (Info, error)
+	EndSync() error
+	Close(clean bool) error
+}
+
+const (
+	// localWorkers is how many operations on the local replica are under way
+	// at once: enough to keep a disk's queue filled.
+	localWorkers = 8
+	// localQueue has room for everything that a holder has in flight.
+	localQueue = 4 * maxInFlight
+)
+
+// localLink is a Link to a replica on this server, without a network.
+type localLink struct {
+	copy  Copy
+	queue chan *Message
+	wg    sync.WaitGroup
+	once  sync.Once
+	done  chan struct{}
+
+	mu     sync.Mutex
+	closed bool
+}
+
+// NewLocalLink makes a Link of a session on this server, which it owns.
+func NewLocalLink(c Copy) Link {
+	l := &localLink{copy: c, queue: make(chan *Message, localQueue), done: make(chan struct{})}
+	for range localWorkers {
+		l.wg.Go(l.work)
+	}
+	return l
+}
+
+func (l *localLink) Send(m *Message) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		l.wg.Go(func() { m.Done(Info{}, ErrSessionOver) })
+		return
+	}
+	l.queue <- m
+}
+
+func (l *localLink) Done() <-chan struct{} { return l.done }
+
+func (l *localLink) Close(clean bool) {
+	l.mu.Lock()
+	if !l.closed {
+		l.closed = true
+		close(l.queue)
+	}
+	l.mu.Unlock()
+	l.wg.Wait()
+	// What Close cannot make clean, the next opening finds out.
+	_ = l.copy.Close(clean)
+}
+
+func (l *localLink) work() {
+	for m := range l.queue {
+		info, err := l.do(m)
+		if errors.Is(err, ErrSessionOver) {
+			l.once.Do(func() { close(l.done) })
+		}
+		m.Done(info, err)
+	}
+}
+
+func (l *localLink) do(m *Message) (info Info, err error) {
+	switch m.Verb {
+	case VerbRead:
+		err = l.copy.ReadAt(m.Data, m.Off)
+	case VerbWrite:
+		err = l.copy.WriteAt(m.Data, m.Off, m.FUA)
+	case VerbZero:
+		err = l.copy.Zero(m.Off, m.Len, m.FUA)
+	case VerbTrim:
+		err = l.copy.Trim(m.Off, m.Len, m.FUA)
+	case VerbFlush:
+		err = l.copy.Flush()
+	case VerbBeginSync:
+		info, err = l.copy.BeginSync()
+	case VerbEndSync:
+		err = l.copy.EndSync()
+	}
+	return info, err
+}
