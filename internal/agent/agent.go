@@ -1,0 +1,270 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/hypervisor"
+)
+
+// Options are what an agent works with. All are required, except Tick.
+type Options struct {
+	ServerID string
+	Store    *catalog.Store
+	// View must be running.
+	View     *catalog.View
+	Gate     Gate
+	Volumes  Volumes
+	Replicas Replicas
+	Images   Images
+	Ports    Ports
+	Dirs     Dirs
+	Monitor  hypervisor.Monitor
+	Now      func() time.Time
+	// Tick bounds how long something waits that only time brings about, and
+	// is how often guests are asked how they do. 0: a second.
+	Tick time.Duration
+	Log  *slog.Logger
+}
+
+// Agent is a server's own loop. Its methods are safe for concurrent use.
+type Agent struct {
+	Options
+	// wake asks for a pass.
+	wake chan struct{}
+	wg   sync.WaitGroup
+
+	// mu guards what follows: all that is known of what is here.
+	mu       sync.Mutex
+	machines map[string]*machine
+	volumes  map[string]*volume
+	replicas map[string][]uint32 // by volume
+	images   map[string]bool
+	probe    *hypervisor.Probe
+	jobs     map[string]*job
+	retries  map[string]retry
+	// passed is closed at the end of each pass.
+	passed chan struct{}
+}
+
+// New makes an agent; Run runs it.
+func New(o Options) *Agent {
+	if o.Tick == 0 {
+		o.Tick = defaultTick
+	}
+	return &Agent{
+		Options:  o,
+		wake:     make(chan struct{}, 1),
+		machines: map[string]*machine{},
+		volumes:  map[string]*volume{},
+		replicas: map[string][]uint32{},
+		images:   map[string]bool{},
+		jobs:     map[string]*job{},
+		retries:  map[string]retry{},
+		passed:   make(chan struct{}),
+	}
+}
+
+// Run makes this server equal to the catalog until ctx ends, whose error it
+// returns. Guests go on running after it: the next run takes them up again.
+// Volumes are detached, which a guest sees as slow disks.
+func (a *Agent) Run(ctx context.Context) error {
+	if err := a.takeStock(ctx); err != nil {
+		return err
+	}
+	tick := time.NewTicker(a.Tick)
+	defer tick.Stop()
+	for {
+		changed := a.View.Changed()
+		if st := a.View.State(); st != nil {
+			a.pass(ctx, st)
+		}
+		select {
+		case <-ctx.Done():
+			a.wg.Wait()
+			a.detachAll(context.WithoutCancel(ctx))
+			return ctx.Err()
+		case <-changed:
+		case <-a.wake:
+		case <-tick.C:
+		}
+	}
+}
+
+// takeStock finds out what is here already. Nothing may be done before: a
+// guest that was not found might be started twice.
+func (a *Agent) takeStock(ctx context.Context) error {
+	for {
+		err := a.look(ctx)
+		if err == nil {
+			return nil
+		}
+		a.Log.Error("can't find out what runs and lies on this server; it is tried again", "err", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(a.Tick):
+		}
+	}
+}
+
+func (a *Agent) look(ctx context.Context) error {
+	guests, err := a.Monitor.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list guests: %w", err)
+	}
+	replicas, err := a.Replicas.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list replicas: %w", err)
+	}
+	images, err := a.Images.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, id := range guests {
+		machineID, placement, ok := parseGuestID(id)
+		if !ok {
+			a.Log.Error("a guest with a strange name runs here; it is left alone", "guest", id)
+			continue
+		}
+		m := a.machine(machineID)
+		m.guests[placement] = &guest{id: id, guestSeen: guestSeen{placement: placement}}
+	}
+	if replicas != nil {
+		a.replicas = replicas
+	}
+	for _, id := range images {
+		a.images[id] = true
+	}
+	return nil
+}
+
+// pass compares everything here with the records, and starts or cancels
+// steps.
+func (a *Agent) pass(ctx context.Context, st *catalog.State) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p := &plan{agent: a, st: st, now: a.Now(), allowed: a.Gate.Allowed(st.Revision), jobs: map[string]job{}}
+	p.planProbe()
+	p.planVolumes()
+	p.planMachines()
+	p.planReplicas()
+	p.planImages()
+	a.carryOut(ctx, p)
+	p.watchGuests(ctx)
+	p.watchAttachments(ctx)
+	close(a.passed)
+	a.passed = make(chan struct{})
+}
+
+// plan is one pass: what is known at its beginning, and the steps found.
+type plan struct {
+	agent   *Agent
+	st      *catalog.State
+	now     time.Time
+	allowed bool
+	jobs    map[string]job
+}
+
+// job is a step of one object. Two of the same key never run at once.
+type job struct {
+	// step names what is done; a running job whose object has another next
+	// step by now is cancelled, if it can be.
+	step string
+	// waits: it may wait for long and can be cancelled.
+	waits  bool
+	run    func(context.Context) error
+	cancel context.CancelFunc
+}
+
+// retry remembers the failures in a row of a key's jobs.
+type retry struct {
+	failures int
+	at       time.Time
+	err      error
+}
+
+func (p *plan) add(key string, j job) { p.jobs[key] = j }
+
+// carryOut starts the planned jobs that do not run yet, and cancels those that
+// run and are not planned any more.
+func (a *Agent) carryOut(ctx context.Context, p *plan) {
+	for key, running := range a.jobs {
+		if next, ok := p.jobs[key]; running.waits && (!ok || next.step != running.step) {
+			running.cancel()
+		}
+	}
+	for key, r := range a.retries {
+		if _, ok := p.jobs[key]; !ok && a.jobs[key] == nil && p.now.Sub(r.at) > longestPause {
+			delete(a.retries, key)
+		}
+	}
+	for key, j := range p.jobs {
+		if a.jobs[key] != nil || p.now.Before(a.retries[key].at) || ctx.Err() != nil {
+			continue
+		}
+		var jobCtx context.Context
+		jobCtx, j.cancel = context.WithCancel(ctx)
+		a.jobs[key] = &j
+		a.wg.Go(func() {
+			err := j.run(jobCtx)
+			cancelled := jobCtx.Err() != nil
+			j.cancel()
+			a.finish(key, j.step, err, cancelled)
+		})
+	}
+}
+
+// finish notes how a job ended. A failed one is tried again after a pause that
+// grows.
+func (a *Agent) finish(key, step string, err error, cancelled bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.jobs, key)
+	switch {
+	case err == nil || errors.Is(err, errOvertaken):
+		delete(a.retries, key)
+	case !cancelled:
+		r := retry{failures: a.retries[key].failures + 1, err: err}
+		r.at = a.Now().Add(pauseAfter(r.failures))
+		a.retries[key] = r
+		a.Log.Warn("a step failed; it is tried again", "object", key, "step", step, "failures", r.failures, "err", err)
+	}
+	a.nudge()
+}
+
+// nudge asks for a pass.
+func (a *Agent) nudge() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// errOvertaken: the record has changed since the decision; there is nothing
+// wrong, the next pass decides anew.
+var errOvertaken = errors.New("the record has changed meanwhile")
+
+// tell appends an event. A lost event is no reason to stop.
+func (a *Agent) tell(ctx context.Context, e *argonv1.Event) {
+	if e == nil {
+		return
+	}
+	e.ServerId = a.ServerID
+	if err := a.Store.Events.Append(ctx, e); err != nil {
+		a.Log.Warn("an event could not be recorded", "reason", e.GetReason(), "subject", e.GetSubjectName(), "err", err)
+	}
+}
+
+// serverName is what users call this server.
+func (p *plan) serverName() string {
+	return p.st.Servers[p.agent.ServerID].GetMeta().GetName()
+}

@@ -1,0 +1,162 @@
+package agent
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/hypervisor"
+)
+
+// This file decides what to do next with a machine: functions without effects.
+
+// GuestID names the guest that runs a machine for one placement.
+func GuestID(machineID string, placement uint64) string {
+	return machineID + "-" + strconv.FormatUint(placement, 10)
+}
+
+// parseGuestID is the reverse of GuestID.
+func parseGuestID(guestID string) (machineID string, placement uint64, ok bool) {
+	i := strings.LastIndexByte(guestID, '-')
+	if i <= 0 {
+		return "", 0, false
+	}
+	placement, err := strconv.ParseUint(guestID[i+1:], 10, 64)
+	return guestID[:i], placement, err == nil
+}
+
+// guestSeen is what is known of a guest on this server.
+type guestSeen struct {
+	placement uint64
+	// adopted: its monitor answers to us. Nothing can be asked of it before.
+	adopted bool
+	// exited: its process is gone; poweredOff: by its own will.
+	exited, poweredOff bool
+	status             hypervisor.Status
+	acceleration       hypervisor.Acceleration
+	// powerDownAt is when its power button was pressed; zero if not.
+	powerDownAt time.Time
+	resumedAt   time.Time
+}
+
+// machineSeen is what is known here of a machine.
+type machineSeen struct {
+	guests []guestSeen
+	disks  disksSeen
+	// retryAt and failure are set after a failed start or a crash.
+	retryAt time.Time
+	failure string
+}
+
+// disksSeen sums up the attachments of a machine's volumes on this server.
+type disksSeen struct {
+	// ready: all of them serve.
+	ready bool
+	// over says why one that the guest uses is over; empty if none is.
+	over string
+	// waits says what keeps them from being ready, or, with a guest, what
+	// keeps a request waiting; empty if nothing does.
+	waits string
+	// full: the wait is for room on a disk.
+	full bool
+	// held: at least one is attached.
+	held bool
+}
+
+// machineStep is what to do next with a machine.
+type machineStep uint8
+
+const (
+	rest machineStep = iota
+	// adopt takes up a guest that was found running.
+	adopt
+	start
+	pressPower
+	kill
+	resume
+	// reap forgets a guest whose process is gone, and what follows from the
+	// way it went.
+	reap
+)
+
+func (s machineStep) String() string {
+	return [...]string{"rest", "adopt", "start", "press power", "kill", "resume", "reap"}[s]
+}
+
+// belongs tells whether a machine is to be run by this server, as far as
+// places go.
+func belongs(m *argonv1.Machine, serverID string) bool {
+	return m != nil && m.GetServerId() == serverID && serverID != ""
+}
+
+// nextForMachine names a machine's next step, and the placement of the guest
+// it is about. m is nil when the catalog does not know the machine.
+func nextForMachine(m *argonv1.Machine, serverID string, seen machineSeen, allowed bool, now time.Time) (machineStep, uint64) {
+	for _, g := range seen.guests {
+		if step := nextForGuest(m, serverID, g, seen.disks, now); step != rest {
+			return step, g.placement
+		}
+	}
+	if len(seen.guests) > 0 || !allowed || now.Before(seen.retryAt) || !seen.disks.ready {
+		return rest, 0
+	}
+	if belongs(m, serverID) && m.GetWanted() == argonv1.Wanted_WANTED_RUNNING {
+		return start, m.GetPlacement()
+	}
+	return rest, 0
+}
+
+// nextForGuest decides about one guest. The order matters: whoever must not
+// run here is killed before anything else is asked.
+func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksSeen, now time.Time) machineStep {
+	current := belongs(m, serverID) && m.GetPlacement() == g.placement
+	switch {
+	case g.exited:
+		return reap
+	case !g.adopted:
+		return adopt
+	case !current, disks.over != "", g.status.State == hypervisor.ShutDown:
+		return kill
+	}
+	if m.GetWanted() != argonv1.Wanted_WANTED_RUNNING {
+		return nextForStop(m, g, now)
+	}
+	if standsStill(g) && (!disks.full || now.Sub(g.resumedAt) >= resumeEvery) && now.Sub(g.resumedAt) >= firstPause {
+		return resume
+	}
+	return rest
+}
+
+// nextForStop ends a guest: by its power button, and by force when told to or
+// when it takes too long.
+func nextForStop(m *argonv1.Machine, g guestSeen, now time.Time) machineStep {
+	limit := time.Duration(m.GetStopTimeoutSeconds()) * time.Second
+	if limit == 0 {
+		limit = defaultStopTimeout
+	}
+	switch {
+	case m.GetForceStop():
+		return kill
+	case g.powerDownAt.IsZero():
+		return pressPower
+	case now.Sub(g.powerDownAt) >= limit:
+		return kill
+	}
+	return rest
+}
+
+// standsStill tells whether a guest was stopped by an I/O error: its disk was
+// full. A guest that was paused by request stays so.
+func standsStill(g guestSeen) bool {
+	return g.status.State == hypervisor.Paused && g.status.Detail == "io-error"
+}
+
+// pauseAfter is how long to wait after so many failures in a row.
+func pauseAfter(failures int) time.Duration {
+	pause := firstPause
+	for range min(failures-1, 10) {
+		pause *= 2
+	}
+	return min(pause, longestPause)
+}

@@ -1,0 +1,439 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/hypervisor"
+)
+
+// This file carries out what machine.go and status.go decide.
+
+// machine is what is known here of a machine.
+type machine struct {
+	guests map[uint64]*guest // by placement
+	// crashes counts the guests in a row that went without being told to.
+	crashes   int
+	crashedAt time.Time
+	crash     string
+	// waitingSince is when a disk of the running guest was first seen not to
+	// serve; zero while all do.
+	waitingSince time.Time
+}
+
+// guest is one process that runs, or ran, a machine here.
+type guest struct {
+	id     string
+	handle hypervisor.Guest // nil until adopted
+	since  time.Time
+	// watched: a goroutine follows it.
+	watched bool
+	// killed: by us, so its end is no crash.
+	killed bool
+	guestSeen
+}
+
+// machine finds or makes the entry of a machine. The caller holds mu.
+func (a *Agent) machine(id string) *machine {
+	m := a.machines[id]
+	if m == nil {
+		m = &machine{guests: map[uint64]*guest{}}
+		a.machines[id] = m
+	}
+	return m
+}
+
+// ErrNotHere: the machine has no guest on this server.
+var ErrNotHere = errors.New("the machine does not run on this server")
+
+// Guest is the machine's guest on this server, for its console. ErrNotHere if
+// there is none.
+func (a *Agent) Guest(machineID string) (hypervisor.Guest, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if m := a.machines[machineID]; m != nil {
+		for _, g := range m.guests {
+			if g.adopted && !g.exited {
+				return g.handle, nil
+			}
+		}
+	}
+	return nil, ErrNotHere
+}
+
+// guestFates says for each machine that has guests here whether they may stay:
+// all are of the placement that the catalog shows.
+func (p *plan) guestFates() map[string]bool {
+	fates := map[string]bool{}
+	for id, local := range p.agent.machines {
+		m := p.st.Machines[id]
+		for placement := range local.guests {
+			stays := belongs(m, p.agent.ServerID) && m.GetPlacement() == placement
+			if before, ok := fates[id]; ok {
+				stays = stays && before
+			}
+			fates[id] = stays
+		}
+	}
+	return fates
+}
+
+func (p *plan) planMachines() {
+	a := p.agent
+	for id, m := range p.st.Machines {
+		if belongs(m, a.ServerID) {
+			a.machine(id)
+		}
+	}
+	for id, local := range a.machines {
+		m := p.st.Machines[id]
+		if len(local.guests) == 0 && !belongs(m, a.ServerID) {
+			delete(a.machines, id)
+			continue
+		}
+		p.planMachine(id, m, local)
+	}
+}
+
+func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
+	a, key := p.agent, "machine/"+id
+	seen := p.seeMachine(key, m, local)
+	if o, ok := observe(m, a.ServerID, seen, p.allowed); ok && a.differs(o, m, p.now) {
+		placement, name := m.GetPlacement(), p.serverName()
+		p.add("status/"+id, job{step: fmt.Sprint(o), run: func(ctx context.Context) error {
+			return a.report(ctx, id, placement, name, o)
+		}})
+	}
+	step, placement := nextForMachine(m, a.ServerID, seen, p.allowed, p.now)
+	g := local.guests[placement]
+	j := job{step: step.String() + " " + strconv.FormatUint(placement, 10)}
+	switch step {
+	case rest:
+		return
+	case adopt:
+		j.run = func(ctx context.Context) error { return a.adopt(ctx, id, m, g) }
+	case start:
+		j.waits, j.run = true, func(ctx context.Context) error { return a.start(ctx, m) }
+	case pressPower:
+		j.run = func(ctx context.Context) error { return a.pressPower(ctx, g) }
+	case kill:
+		why := seen.disks.over
+		j.run = func(ctx context.Context) error { return a.kill(ctx, m, g, why) }
+	case resume:
+		j.run = func(ctx context.Context) error { return a.resume(ctx, g) }
+	case reap:
+		allowed := p.allowed
+		j.run = func(ctx context.Context) error { return a.reap(ctx, m, g, allowed) }
+	}
+	p.add(key, j)
+}
+
+// seeMachine gathers what the decisions are made from.
+func (p *plan) seeMachine(key string, m *argonv1.Machine, local *machine) machineSeen {
+	var seen machineSeen
+	for _, g := range local.guests {
+		seen.guests = append(seen.guests, g.guestSeen)
+	}
+	seen.disks = p.seeDisks(m)
+	if _, err := p.agent.accelerates(); errors.Is(err, errNotProbed) && len(local.guests) == 0 {
+		seen.disks.ready, seen.disks.waits = false, cmp.Or(seen.disks.waits, err.Error())
+	}
+	switch {
+	case seen.disks.waits == "" || len(local.guests) == 0:
+		local.waitingSince = time.Time{}
+	case local.waitingSince.IsZero():
+		local.waitingSince = p.now
+	}
+	if len(local.guests) > 0 && !seen.disks.full && p.now.Sub(local.waitingSince) < patience {
+		seen.disks.waits = ""
+	}
+	if r := p.agent.retries[key]; r.err != nil {
+		seen.failure, seen.retryAt = r.err.Error(), r.at
+	}
+	if until := local.crashedAt.Add(pauseAfter(local.crashes)); local.crashes > 0 && p.now.Before(until) {
+		seen.failure, seen.retryAt = local.crash, until
+	}
+	if running := p.agent.jobs[key]; running != nil && running.waits {
+		seen.failure = "" // it is being started
+	}
+	return seen
+}
+
+// differs tells whether an observation would change the record.
+func (a *Agent) differs(o observation, m *argonv1.Machine, now time.Time) bool {
+	probe := &argonv1.Machine{Placement: m.GetPlacement(), Status: m.GetStatus()}
+	return o.apply(probe, a.ServerID, now)
+}
+
+// report writes an observation to the machine's record, if it is still about
+// the same placement, and tells of it.
+func (a *Agent) report(ctx context.Context, id string, placement uint64, serverName string, o observation) error {
+	var old *argonv1.MachineStatus
+	m, err := a.Store.Machines.Update(ctx, id, func(m *argonv1.Machine) error {
+		if !belongs(m, a.ServerID) || m.GetPlacement() != placement {
+			return errOvertaken
+		}
+		old = m.GetStatus()
+		if !o.apply(m, a.ServerID, a.Now()) {
+			return errOvertaken
+		}
+		return nil
+	})
+	if errors.Is(err, catalog.ErrNotFound) {
+		return errOvertaken
+	}
+	if err != nil {
+		return fmt.Errorf("report that the machine is %v: %w", o.state, err)
+	}
+	a.tell(ctx, tell(m, old, serverName))
+	return nil
+}
+
+// adopt takes up a guest that was found running.
+func (a *Agent) adopt(ctx context.Context, id string, m *argonv1.Machine, g *guest) error {
+	handle, err := a.Monitor.Adopt(ctx, g.id)
+	if errors.Is(err, os.ErrNotExist) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.machine(id).guests, g.placement)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("take up guest %s, which was found running: %w", g.id, err)
+	}
+	if m != nil {
+		if _, err := a.Ports.Open(ctx, m, g.id); err != nil {
+			a.Log.Warn("published ports do not lead to the guest", "machine", m.GetMeta().GetName(), "err", err)
+		}
+	}
+	a.take(g, handle)
+	return nil
+}
+
+// take makes a guest ours: the next pass begins to watch it.
+func (a *Agent) take(g *guest, handle hypervisor.Guest) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g.handle, g.adopted, g.since = handle, true, a.Now()
+	g.status = hypervisor.Status{State: hypervisor.Running}
+}
+
+// start starts the guest of a machine whose disks are all ready.
+func (a *Agent) start(ctx context.Context, m *argonv1.Machine) error {
+	id, placement := m.GetMeta().GetId(), m.GetPlacement()
+	probe, err := a.probed()
+	if err != nil {
+		return err
+	}
+	accel := probe.Acceleration
+	switch want := hypervisor.Acceleration(m.GetAcceleration()); {
+	case want == hypervisor.TCG:
+		accel = want
+	case want == hypervisor.KVM && accel != hypervisor.KVM:
+		return fmt.Errorf("the machine wants KVM, which this server can't give: %s", probe.Reason)
+	}
+	if err := a.announce(ctx, id, placement); err != nil {
+		return err
+	}
+	g := &guest{id: GuestID(id, placement), guestSeen: guestSeen{placement: placement, acceleration: accel}}
+	spec, err := a.spec(ctx, m, g)
+	if err == nil {
+		var handle hypervisor.Guest
+		if handle, err = a.Monitor.Start(ctx, spec); err == nil {
+			a.take(g, handle)
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			a.machine(id).guests[placement] = g
+			return nil
+		}
+	}
+	a.Ports.Close(g.id)
+	return fmt.Errorf("start the guest: %w", err)
+}
+
+// announce writes that the machine is being started, right before it is: so
+// the record never shows a run that is over as if it went on, and a machine
+// that was moved or stopped in the meantime is not started.
+func (a *Agent) announce(ctx context.Context, id string, placement uint64) error {
+	_, err := a.Store.Machines.Update(ctx, id, func(m *argonv1.Machine) error {
+		if !belongs(m, a.ServerID) || m.GetPlacement() != placement || m.GetWanted() != argonv1.Wanted_WANTED_RUNNING {
+			return errOvertaken
+		}
+		observation{state: stateStarting}.apply(m, a.ServerID, a.Now())
+		return nil
+	})
+	if errors.Is(err, catalog.ErrNotFound) {
+		return errOvertaken
+	}
+	if err != nil {
+		return fmt.Errorf("announce the start: %w", err)
+	}
+	return nil
+}
+
+// spec is what the machine's guest is made of.
+func (a *Agent) spec(ctx context.Context, m *argonv1.Machine, g *guest) (hypervisor.Spec, error) {
+	dir, err := a.Dirs.Make(g.id)
+	if err != nil {
+		return hypervisor.Spec{}, fmt.Errorf("make the guest's directory: %w", err)
+	}
+	ports, err := a.Ports.Open(ctx, m, g.id)
+	if err != nil {
+		return hypervisor.Spec{}, fmt.Errorf("open its published ports: %w", err)
+	}
+	spec := hypervisor.Spec{
+		ID: g.id, Name: m.GetMeta().GetName(), CPUs: int(m.GetCpus()), MemoryBytes: int64(m.GetMemoryBytes()),
+		Acceleration: g.acceleration, Ports: ports, Dir: dir,
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, id := range m.GetVolumeIds() {
+		v := a.volumes[id]
+		if v == nil || v.attachment == nil || v.attached.machineID != m.GetMeta().GetId() {
+			return hypervisor.Spec{}, errOvertaken
+		}
+		spec.Disks = append(spec.Disks, v.attachment.Disk())
+	}
+	return spec, nil
+}
+
+func (a *Agent) pressPower(ctx context.Context, g *guest) error {
+	if err := g.handle.PowerDown(ctx); err != nil {
+		return fmt.Errorf("press the power button: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g.powerDownAt = a.Now()
+	return nil
+}
+
+// kill ends a guest at once. diskOver says which disk it lost, if that is why.
+func (a *Agent) kill(ctx context.Context, m *argonv1.Machine, g *guest, diskOver string) error {
+	a.mu.Lock()
+	// One that has powered itself off already ended by its own will.
+	g.killed = g.status.State != hypervisor.ShutDown
+	a.mu.Unlock()
+	if err := g.handle.Kill(ctx); err != nil {
+		return fmt.Errorf("kill guest %s: %w", g.id, err)
+	}
+	if diskOver != "" && belongs(m, a.ServerID) && m.GetPlacement() == g.placement {
+		a.tell(ctx, machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-restarted", diskOver))
+	}
+	return nil
+}
+
+func (a *Agent) resume(ctx context.Context, g *guest) error {
+	a.mu.Lock()
+	g.resumedAt = a.Now()
+	a.mu.Unlock()
+	if err := g.handle.Resume(ctx); err != nil {
+		return fmt.Errorf("resume guest %s: %w", g.id, err)
+	}
+	return nil
+}
+
+// watchGuests begins to watch the guests that are ours and not watched yet.
+func (p *plan) watchGuests(ctx context.Context) {
+	for _, m := range p.agent.machines {
+		for _, g := range m.guests {
+			if g.adopted && !g.watched {
+				g.watched = true
+				p.agent.wg.Go(func() { p.agent.watch(ctx, g) })
+			}
+		}
+	}
+}
+
+// watch follows how a guest does until it is gone.
+func (a *Agent) watch(ctx context.Context, g *guest) {
+	tick := time.NewTicker(a.Tick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-g.handle.Done():
+			last, err := g.handle.Status(ctx)
+			a.note(func() {
+				g.exited = true
+				g.poweredOff = g.status.State == hypervisor.ShutDown || (err == nil && last.State == hypervisor.ShutDown)
+			})
+			return
+		case <-tick.C:
+			now, err := g.handle.Status(ctx)
+			if err == nil && now != g.status {
+				a.note(func() { g.status = now })
+			}
+		}
+	}
+}
+
+// note changes what is known of a guest.
+func (a *Agent) note(change func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	change()
+	a.nudge()
+}
+
+// reap forgets a guest whose process is gone. One that powered itself off by
+// its own will is wanted stopped from now on, as its user did not want it back
+// at once; one that just went is started again, after pauses that grow.
+func (a *Agent) reap(ctx context.Context, m *argonv1.Machine, g *guest, allowed bool) error {
+	byItself := belongs(m, a.ServerID) && m.GetPlacement() == g.placement &&
+		m.GetWanted() == argonv1.Wanted_WANTED_RUNNING && g.powerDownAt.IsZero() && !g.killed
+	var crash string
+	switch {
+	case byItself && g.poweredOff:
+		if err := a.stayOff(ctx, m); err != nil {
+			return err
+		}
+	case byItself && allowed:
+		crash = "the guest's process ended unexpectedly"
+		a.tell(ctx, machineEvent(m, argonv1.Severity_SEVERITY_ERROR, "machine-crashed", crash+"; it is started again"))
+	}
+	a.Ports.Close(g.id)
+	a.Dirs.Remove(g.id)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	machineID, _, _ := parseGuestID(g.id)
+	local := a.machine(machineID)
+	delete(local.guests, g.placement)
+	if a.Now().Sub(g.since) >= longRun || crash == "" {
+		local.crashes = 0
+	}
+	if crash != "" {
+		local.crashes++
+		local.crashedAt, local.crash = a.Now(), crash
+	}
+	return nil
+}
+
+// stayOff makes a guest's own power-off the machine's wanted state.
+func (a *Agent) stayOff(ctx context.Context, m *argonv1.Machine) error {
+	const why = "powered off from inside"
+	placement := m.GetPlacement()
+	_, err := a.Store.Machines.Update(ctx, m.GetMeta().GetId(), func(m *argonv1.Machine) error {
+		if !belongs(m, a.ServerID) || m.GetPlacement() != placement || m.GetWanted() != argonv1.Wanted_WANTED_RUNNING {
+			return errOvertaken
+		}
+		m.Wanted = argonv1.Wanted_WANTED_STOPPED
+		observation{state: stateStopping, reason: why}.apply(m, a.ServerID, a.Now())
+		return nil
+	})
+	if errors.Is(err, errOvertaken) || errors.Is(err, catalog.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("record that the guest powered itself off: %w", err)
+	}
+	a.tell(ctx, machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-powered-off", why))
+	return nil
+}

@@ -1,0 +1,144 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/hypervisor"
+)
+
+// Gate says whether this server may start workloads.
+type Gate interface {
+	// Allowed tells whether the server holds its lease now, and the catalog
+	// at this revision was read after that lease began. A server that was
+	// away must not act by what it knew before: its machines may run
+	// elsewhere.
+	Allowed(revision int64) bool
+}
+
+// ErrStartAfresh ends an attachment, or refuses one, when writes that the
+// running guest saw acknowledged, but never flushed, may be gone. The guest
+// must start again, as after a power cut.
+var ErrStartAfresh = errors.New("writes that were not flushed may be lost; the guest must start again")
+
+// Volumes attaches volumes on this server.
+type Volumes interface {
+	// Attach makes this server the volume's holder and serves the volume on
+	// a unix socket. It returns once the epoch is taken; the attachment
+	// serves when Ready is closed. ctx bounds only the taking.
+	Attach(ctx context.Context, req AttachRequest) (Attachment, error)
+}
+
+// AttachRequest says what to attach, and what that was decided by.
+type AttachRequest struct {
+	VolumeID string
+	// MachineID is empty for an attachment that is not for a machine.
+	MachineID string
+	// Epoch is the volume's at the decision. The compare-and-swap that takes
+	// the next one must fail if the record is in another epoch: somebody was
+	// faster, and it has to be decided anew whether to take it from them.
+	Epoch uint64
+	// GuestRuns: a guest that ran on this server's last attachment is still
+	// there. Attach, or the attachment later, ends in ErrStartAfresh if its
+	// disk may have gone back in time.
+	GuestRuns bool
+}
+
+// Attachment is a volume that this server holds. Safe for concurrent use.
+type Attachment interface {
+	// Disk is where it is served. The same volume has the same socket each
+	// time, so that a guest finds it again after the daemon was restarted.
+	Disk() hypervisor.Disk
+	// Ready is closed when it serves for the first time.
+	Ready() <-chan struct{}
+	// Done is closed when it is over: detached, deposed by a newer holder, or
+	// failed.
+	Done() <-chan struct{}
+	// Err is why it is over; nil after Detach.
+	Err() error
+	// Detach ends it clean: drained, flushed, marked clean. When ctx ends
+	// first it is abandoned.
+	Detach(ctx context.Context) error
+	// Abandon ends it at once, as a crash would.
+	Abandon()
+	Status() *argonv1.VolumeStatus
+}
+
+// Replicas keeps this server's copies of volumes.
+type Replicas interface {
+	// List names the replicas that lie here, whole: by volume, their ids.
+	List(ctx context.Context) (map[string][]uint32, error)
+	// Create makes one: whole or not at all. One that is here already stays
+	// as it is. It returns the replica's incarnation.
+	Create(ctx context.Context, req CreateReplica) (incarnation uint64, err error)
+	// Remove deletes one. That there is none is no error.
+	Remove(ctx context.Context, volumeID string, replicaID uint32) error
+}
+
+// CreateReplica describes a new replica.
+type CreateReplica struct {
+	VolumeID  string
+	ReplicaID uint32
+	SizeBytes uint64
+	// ImageID is what to fill it with, an image that lies here; empty: zeros.
+	ImageID string
+}
+
+// Images keeps this server's copies of images.
+type Images interface {
+	// List names the images that lie here whole, without those that are
+	// being imported and have no record yet.
+	List(ctx context.Context) ([]string, error)
+	// Fetch copies an image from one of the servers: whole and with the right
+	// checksum, or not at all.
+	Fetch(ctx context.Context, image *argonv1.Image, from []*argonv1.Server) error
+	// Remove deletes one. That there is none is no error.
+	Remove(ctx context.Context, imageID string) error
+}
+
+// Ports leads published ports to guests.
+type Ports interface {
+	// Open says which of this server's own ports a guest's published ports
+	// are forwarded from, and leads connections there from now on. Asked
+	// again for the same guest, also after a restart of the daemon, it says
+	// the same.
+	Open(ctx context.Context, m *argonv1.Machine, guestID string) ([]hypervisor.Port, error)
+	// Close ends that.
+	Close(guestID string)
+}
+
+// Dirs keeps the directories of guests.
+type Dirs interface {
+	// Make returns a guest's own directory, private and empty when new.
+	Make(guestID string) (string, error)
+	// Remove deletes it, if it is there.
+	Remove(guestID string)
+}
+
+// The times that an agent keeps.
+const (
+	// defaultTick bounds how long something waits that only time brings
+	// about; guests are asked how they do this often, too.
+	defaultTick = time.Second
+	// defaultStopTimeout is how long a guest has to power itself down.
+	defaultStopTimeout = 60 * time.Second
+	// longRun is how long a guest has to run for its earlier failures to be
+	// forgotten.
+	longRun = time.Minute
+	// firstPause and longestPause bound the growing pauses between attempts.
+	firstPause   = time.Second
+	longestPause = time.Minute
+	// patience is how long a guest's disk may not serve before its machine
+	// counts as paused: a replica that goes away is noticed within that time.
+	patience = 2 * time.Second
+	// detachTimeout is how long a volume may take to be flushed everywhere
+	// before it is given up unclean.
+	detachTimeout = 30 * time.Second
+	// shutdownTimeout is the same when the daemon ends.
+	shutdownTimeout = 5 * time.Second
+	// resumeEvery is how often a guest that stands still because of a full
+	// disk is tried again.
+	resumeEvery = 10 * time.Second
+)

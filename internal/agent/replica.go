@@ -1,0 +1,209 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+)
+
+// replicaStep is what to do next with a replica on this server.
+type replicaStep uint8
+
+const (
+	keep replicaStep = iota
+	// fetchImage asks for a copy of the volume's image on this server.
+	fetchImage
+	createReplica
+	removeReplica
+)
+
+func (s replicaStep) String() string {
+	return [...]string{"keep", "fetch image", "create", "remove"}[s]
+}
+
+// nextForReplica names a replica's next step, and the image to fill it with.
+// exists: it lies here. image is the volume's, nil if that was removed;
+// hasImage: it lies here, too.
+//
+// Before the first attachment a replica is made from the image and is then
+// equal to all others. Later it is made empty: the holder copies to it.
+func nextForReplica(v *argonv1.Volume, r *argonv1.Replica, exists bool, image *argonv1.Image, hasImage bool) (step replicaStep, imageID string) {
+	fresh := v.GetEpoch() == 0 && v.GetImageId() != ""
+	switch r.GetState() {
+	case argonv1.ReplicaState_REPLICA_STATE_REMOVING:
+		return removeReplica, ""
+	case argonv1.ReplicaState_REPLICA_STATE_CREATING:
+		switch {
+		case fresh && image == nil:
+			return keep, "" // nothing to fill it with; the controller knows
+		case fresh && !hasImage:
+			return fetchImage, v.GetImageId()
+		case fresh:
+			return createReplica, v.GetImageId()
+		}
+		return createReplica, ""
+	case argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC:
+		if !exists {
+			return createReplica, "" // its disk was replaced
+		}
+	}
+	return keep, ""
+}
+
+func (p *plan) planReplicas() {
+	a := p.agent
+	for id, v := range p.st.Volumes {
+		for _, r := range v.GetReplicas() {
+			if r.GetServerId() != a.ServerID {
+				continue
+			}
+			image := p.st.Images[v.GetImageId()]
+			exists := slices.Contains(a.replicas[id], r.GetId())
+			step, imageID := nextForReplica(v, r, exists, image, a.images[v.GetImageId()])
+			p.addReplica(step, v, r, imageID)
+		}
+	}
+}
+
+func (p *plan) addReplica(step replicaStep, v *argonv1.Volume, r *argonv1.Replica, imageID string) {
+	a := p.agent
+	j := job{step: step.String()}
+	switch step {
+	case keep:
+		return
+	case fetchImage:
+		j.run = func(ctx context.Context) error { return a.askForImage(ctx, imageID) }
+	case createReplica:
+		j.waits, j.run = true, func(ctx context.Context) error { return a.createReplica(ctx, v, r.GetId(), imageID) }
+	case removeReplica:
+		j.run = func(ctx context.Context) error { return a.removeReplica(ctx, v, r.GetId()) }
+	}
+	p.add(fmt.Sprintf("replica/%s/%d", v.GetMeta().GetId(), r.GetId()), j)
+}
+
+// askForImage records that this server needs an image; fetching it is the
+// image's own step.
+func (a *Agent) askForImage(ctx context.Context, imageID string) error {
+	_, err := a.Store.Images.Update(ctx, imageID, func(i *argonv1.Image) error {
+		if copyOn(i, a.ServerID) != nil {
+			return errOvertaken
+		}
+		i.Copies = append(i.Copies, &argonv1.ImageCopy{ServerId: a.ServerID})
+		return nil
+	})
+	if errors.Is(err, catalog.ErrNotFound) {
+		return errOvertaken
+	}
+	if err != nil {
+		return fmt.Errorf("ask for a copy of the image: %w", err)
+	}
+	return nil
+}
+
+func (a *Agent) createReplica(ctx context.Context, v *argonv1.Volume, replicaID uint32, imageID string) error {
+	volumeID := v.GetMeta().GetId()
+	incarnation, err := a.Replicas.Create(ctx, CreateReplica{
+		VolumeID: volumeID, ReplicaID: replicaID, SizeBytes: v.GetSizeBytes(), ImageID: imageID,
+	})
+	if err != nil {
+		err = fmt.Errorf("make replica %d: %w", replicaID, err)
+		a.explain(ctx, v, replicaID, err.Error())
+		return err
+	}
+	a.mu.Lock()
+	if !slices.Contains(a.replicas[volumeID], replicaID) {
+		a.replicas[volumeID] = append(a.replicas[volumeID], replicaID)
+	}
+	a.mu.Unlock()
+	return a.enlist(ctx, v, replicaID, incarnation)
+}
+
+// enlist records that a replica has been made. As long as nobody ever attached
+// the volume, it equals all others; the compare-and-swap makes sure of that,
+// since attaching takes the first epoch. After that it is behind.
+func (a *Agent) enlist(ctx context.Context, v *argonv1.Volume, replicaID uint32, incarnation uint64) error {
+	_, err := a.updateReplica(ctx, v, replicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
+		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_CREATING {
+			return errOvertaken
+		}
+		r.State, r.Reason = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, "new: it is copied to next"
+		if v.GetEpoch() == 0 {
+			r.State, r.Reason = argonv1.ReplicaState_REPLICA_STATE_IN_SYNC, ""
+		}
+		r.Incarnation, r.Since = incarnation, timestamppb.New(a.Now())
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("record replica %d: %w", replicaID, err)
+	}
+	a.tell(ctx, volumeEvent(v, argonv1.Severity_SEVERITY_INFO, "replica-created", fmt.Sprintf("replica %d was made", replicaID)))
+	return nil
+}
+
+// explain records why a replica can't be made, once.
+func (a *Agent) explain(ctx context.Context, v *argonv1.Volume, replicaID uint32, why string) {
+	_, err := a.updateReplica(ctx, v, replicaID, func(_ *argonv1.Volume, r *argonv1.Replica) error {
+		if r.GetReason() == why {
+			return errOvertaken
+		}
+		r.Reason = why
+		return nil
+	})
+	switch {
+	case errors.Is(err, errOvertaken):
+	case err != nil:
+		a.Log.Warn("the record does not say why a replica can't be made", "volume", v.GetMeta().GetName(), "replica", replicaID, "err", err)
+	default:
+		a.tell(ctx, volumeEvent(v, argonv1.Severity_SEVERITY_ERROR, "replica-failed", why))
+	}
+}
+
+func (a *Agent) removeReplica(ctx context.Context, v *argonv1.Volume, replicaID uint32) error {
+	volumeID := v.GetMeta().GetId()
+	if err := a.Replicas.Remove(ctx, volumeID, replicaID); err != nil {
+		return fmt.Errorf("delete replica %d: %w", replicaID, err)
+	}
+	a.mu.Lock()
+	a.replicas[volumeID] = slices.DeleteFunc(a.replicas[volumeID], func(id uint32) bool { return id == replicaID })
+	a.mu.Unlock()
+	_, err := a.updateReplica(ctx, v, replicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
+		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_REMOVING {
+			return errOvertaken
+		}
+		v.Replicas = slices.DeleteFunc(v.Replicas, func(o *argonv1.Replica) bool { return o == r })
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("take deleted replica %d off the record: %w", replicaID, err)
+	}
+	return nil
+}
+
+// updateReplica changes this server's replica in the volume's record.
+func (a *Agent) updateReplica(ctx context.Context, v *argonv1.Volume, replicaID uint32, change func(*argonv1.Volume, *argonv1.Replica) error) (*argonv1.Volume, error) {
+	v, err := a.Store.Volumes.Update(ctx, v.GetMeta().GetId(), func(v *argonv1.Volume) error {
+		for _, r := range v.GetReplicas() {
+			if r.GetId() == replicaID && r.GetServerId() == a.ServerID {
+				return change(v, r)
+			}
+		}
+		return errOvertaken
+	})
+	if errors.Is(err, catalog.ErrNotFound) {
+		return nil, errOvertaken
+	}
+	return v, err
+}
+
+func volumeEvent(v *argonv1.Volume, severity argonv1.Severity, reason, message string) *argonv1.Event {
+	return &argonv1.Event{
+		Severity: severity, Kind: "volume", SubjectId: v.GetMeta().GetId(), SubjectName: v.GetMeta().GetName(),
+		Reason: reason, Message: message,
+	}
+}

@@ -1,0 +1,351 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/hypervisor"
+)
+
+// This file carries out what volume.go decides.
+
+// volume is what is known here of a volume's attachment.
+type volume struct {
+	attached   demand
+	attachment Attachment // nil if not attached
+	watched    bool
+	// why it is not attached although it should be.
+	why string
+	// afresh: attaching it again was refused because the running guest must
+	// end first.
+	afresh      bool
+	connections int
+	// reported is when its status was written down last.
+	reported time.Time
+}
+
+// volume finds or makes the entry of a volume. The caller holds mu.
+func (a *Agent) volume(id string) *volume {
+	v := a.volumes[id]
+	if v == nil {
+		v = &volume{}
+		a.volumes[id] = v
+	}
+	return v
+}
+
+func (v *volume) see() volumeSeen {
+	return volumeSeen{attached: v.attached, connections: v.connections, over: v.attachment != nil && closed(v.attachment.Done())}
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+func (p *plan) planVolumes() {
+	a := p.agent
+	guests := p.guestFates()
+	for id := range p.st.Volumes {
+		a.volume(id)
+	}
+	for id, local := range a.volumes {
+		v := p.st.Volumes[id]
+		if v == nil && local.attachment == nil && local.connections == 0 {
+			delete(a.volumes, id)
+			continue
+		}
+		p.planVolume(id, v, local, guests)
+	}
+}
+
+func (p *plan) planVolume(id string, v *argonv1.Volume, local *volume, guests map[string]bool) {
+	a, key := p.agent, "volume/"+id
+	seen := local.see()
+	want := demandFor(p.st, v, a.ServerID, seen, guests)
+	var step volumeStep
+	step, local.why = nextForVolume(p.st, v, a.ServerID, seen, want, guests, p.allowed)
+	j := job{step: fmt.Sprint(step, want)}
+	switch step {
+	case leave:
+		if local.attachment != nil {
+			p.reportVolume(id, local)
+		}
+		return
+	case attach:
+		if local.afresh && want.guestRuns {
+			return // the guest is killed first
+		}
+		if r := a.retries[key]; r.err != nil {
+			local.why = r.err.Error()
+		}
+		local.afresh = false
+		req := AttachRequest{VolumeID: id, MachineID: want.machineID, Epoch: v.GetEpoch(), GuestRuns: want.guestRuns}
+		j.waits, j.run = true, func(ctx context.Context) error { return a.attach(ctx, req, want) }
+	case detach:
+		j.run = func(ctx context.Context) error { return a.detach(ctx, id, local) }
+	case drop:
+		j.run = func(ctx context.Context) error { return a.drop(ctx, id, local) }
+	}
+	p.add(key, j)
+}
+
+func (a *Agent) attach(ctx context.Context, req AttachRequest, want demand) error {
+	attachment, err := a.Volumes.Attach(ctx, req)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	local := a.volume(req.VolumeID)
+	if err != nil {
+		local.afresh = errors.Is(err, ErrStartAfresh)
+		return fmt.Errorf("attach the volume: %w", err)
+	}
+	local.attachment, local.attached = attachment, want
+	local.watched, local.reported = false, time.Time{}
+	return nil
+}
+
+// detach ends an attachment clean. If that takes too long, because replicas do
+// not answer, it ends unclean, and whoever attaches next finds out what is
+// equal.
+func (a *Agent) detach(ctx context.Context, id string, local *volume) error {
+	limited, cancel := context.WithTimeout(ctx, detachTimeout)
+	defer cancel()
+	err := local.attachment.Detach(limited)
+	a.forget(ctx, id, local)
+	if err != nil {
+		a.Log.Warn("a volume was not detached clean", "volume", id, "err", err)
+	}
+	return nil
+}
+
+// drop forgets an attachment that is over.
+func (a *Agent) drop(ctx context.Context, id string, local *volume) error {
+	err := local.attachment.Err()
+	local.attachment.Abandon()
+	a.forget(ctx, id, local)
+	if err != nil {
+		a.Log.Warn("a volume's attachment has ended", "volume", id, "err", err)
+	}
+	return nil
+}
+
+// forget takes an attachment that is over off the books.
+func (a *Agent) forget(ctx context.Context, id string, local *volume) {
+	a.mu.Lock()
+	local.attachment, local.attached = nil, demand{}
+	a.mu.Unlock()
+	if err := a.Store.PutVolumeStatus(ctx, &argonv1.VolumeStatus{VolumeId: id, Updated: timestamppb.New(a.Now())}); err != nil {
+		a.Log.Debug("a volume's status could not be written", "volume", id, "err", err)
+	}
+}
+
+// detachAll ends all attachments at the end of the daemon, so that the next
+// run need not copy anything. Guests that go on wait for it.
+func (a *Agent) detachAll(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, shutdownTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	a.mu.Lock()
+	for id, v := range a.volumes {
+		if attachment := v.attachment; attachment != nil {
+			wg.Go(func() {
+				if err := attachment.Detach(ctx); err != nil {
+					a.Log.Warn("a volume was not detached clean", "volume", id, "err", err)
+				}
+			})
+		}
+	}
+	a.mu.Unlock()
+	wg.Wait()
+}
+
+// watchAttachments asks for a pass when an attachment serves or is over.
+func (p *plan) watchAttachments(ctx context.Context) {
+	a := p.agent
+	for _, v := range a.volumes {
+		if v.attachment == nil || v.watched {
+			continue
+		}
+		v.watched = true
+		attachment := v.attachment
+		a.wg.Go(func() {
+			ready := attachment.Ready()
+			for {
+				select {
+				case <-ready:
+					ready = nil
+				case <-attachment.Done():
+					a.nudge()
+					return
+				case <-ctx.Done():
+					return
+				}
+				a.nudge()
+			}
+		})
+	}
+}
+
+// seeDisks sums up the attachments that a machine's guest needs or uses.
+func (p *plan) seeDisks(m *argonv1.Machine) disksSeen {
+	a, seen := p.agent, disksSeen{ready: true}
+	wait := func(why string) {
+		seen.ready = false
+		seen.waits = cmp.Or(seen.waits, why)
+	}
+	for _, id := range m.GetVolumeIds() {
+		v := a.volumes[id]
+		name := cmp.Or(p.st.Volumes[id].GetMeta().GetName(), id)
+		switch {
+		case v == nil:
+			wait(fmt.Sprintf("volume %s does not exist any more", name))
+		case v.attached.use != forMachine || v.attached.machineID != m.GetMeta().GetId():
+			if v.afresh {
+				seen.over = ErrStartAfresh.Error()
+			}
+			wait(cmp.Or(v.why, fmt.Sprintf("volume %s is being attached", name)))
+		case closed(v.attachment.Done()):
+			seen.held = true
+			seen.over = fmt.Sprintf("volume %s: %v", name, cmp.Or(v.attachment.Err(), errEnded))
+			wait(seen.over)
+		default:
+			seen.held = true
+			seeService(&seen, name, v.attachment, wait)
+		}
+	}
+	return seen
+}
+
+var errEnded = errors.New("the attachment has ended")
+
+// seeService looks at an attachment that is not over.
+func seeService(seen *disksSeen, name string, attachment Attachment, wait func(string)) {
+	st := attachment.Status()
+	switch {
+	case st.GetCondition() == "full":
+		seen.full = true
+		wait(fmt.Sprintf("volume %s is full: %s", name, st.GetDetail()))
+	case st.GetCondition() == "waiting" || !closed(attachment.Ready()):
+		wait(fmt.Sprintf("volume %s waits %s", name, st.GetDetail()))
+	}
+}
+
+// progressEvery is how often the progress of a copy is written down.
+const progressEvery = 3 * time.Second
+
+// reportVolume writes down what the holder sees, when it has changed.
+func (p *plan) reportVolume(id string, local *volume) {
+	a := p.agent
+	now := local.attachment.Status()
+	now.VolumeId = id
+	old := p.st.VolumeStatus[id]
+	now.Updated = old.GetUpdated()
+	if proto.Equal(old, now) {
+		return
+	}
+	onlyProgress := old.GetCondition() == now.GetCondition() && len(old.GetResyncs()) == len(now.GetResyncs())
+	if onlyProgress && p.now.Sub(local.reported) < progressEvery {
+		return
+	}
+	now.Updated = timestamppb.New(p.now)
+	p.add("volume-status/"+id, job{step: "report", run: func(ctx context.Context) error {
+		a.mu.Lock()
+		local.reported = a.Now()
+		a.mu.Unlock()
+		if err := a.Store.PutVolumeStatus(ctx, now); err != nil {
+			return fmt.Errorf("report the volume's status: %w", err)
+		}
+		return nil
+	}})
+}
+
+// Connection is a volume that a user has attached on this server.
+type Connection struct {
+	agent      *Agent
+	id         string
+	attachment Attachment
+	once       sync.Once
+}
+
+// Disk is where the volume is served.
+func (c *Connection) Disk() hypervisor.Disk { return c.attachment.Disk() }
+
+// Done is closed when the attachment is over.
+func (c *Connection) Done() <-chan struct{} { return c.attachment.Done() }
+
+// Err is why it is over.
+func (c *Connection) Err() error { return c.attachment.Err() }
+
+// Close ends the connection; the volume is detached once nobody uses it.
+func (c *Connection) Close() {
+	c.once.Do(func() {
+		c.agent.mu.Lock()
+		defer c.agent.mu.Unlock()
+		c.agent.volume(c.id).connections--
+		c.agent.nudge()
+	})
+}
+
+// Connect attaches a volume on this server for a user and returns once it
+// serves. Several users may have it connected here at once. It fails when a
+// machine or another server uses the volume.
+func (a *Agent) Connect(ctx context.Context, volumeID string) (*Connection, error) {
+	a.mu.Lock()
+	a.volume(volumeID).connections++
+	a.mu.Unlock()
+	c := &Connection{agent: a, id: volumeID}
+	a.nudge()
+	for {
+		a.mu.Lock()
+		passed := a.passed
+		ready, err := a.connected(c)
+		a.mu.Unlock()
+		if err == nil && closed(ready) {
+			return c, nil
+		}
+		if err != nil {
+			c.Close()
+			return nil, err
+		}
+		select {
+		case <-passed:
+		case <-ready:
+		case <-ctx.Done():
+			c.Close()
+			return nil, fmt.Errorf("connect volume: %w", ctx.Err())
+		}
+	}
+}
+
+// connected looks whether a connection has its attachment. The channel is
+// closed when it serves.
+func (a *Agent) connected(c *Connection) (ready <-chan struct{}, err error) {
+	st := a.View.State()
+	v, local := st.Volumes[c.id], a.volume(c.id)
+	switch {
+	case v == nil:
+		return nil, fmt.Errorf("connect volume %s: %w", c.id, catalog.ErrNotFound)
+	case inUse(st, v):
+		return nil, fmt.Errorf("volume %s is used by machine %s: stop the machine first",
+			v.GetMeta().GetName(), machinesOf(st, c.id)[0].GetMeta().GetName())
+	case local.why != "":
+		return nil, errors.New(local.why)
+	case local.attachment == nil:
+		return nil, nil
+	}
+	c.attachment = local.attachment
+	return c.attachment.Ready(), nil
+}

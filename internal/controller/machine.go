@@ -1,0 +1,175 @@
+package controller
+
+import (
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/placement"
+)
+
+// machine sees to it that a machine that should run has a server, and that
+// one that should not gives its server back.
+func (p *planner) machine(m *argonv1.Machine) {
+	switch m.GetWanted() {
+	case argonv1.Wanted_WANTED_REMOVED:
+		if p.atRest(m) {
+			p.removeMachine(m)
+		}
+	case argonv1.Wanted_WANTED_STOPPED:
+		if p.atRest(m) {
+			p.unplace(m)
+		}
+	case argonv1.Wanted_WANTED_RUNNING:
+		if m.GetServerId() == "" || p.lost(m.GetServerId()) {
+			p.place(m)
+		}
+	}
+}
+
+// atRest tells whether nothing of the machine can run: it has no server, its
+// server is lost, or the agent there says that this placement has stopped.
+func (p *planner) atRest(m *argonv1.Machine) bool {
+	if m.GetServerId() == "" || p.lost(m.GetServerId()) {
+		return true
+	}
+	s := m.GetStatus()
+	return s.GetState() == argonv1.MachineState_MACHINE_STATE_STOPPED &&
+		s.GetServerId() == m.GetServerId() && s.GetPlacement() == m.GetPlacement()
+}
+
+func (p *planner) removeMachine(m *argonv1.Machine) {
+	delete(p.st.Machines, m.GetMeta().GetId())
+	p.act(Action{
+		Why:    fmt.Sprintf("machine %s is removed", m.GetMeta().GetName()),
+		Delete: []proto.Message{m},
+		Events: []*argonv1.Event{machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-removed", "removed")},
+	})
+}
+
+// unplace takes a stopped machine off its server, so that others may have the
+// memory.
+func (p *planner) unplace(m *argonv1.Machine) {
+	next := proto.CloneOf(m)
+	reason := m.GetStatus().GetReason()
+	if m.GetServerId() != "" && p.lost(m.GetServerId()) {
+		reason = fmt.Sprintf("its server %s was lost", p.name(m.GetServerId()))
+	}
+	next.ServerId = ""
+	p.setStatus(next, argonv1.MachineState_MACHINE_STATE_STOPPED, reason)
+	p.putMachine(m, next, "is stopped and gives its server back")
+}
+
+// place finds a server for a machine that has none, or whose server is lost.
+func (p *planner) place(m *argonv1.Machine) {
+	next := proto.CloneOf(m)
+	var events []*argonv1.Event
+	prefix := ""
+	if m.GetServerId() != "" {
+		prefix = fmt.Sprintf("server %s is lost", p.name(m.GetServerId()))
+		if !strings.HasPrefix(m.GetStatus().GetReason(), prefix) {
+			events = append(events, machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-lost", prefix))
+		}
+	}
+	if waits := p.waitsForDisk(m); waits != "" {
+		p.setStatus(next, argonv1.MachineState_MACHINE_STATE_PENDING, join(prefix, waits))
+		p.putMachine(m, next, "waits: "+waits, events...)
+		return
+	}
+	serverID, err := placement.PlaceMachine(p.st, m)
+	if err != nil {
+		p.setStatus(next, argonv1.MachineState_MACHINE_STATE_PENDING, join(prefix, err.Error()))
+		events = append(events, machineEvent(m, argonv1.Severity_SEVERITY_ERROR, "machine-unplaceable", err.Error()))
+		p.putMachine(m, next, "has no server: "+err.Error(), events...)
+		return
+	}
+	next.ServerId = serverID
+	next.Placement++
+	to := "starting on " + p.name(serverID)
+	p.setStatus(next, argonv1.MachineState_MACHINE_STATE_PENDING, join(prefix, to))
+	events = append(events, machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-placed", to))
+	p.putMachine(m, next, "is placed on "+p.name(serverID), events...)
+}
+
+// waitsForDisk says which of the machine's volumes no server could serve now;
+// empty if none. There is no use in moving a machine away from its data.
+func (p *planner) waitsForDisk(m *argonv1.Machine) string {
+	for _, id := range m.GetVolumeIds() {
+		v := p.st.Volumes[id]
+		var inSync, alive int
+		var away []string
+		for _, r := range v.GetReplicas() {
+			if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_IN_SYNC {
+				continue
+			}
+			inSync++
+			if placement.Alive(p.st, r.GetServerId()) {
+				alive++
+			} else {
+				away = append(away, p.name(r.GetServerId()))
+			}
+		}
+		name := v.GetMeta().GetName()
+		switch {
+		case v == nil:
+			return fmt.Sprintf("its volume %s does not exist any more", id)
+		case v.GetRemoving():
+			return fmt.Sprintf("its volume %s is being removed", name)
+		case inSync == 0 && v.GetEpoch() == 0:
+			return fmt.Sprintf("its volume %s is still being made", name)
+		case inSync == 0:
+			return fmt.Sprintf("its volume %s has no replica in sync: see `argon volume show %s`", name, name)
+		case alive == 0:
+			return fmt.Sprintf("its volume %s is in sync only on %s: start that server", name, strings.Join(away, ", "))
+		}
+	}
+	return ""
+}
+
+// putMachine plans the change from old to next, if there is one. Its events
+// are told with the change only, so what stays the same is not told twice.
+func (p *planner) putMachine(old, next *argonv1.Machine, what string, events ...*argonv1.Event) {
+	if proto.Equal(old, next) {
+		return
+	}
+	p.st.Machines[next.GetMeta().GetId()] = next
+	p.act(Action{
+		Why:    fmt.Sprintf("machine %s %s", next.GetMeta().GetName(), what),
+		Put:    []proto.Message{next},
+		Events: events,
+	})
+}
+
+// setStatus describes a machine that runs nowhere. What stays the same keeps
+// its time.
+func (p *planner) setStatus(m *argonv1.Machine, state argonv1.MachineState, reason string) {
+	old := m.GetStatus()
+	next := &argonv1.MachineStatus{
+		State: state, Reason: reason, ServerId: m.GetServerId(), Placement: m.GetPlacement(),
+		Starts: old.GetStarts(), Since: timestamppb.New(p.now),
+	}
+	if old.GetState() == state && old.GetServerId() == next.GetServerId() && old.GetPlacement() == next.GetPlacement() {
+		next.Since = old.GetSince()
+	}
+	m.Status = next
+}
+
+func machineEvent(m *argonv1.Machine, severity argonv1.Severity, reason, message string) *argonv1.Event {
+	return &argonv1.Event{
+		Severity: severity, Kind: "machine", SubjectId: m.GetMeta().GetId(), SubjectName: m.GetMeta().GetName(),
+		Reason: reason, Message: message,
+	}
+}
+
+func join(parts ...string) string {
+	var said []string
+	for _, s := range parts {
+		if s != "" {
+			said = append(said, s)
+		}
+	}
+	return strings.Join(said, "; ")
+}
