@@ -89,6 +89,7 @@ func describeCompletion(root *cobra.Command) {
 			cmd.Example = "  argon help machine create"
 		case "completion":
 			cmd.Example = "  source <(argon completion bash)"
+			cmd.Args, cmd.RunE = noArgs, needsCommand
 			for _, shell := range cmd.Commands() {
 				shell.Example = "  argon completion " + shell.Name()
 			}

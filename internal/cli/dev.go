@@ -292,7 +292,7 @@ func (a *app) devLinkCommand(find findCluster, use, short, example string,
 	return &cobra.Command{
 		Use:     use + " NAME [NAME]",
 		Short:   short,
-		Long:    short + ". Needs a cluster that was started with --netns.",
+		Long:    short + ".\nNeeds a cluster that was started with --netns.",
 		Example: example,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 2 && args[0] == args[1] {

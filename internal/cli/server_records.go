@@ -61,7 +61,7 @@ func (a *app) serverRemoveCommand() *cobra.Command {
 		Use:   "rm NAME...",
 		Short: "Remove servers from the cluster",
 		Long: `Removes servers from the cluster. Refused while one runs machines or holds the
-only in-sync replica of a volume, unless it is lost for good and --force is given.`,
+only in-sync replica of a volume, unless it is lost and --force is given.`,
 		Example: `  argon server rm s4
   argon server rm s4 --force   # it burned down`,
 		Args:              takesSome("NAME"),

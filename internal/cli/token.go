@@ -28,7 +28,7 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Make a token that lets one server join",
-		Long:  "Makes a token that lets one server join, once, until it expires. It is shown only now.",
+		Long:  "Makes a token that lets one server join, once, until it expires.\nIt is shown only now.",
 		Example: `  argon token create
   argon token create --ttl 10m`,
 		Args: noArgs,
