@@ -98,7 +98,7 @@ func (p *plan) planVolume(id string, v *argonv1.Volume, local *volume, guests ma
 	case detach:
 		j.run = func(ctx context.Context) error { return a.detach(ctx, id, local) }
 	case drop:
-		j.run = func(ctx context.Context) error { return a.drop(ctx, id, local) }
+		j.run = func(context.Context) error { return a.drop(id, local) }
 	}
 	p.add(key, j)
 }
@@ -124,7 +124,7 @@ func (a *Agent) detach(ctx context.Context, id string, local *volume) error {
 	limited, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	err := local.attachment.Detach(limited)
-	a.forget(ctx, id, local)
+	a.forget(local)
 	if err != nil {
 		a.Log.Warn("a volume was not detached clean", "volume", id, "err", err)
 	}
@@ -132,24 +132,22 @@ func (a *Agent) detach(ctx context.Context, id string, local *volume) error {
 }
 
 // drop forgets an attachment that is over.
-func (a *Agent) drop(ctx context.Context, id string, local *volume) error {
+func (a *Agent) drop(id string, local *volume) error {
 	err := local.attachment.Err()
 	local.attachment.Abandon()
-	a.forget(ctx, id, local)
+	a.forget(local)
 	if err != nil {
 		a.Log.Warn("a volume's attachment has ended", "volume", id, "err", err)
 	}
 	return nil
 }
 
-// forget takes an attachment that is over off the books.
-func (a *Agent) forget(ctx context.Context, id string, local *volume) {
+// forget takes an attachment that is over off the books. The leader clears its
+// status.
+func (a *Agent) forget(local *volume) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	local.attachment, local.attached = nil, demand{}
-	a.mu.Unlock()
-	if err := a.Store.PutVolumeStatus(ctx, &argonv1.VolumeStatus{VolumeId: id, Updated: timestamppb.New(a.Now())}); err != nil {
-		a.Log.Debug("a volume's status could not be written", "volume", id, "err", err)
-	}
 }
 
 // detachAll ends all attachments at the end of the daemon, so that the next

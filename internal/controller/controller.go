@@ -94,6 +94,11 @@ func (o Options) do(ctx context.Context, a Action) error {
 		}
 		o.Log.Info(a.Why)
 	}
+	if a.ClearStatus != "" {
+		if err := o.Store.DeleteVolumeStatus(ctx, a.ClearStatus); err != nil {
+			return fmt.Errorf("%s: %w", a.Why, err)
+		}
+	}
 	for _, e := range a.Events {
 		e.ServerId = o.ServerID
 		if err := o.Store.Events.Append(ctx, e); err != nil {

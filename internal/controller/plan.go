@@ -20,6 +20,8 @@ type Action struct {
 	Why string
 	// Put and Delete are records at the revision they were planned from.
 	Put, Delete []proto.Message
+	// ClearStatus is a volume whose status is to be forgotten.
+	ClearStatus string
 	// Events are told once the change is made.
 	Events []*argonv1.Event
 	// OnlyNews: an action that changes nothing and tells its event only if
@@ -39,6 +41,9 @@ func Plan(st *catalog.State, now time.Time, seen Absences) []Action {
 	}
 	for _, id := range sortedKeys(st.Volumes) {
 		p.volume(st.Volumes[id])
+	}
+	for _, id := range sortedKeys(st.VolumeStatus) {
+		p.status(id)
 	}
 	for _, id := range sortedKeys(st.Images) {
 		p.image(st.Images[id])

@@ -48,6 +48,13 @@ func (p *planner) volume(v *argonv1.Volume) {
 	})
 }
 
+// status clears what a holder said of a volume that nobody has attached now.
+func (p *planner) status(volumeID string) {
+	if v := p.st.Volumes[volumeID]; v.GetAttachment() == nil {
+		p.act(Action{Why: "the status of a volume that is not attached is cleared", ClearStatus: volumeID})
+	}
+}
+
 // emptyVolume asks every server to delete its replica. It reports false while
 // somebody who lives still has the volume attached.
 func (p *planner) emptyVolume(v *argonv1.Volume) bool {
@@ -65,14 +72,10 @@ func (p *planner) emptyVolume(v *argonv1.Volume) bool {
 }
 
 func (p *planner) deleteVolume(v *argonv1.Volume) {
-	gone := []proto.Message{v}
-	if s := p.st.VolumeStatus[v.GetMeta().GetId()]; s != nil {
-		gone = append(gone, s)
-	}
 	delete(p.st.Volumes, v.GetMeta().GetId())
 	p.act(Action{
 		Why:    fmt.Sprintf("volume %s is removed", v.GetMeta().GetName()),
-		Delete: gone,
+		Delete: []proto.Message{v},
 		Events: []*argonv1.Event{volumeEvent(v, argonv1.Severity_SEVERITY_INFO, "volume-removed", "removed")},
 	})
 }

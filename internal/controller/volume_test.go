@@ -215,8 +215,8 @@ func TestVolumeIsRemovedOnceAllReplicasAre(t *testing.T) {
 	f.volume("v", 2).Removing = true
 	f.VolumeStatus["v"] = &argonv1.VolumeStatus{VolumeId: "v"}
 	actions := f.plan(time.Minute)
-	if len(actions) != 1 || len(actions[0].Delete) != 2 {
-		t.Errorf("planned %+v, want the record and its status deleted", actions)
+	if len(actions) != 2 || len(actions[0].Delete) != 1 || actions[1].ClearStatus != "v" {
+		t.Errorf("planned %+v, want the record deleted and its status cleared", actions)
 	}
 }
 
