@@ -54,8 +54,9 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 		return nil
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
-		defer a.startProgress("making the cluster").Stop()
+		wait := a.startProgress("making the cluster")
 		res, err := client.Call(ctx, c.Cluster.Init, req)
+		wait.Stop()
 		if err != nil {
 			return err
 		}
@@ -92,8 +93,9 @@ standard input, which keeps it out of the list of processes.`,
 				return fmt.Errorf("join: reading the token from standard input: %w", err)
 			}
 		}
-		defer a.startProgress("joining " + req.Address).Stop()
+		wait := a.startProgress("joining " + req.Address)
 		res, err := client.Call(ctx, c.Cluster.Join, req)
+		wait.Stop()
 		if err != nil {
 			return err
 		}

@@ -59,7 +59,9 @@ input) or from an https URL, which the server downloads.`,
 			return err
 		}
 		defer data.Close()
-		image, err := a.importImage(ctx, c, header, data)
+		bar := &phaseBar{app: a}
+		image, err := importImage(ctx, c, header, data, bar.show)
+		bar.finish()
 		if err != nil {
 			return err
 		}
@@ -105,8 +107,11 @@ func openSource(source string, header *argonv1.ImportImageRequest_Header, stdin 
 // importChunk is how much data one message carries.
 const importChunk = 256 << 10
 
+// showPhase is told how far the server is.
+type showPhase func(phase string, done, total uint64)
+
 // importImage sends the data while it shows what the server says of it.
-func (a *app) importImage(ctx context.Context, c *client.Client, header *argonv1.ImportImageRequest_Header, data io.Reader) (*argonv1.Image, error) {
+func importImage(ctx context.Context, c *client.Client, header *argonv1.ImportImageRequest_Header, data io.Reader, show showPhase) (*argonv1.Image, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream := c.Images.ImportImage(ctx)
@@ -118,7 +123,7 @@ func (a *app) importImage(ctx context.Context, c *client.Client, header *argonv1
 		}
 		sent <- err
 	}()
-	image, err := a.receiveImage(stream)
+	image, err := receiveImage(stream, show)
 	if err != nil {
 		// The server's reason ends the sending, too; that the file can't be
 		// read is a reason of our own.
@@ -137,9 +142,10 @@ type readError struct{ err error }
 
 func (e *readError) Error() string { return "image import: reading the image: " + e.err.Error() }
 
-func sendImage(stream *connect.BidiStreamForClient[argonv1.ImportImageRequest, argonv1.ImportImageResponse],
-	header *argonv1.ImportImageRequest_Header, data io.Reader,
-) error {
+// importStream is the API's stream of an import.
+type importStream = *connect.BidiStreamForClient[argonv1.ImportImageRequest, argonv1.ImportImageResponse]
+
+func sendImage(stream importStream, header *argonv1.ImportImageRequest_Header, data io.Reader) error {
 	err := stream.Send(&argonv1.ImportImageRequest{Part: &argonv1.ImportImageRequest_Header_{Header: header}})
 	buf := make([]byte, importChunk)
 	for err == nil {
@@ -165,9 +171,7 @@ func ignoreEOF(err error) error {
 	return err
 }
 
-func (a *app) receiveImage(stream *connect.BidiStreamForClient[argonv1.ImportImageRequest, argonv1.ImportImageResponse]) (*argonv1.Image, error) {
-	bar := &phaseBar{app: a}
-	defer bar.finish()
+func receiveImage(stream importStream, show showPhase) (*argonv1.Image, error) {
 	for {
 		res, err := stream.Receive()
 		if errors.Is(err, io.EOF) {
@@ -179,7 +183,7 @@ func (a *app) receiveImage(stream *connect.BidiStreamForClient[argonv1.ImportIma
 		if image := res.GetImage(); image != nil {
 			return image, nil
 		}
-		bar.show(res.GetPhase(), res.GetDoneBytes(), res.GetTotalBytes())
+		show(res.GetPhase(), res.GetDoneBytes(), res.GetTotalBytes())
 	}
 }
 

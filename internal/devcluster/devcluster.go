@@ -25,7 +25,7 @@ import (
 // Options say what cluster is wanted.
 type Options struct {
 	// Dir keeps the servers' directories and dev.json. It is made; empty means
-	// a new one under the system's temporary directory. At most 50 bytes long,
+	// a new one under the system's temporary directory. At most 39 bytes long,
 	// as paths of unix sockets are made from it.
 	Dir string
 	// Servers is how many; they are called s1 to sN.
@@ -50,7 +50,7 @@ type Options struct {
 // Limits of Options.
 const (
 	MaxServers = 32
-	maxDirLen  = 50
+	maxDirLen  = 39
 )
 
 // Cluster is a set of servers on this machine. Its servers outlive it: another
