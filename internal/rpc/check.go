@@ -1,0 +1,227 @@
+package rpc
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/dustin/go-humanize"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+)
+
+// The limits of what can be asked for.
+const (
+	mib = 1 << 20
+	// maxVolume is what the on-disk format and NBD clients handle well.
+	maxVolume = 64 << 40
+
+	defaultReplicas = 2
+	maxReplicas     = 3
+
+	defaultCPUs   = 1
+	maxCPUs       = 255
+	defaultMemory = 512 * mib
+	minMemory     = 16 * mib
+	maxMemory     = 4 << 40
+	maxDisks      = 16
+	maxPorts      = 64
+
+	defaultStopTimeout = 60
+	maxStopTimeout     = 3600
+
+	maxZone = 63
+)
+
+func invalid(format string, args ...any) error {
+	return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf(format, args...))
+}
+
+func precondition(format string, args ...any) error {
+	return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf(format, args...))
+}
+
+func notFound(kind, name string) error {
+	return connect.NewError(connect.CodeNotFound, fmt.Errorf("%s %q does not exist: see `argon %s ls`", kind, name, kind))
+}
+
+func exists(kind, name string) error {
+	return connect.NewError(connect.CodeAlreadyExists, fmt.Errorf("%s %q exists already: choose another name", kind, name))
+}
+
+var goodName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// checkName: names become host names and paths.
+func checkName(kind, name string) error {
+	if goodName.MatchString(name) {
+		return nil
+	}
+	return invalid("%s name %q: use 1 to 63 of a-z, 0-9 and '-', with no '-' at either end", kind, name)
+}
+
+func checkZone(zone string) error {
+	if len(zone) > maxZone || strings.ContainsFunc(zone, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return invalid("zone %q: use at most %d printable ASCII characters without spaces", zone, maxZone)
+	}
+	return nil
+}
+
+// checkVolumeSize also fills in the size of an image's disk, rounded up.
+func checkVolumeSize(name string, size uint64, image *argonv1.Image) (uint64, error) {
+	if image != nil {
+		smallest := (image.GetSizeBytes() + mib - 1) / mib * mib
+		if size == 0 {
+			size = smallest
+		}
+		if size < smallest {
+			return 0, invalid("volume %s: %s is less than image %s needs: give at least %s",
+				name, humanize.IBytes(size), image.GetMeta().GetName(), humanize.IBytes(smallest))
+		}
+	}
+	switch {
+	case size == 0:
+		return 0, invalid("volume %s: give a size, or an image to take it from", name)
+	case size%mib != 0:
+		return 0, invalid("volume %s: a size of %d bytes is not a multiple of 1 MiB", name, size)
+	case size > maxVolume:
+		return 0, invalid("volume %s: %s is more than a volume can have, %s", name, humanize.IBytes(size), humanize.IBytes(maxVolume))
+	}
+	return size, nil
+}
+
+func checkReplicas(name string, n uint32) (uint32, error) {
+	if n == 0 {
+		return defaultReplicas, nil
+	}
+	if n > maxReplicas {
+		return 0, invalid("volume %s: %d replicas: give 1, 2 or 3", name, n)
+	}
+	return n, nil
+}
+
+// checkMachine checks what concerns only the machine itself, and fills in what
+// was left open.
+func checkMachine(req *argonv1.CreateMachineRequest) error {
+	name := req.GetName()
+	if err := checkName("machine", name); err != nil {
+		return err
+	}
+	if req.Cpus == 0 {
+		req.Cpus = defaultCPUs
+	}
+	if req.MemoryBytes == 0 {
+		req.MemoryBytes = defaultMemory
+	}
+	if req.StopTimeoutSeconds == 0 {
+		req.StopTimeoutSeconds = defaultStopTimeout
+	}
+	if req.Acceleration == "" {
+		req.Acceleration = "auto"
+	}
+	switch m := req.GetMemoryBytes(); {
+	case req.GetCpus() > maxCPUs:
+		return invalid("machine %s: %d CPUs: at most %d", name, req.GetCpus(), maxCPUs)
+	case m%mib != 0:
+		return invalid("machine %s: %d bytes of memory are not a multiple of 1 MiB", name, m)
+	case m < minMemory || m > maxMemory:
+		return invalid("machine %s: %s of memory: give %s to %s", name, humanize.IBytes(m), humanize.IBytes(minMemory), humanize.IBytes(maxMemory))
+	case !slices.Contains([]string{"auto", "kvm", "tcg"}, req.GetAcceleration()):
+		return invalid("machine %s: acceleration %q: use auto, kvm or tcg", name, req.GetAcceleration())
+	case req.GetStopTimeoutSeconds() > maxStopTimeout:
+		return invalid("machine %s: a stop timeout of %d s: at most %d", name, req.GetStopTimeoutSeconds(), maxStopTimeout)
+	case len(req.GetVolumes()) > maxDisks:
+		return invalid("machine %s: %d disks: at most %d", name, len(req.GetVolumes()), maxDisks)
+	case req.GetImage() == "" && len(req.GetVolumes()) == 0:
+		return invalid("machine %s: give an image to make its disk from, or a volume", name)
+	case req.GetImage() != "" && len(req.GetVolumes()) > 0:
+		return invalid("machine %s: give either an image or volumes: with volumes the first one boots", name)
+	case req.GetImage() == "" && (req.GetDiskBytes() != 0 || req.GetReplicas() != 0 && req.GetReplicas() != defaultReplicas):
+		return invalid("machine %s: the size and the replicas of a disk go with an image; volumes have theirs", name)
+	}
+	for i, v := range req.GetVolumes() {
+		if slices.Contains(req.GetVolumes()[:i], v) {
+			return invalid("machine %s: volume %s is given twice", name, v)
+		}
+	}
+	return checkPorts(name, req.GetPorts())
+}
+
+func checkPorts(machine string, ports []*argonv1.PublishedPort) error {
+	if len(ports) > maxPorts {
+		return invalid("machine %s: %d published ports: at most %d", machine, len(ports), maxPorts)
+	}
+	seen := map[uint32]bool{}
+	for _, p := range ports {
+		for _, n := range []uint32{p.GetClusterPort(), p.GetGuestPort()} {
+			if n < 1 || n > 65535 {
+				return invalid("machine %s: port %d: use 1 to 65535", machine, n)
+			}
+		}
+		if seen[p.GetClusterPort()] {
+			return invalid("machine %s: port %d is published twice", machine, p.GetClusterPort())
+		}
+		seen[p.GetClusterPort()] = true
+	}
+	return nil
+}
+
+// freePorts refuses ports that another machine or Argon itself uses: they are
+// the same on every server.
+func freePorts(st *catalog.State, machine string, ports []*argonv1.PublishedPort) error {
+	for _, p := range ports {
+		port := p.GetClusterPort()
+		for _, s := range st.Servers {
+			for what, own := range map[string]uint32{
+				"API": s.GetApiPort(), "volume data": s.GetDataPort(), "etcd peers": s.GetPeerPort(), "etcd clients": s.GetEtcdPort(),
+			} {
+				if port == own {
+					return precondition("machine %s: port %d is the one of server %s for %s: publish another", machine, port, s.GetMeta().GetName(), what)
+				}
+			}
+		}
+		for _, m := range st.Machines {
+			for _, q := range m.GetPorts() {
+				if q.GetClusterPort() == port {
+					return precondition("machine %s: port %d is published by machine %s already: choose another", machine, port, m.GetMeta().GetName())
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// freeVolume refuses a volume that something uses or that is going away.
+func freeVolume(st *catalog.State, v *argonv1.Volume, what string) error {
+	name := v.GetMeta().GetName()
+	if v.GetRemoving() {
+		return precondition("%s: volume %s is being removed", what, name)
+	}
+	if m := userOf(st, v); m != nil {
+		return precondition("%s: volume %s is a disk of machine %s", what, name, m.GetMeta().GetName())
+	}
+	return nil
+}
+
+// userOf is the machine that has the volume as a disk.
+func userOf(st *catalog.State, v *argonv1.Volume) *argonv1.Machine {
+	for _, m := range st.Machines {
+		if slices.Contains(m.GetVolumeIds(), v.GetMeta().GetId()) {
+			return m
+		}
+	}
+	return nil
+}
+
+// byName finds a record in a snapshot.
+func byName[R interface{ GetMeta() *argonv1.Meta }](records map[string]R, name string) (R, bool) {
+	for _, r := range records {
+		if r.GetMeta().GetName() == name {
+			return r, true
+		}
+	}
+	var none R
+	return none, false
+}

@@ -1,0 +1,141 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"connectrpc.com/connect"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/placement"
+)
+
+// forwarded marks a console call that a server hands on, so that two servers
+// with different views of where a machine runs do not play ball with it.
+const forwarded = "Argon-Forwarded"
+
+// consolePiece is how much is read from a console at once, in bytes.
+const consolePiece = 16 << 10
+
+type consoleStream = connect.BidiStream[argonv1.ConsoleRequest, argonv1.ConsoleResponse]
+
+// Console carries bytes between the caller and a guest's serial console. It
+// ends when the guest does, or when the caller goes away.
+func (s machineService) Console(ctx context.Context, stream *consoleStream) error {
+	p, err := s.parts()
+	if err != nil {
+		return err
+	}
+	first, err := stream.Receive()
+	if errors.Is(err, io.EOF) {
+		return invalid("name the machine in the first message")
+	}
+	if err != nil {
+		return err
+	}
+	st, err := p.fresh(ctx)
+	if err != nil {
+		return err
+	}
+	m, ok := byName(st.Machines, first.GetName())
+	if !ok {
+		return notFound("machine", first.GetName())
+	}
+	name, at := m.GetMeta().GetName(), m.GetServerId()
+	isForwarded := stream.RequestHeader().Get(forwarded) != ""
+	switch {
+	case at == "":
+		return precondition("machine %s does not run: start it with `argon machine start %s`", name, name)
+	case at == p.ServerID || isForwarded:
+		console, err := p.Consoles.Open(ctx, m.GetMeta().GetId())
+		if errors.Is(err, fs.ErrNotExist) {
+			return precondition("machine %s does not run on server %s yet: %s", name, serverName(st, at), m.GetStatus().GetReason())
+		}
+		if err != nil {
+			return fmt.Errorf("console of machine %s: %w", name, err)
+		}
+		return serveConsole(ctx, stream, console, first.GetData())
+	case !placement.Alive(st, at):
+		return connect.NewError(connect.CodeUnavailable, fmt.Errorf("machine %s: its server %s is down", name, serverName(st, at)))
+	}
+	return p.forwardConsole(ctx, stream, first, at)
+}
+
+// serveConsole ends when either side does. The goroutine that reads from the
+// caller ends with the handler's stream.
+func serveConsole(ctx context.Context, stream *consoleStream, console io.ReadWriteCloser, first []byte) error {
+	stop := context.AfterFunc(ctx, func() { _ = console.Close() })
+	defer stop()
+	go func() {
+		// The stream ends when the handler returns, and with it this.
+		data := first
+		for {
+			if len(data) > 0 {
+				if _, err := console.Write(data); err != nil {
+					return
+				}
+			}
+			m, err := stream.Receive()
+			if err != nil {
+				return // the caller sends no more, and may go on reading
+			}
+			data = m.GetData()
+		}
+	}()
+	defer console.Close()
+	buf := make([]byte, consolePiece)
+	for {
+		n, err := console.Read(buf)
+		if n > 0 {
+			if err := stream.Send(&argonv1.ConsoleResponse{Data: buf[:n]}); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return nil // the guest ended, or the caller went away
+		}
+	}
+}
+
+// forwardConsole hands the call on to the machine's server.
+func (p *Parts) forwardConsole(ctx context.Context, stream *consoleStream, first *argonv1.ConsoleRequest, serverID string) error {
+	machines, err := p.Peers.Machines(serverID)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	there := machines.Console(ctx)
+	there.RequestHeader().Set(forwarded, p.ServerID)
+	if err := there.Send(first); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	go func() {
+		for {
+			m, err := stream.Receive()
+			if err != nil {
+				_ = there.CloseRequest()
+				return
+			}
+			if there.Send(m) != nil {
+				return // Receive tells why
+			}
+		}
+	}()
+	defer there.CloseResponse()
+	for {
+		m, err := there.Receive()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(m); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,69 @@
+package rpc
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+)
+
+// defaultEvents is how many are listed when no number was given.
+const defaultEvents = 100
+
+type eventService struct{ *API }
+
+func (s eventService) ListEvents(ctx context.Context, req *connect.Request[argonv1.ListEventsRequest]) (*connect.Response[argonv1.ListEventsResponse], error) {
+	p, err := s.parts()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := p.fresh(ctx); err != nil {
+		return nil, err
+	}
+	m := req.Msg
+	limit := int(m.GetLimit())
+	if limit == 0 {
+		limit = defaultEvents
+	}
+	var since time.Time
+	if m.GetSince() != nil {
+		since = m.GetSince().AsTime()
+	}
+	events, err := p.Store.Events.List(ctx, min(limit, catalog.MaxEvents), since, m.GetKind(), m.GetName())
+	return answer(&argonv1.ListEventsResponse{Events: events}, err)
+}
+
+func (s eventService) WatchEvents(ctx context.Context, req *connect.Request[argonv1.WatchEventsRequest], stream *connect.ServerStream[argonv1.WatchEventsResponse]) error {
+	p, err := s.parts()
+	if err != nil {
+		return err
+	}
+	if _, err := p.fresh(ctx); err != nil {
+		return err
+	}
+	m := req.Msg
+	backlog := int(min(m.GetBacklog(), catalog.MaxEvents))
+	// So that the caller knows it is being told before the first event.
+	if err := stream.Send(nil); err != nil {
+		return err
+	}
+	return p.Store.Events.Watch(ctx, backlog, m.GetKind(), m.GetName(), func(e *argonv1.Event) error {
+		return stream.Send(&argonv1.WatchEventsResponse{Event: e})
+	})
+}
+
+// tell appends an event; that it can't be told does not undo what happened.
+func (p *Parts) tell(ctx context.Context, severity argonv1.Severity, kind, id, name, reason, message string) {
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), catalogTimeout)
+	defer cancel()
+	err := p.Store.Events.Append(bounded, &argonv1.Event{
+		Severity: severity, Kind: kind, SubjectId: id, SubjectName: name,
+		ServerId: p.ServerID, Reason: reason, Message: message,
+	})
+	if err != nil {
+		p.Log.Warn("an event was not recorded", "event", reason, "err", err)
+	}
+}

@@ -1,0 +1,230 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"regexp"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/image"
+)
+
+// progressEvery bounds how often an import tells how far it is.
+const progressEvery = 200 * time.Millisecond
+
+var goodSum = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)
+
+type imageService struct{ *API }
+
+type importStream = connect.BidiStream[argonv1.ImportImageRequest, argonv1.ImportImageResponse]
+
+// ImportImage stores the image on the server that is asked and records it;
+// copies on other servers follow by themselves. If the caller goes away before
+// it is recorded nothing is left.
+func (s imageService) ImportImage(ctx context.Context, stream *importStream) error {
+	p, err := s.parts()
+	if err != nil {
+		return err
+	}
+	header, err := receiveHeader(stream)
+	if err != nil {
+		return err
+	}
+	st, err := p.fresh(ctx)
+	if err != nil {
+		return err
+	}
+	if st.Servers[p.ServerID].GetWitness() {
+		return precondition("server %s is a witness and keeps no images: import on another", serverName(st, p.ServerID))
+	}
+	if _, ok := byName(st.Images, header.GetName()); ok {
+		return exists("image", header.GetName())
+	}
+	req := image.Request{
+		URL: header.GetUrl(), Format: image.Format(header.GetFormat()),
+		SHA256: header.GetSha256(), Size: int64(header.GetSizeBytes()),
+	}
+	if req.URL == "" {
+		req.Data = &importReader{stream: stream}
+	}
+	id := catalog.NewID()
+	staged, err := p.Images.Import(ctx, id, req, throttled(stream))
+	if err != nil {
+		return fmt.Errorf("image %s: %w", header.GetName(), err)
+	}
+	record, err := p.recordImage(ctx, id, header, staged)
+	if err != nil {
+		return errors.Join(err, staged.Discard())
+	}
+	staged.Done()
+	p.tell(ctx, argonv1.Severity_SEVERITY_INFO, "image", id, header.GetName(), "image-imported", "imported from "+header.GetSource())
+	return stream.Send(&argonv1.ImportImageResponse{
+		Phase: "done", DoneBytes: record.GetSizeBytes(), TotalBytes: record.GetSizeBytes(), Image: record,
+	})
+}
+
+func receiveHeader(stream *importStream) (*argonv1.ImportImageRequest_Header, error) {
+	first, err := stream.Receive()
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	header := first.GetHeader()
+	if header == nil {
+		return nil, invalid("an import begins with the image's header")
+	}
+	if err := checkName("image", header.GetName()); err != nil {
+		return nil, err
+	}
+	if header.GetSha256() != "" && !goodSum.MatchString(header.GetSha256()) {
+		return nil, invalid("image %s: %q is not a SHA-256 checksum: give 64 hexadecimal digits", header.GetName(), header.GetSha256())
+	}
+	if header.GetSizeBytes() > image.MaxSize {
+		return nil, invalid("image %s: %d bytes are too many", header.GetName(), header.GetSizeBytes())
+	}
+	return header, nil
+}
+
+// recordImage makes the image known to the cluster.
+func (p *Parts) recordImage(ctx context.Context, id string, header *argonv1.ImportImageRequest_Header, staged *image.Staged) (*argonv1.Image, error) {
+	source := header.GetSource()
+	if source == "" {
+		source = header.GetUrl()
+	}
+	err := p.change(ctx, func(st *catalog.State, txn *catalog.Txn) error {
+		if _, ok := byName(st.Images, header.GetName()); ok {
+			return exists("image", header.GetName())
+		}
+		txn.Create(&argonv1.Image{
+			Meta:         &argonv1.Meta{Id: id, Name: header.GetName()},
+			SizeBytes:    uint64(staged.Size),
+			Sha256:       staged.SHA256,
+			SourceFormat: string(staged.Format),
+			Source:       source,
+			Copies:       []*argonv1.ImageCopy{{ServerId: p.ServerID, Ready: true}},
+		})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	st, err := p.await(ctx, func(st *catalog.State) bool { return st.Images[id] != nil })
+	if err != nil {
+		return nil, err
+	}
+	return st.Images[id], nil
+}
+
+// importReader reads the data of an import's stream.
+type importReader struct {
+	stream *importStream
+	rest   []byte
+}
+
+func (r *importReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 {
+		m, err := r.stream.Receive()
+		if err != nil {
+			return 0, err // io.EOF at the caller's end
+		}
+		if m.GetHeader() != nil {
+			return 0, invalid("an import has only one header")
+		}
+		r.rest = m.GetData()
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// throttled tells the caller how far the import is, now and then. That it can't
+// be told shows when the data is read.
+func throttled(stream *importStream) func(image.Progress) {
+	var last time.Time
+	var phase string
+	return func(g image.Progress) {
+		if g.Phase == phase && time.Since(last) < progressEvery {
+			return
+		}
+		last, phase = time.Now(), g.Phase
+		_ = stream.Send(&argonv1.ImportImageResponse{Phase: g.Phase, DoneBytes: uint64(g.Done), TotalBytes: uint64(g.Total)})
+	}
+}
+
+func (s imageService) ListImages(ctx context.Context, _ *connect.Request[argonv1.ListImagesRequest]) (*connect.Response[argonv1.ListImagesResponse], error) {
+	st, err := s.state(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return answer(&argonv1.ListImagesResponse{Images: sorted(st.Images)}, nil)
+}
+
+func (s imageService) GetImage(ctx context.Context, req *connect.Request[argonv1.GetImageRequest]) (*connect.Response[argonv1.GetImageResponse], error) {
+	st, err := s.state(ctx)
+	if err != nil {
+		return nil, err
+	}
+	i, ok := byName(st.Images, req.Msg.GetName())
+	if !ok {
+		return nil, notFound("image", req.Msg.GetName())
+	}
+	return answer(&argonv1.GetImageResponse{Image: i}, nil)
+}
+
+// RemoveImage forgets the image; servers delete their copies. Volumes made from
+// it are copies and stay.
+func (s imageService) RemoveImage(ctx context.Context, req *connect.Request[argonv1.RemoveImageRequest]) (*connect.Response[argonv1.RemoveImageResponse], error) {
+	p, err := s.parts()
+	if err != nil {
+		return nil, err
+	}
+	err = p.change(ctx, func(st *catalog.State, txn *catalog.Txn) error {
+		i, ok := byName(st.Images, req.Msg.GetName())
+		if !ok {
+			return notFound("image", req.Msg.GetName())
+		}
+		for _, v := range sorted(st.Volumes) {
+			if v.GetImageId() == i.GetMeta().GetId() && beingFilled(v) {
+				return precondition("image %s: volume %s is being made from it: wait until it is", req.Msg.GetName(), v.GetMeta().GetName())
+			}
+		}
+		txn.Delete(proto.CloneOf(i))
+		return nil
+	})
+	return answer(&argonv1.RemoveImageResponse{}, err)
+}
+
+// beingFilled: a replica of the volume may still be made from its image.
+func beingFilled(v *argonv1.Volume) bool {
+	if v.GetRemoving() || v.GetEpoch() > 0 {
+		return false
+	}
+	for _, r := range v.GetReplicas() {
+		if r.GetState() == inSync {
+			return false // others can be copied from this one
+		}
+	}
+	return true
+}
+
+// FetchImage sends an image to another server.
+func (s imageService) FetchImage(ctx context.Context, req *connect.Request[argonv1.FetchImageRequest], stream *connect.ServerStream[argonv1.FetchImageResponse]) error {
+	p, err := s.parts()
+	if err != nil {
+		return err
+	}
+	err = p.Images.Send(ctx, req.Msg.GetId(), func(off int64, data []byte) error {
+		return stream.Send(&argonv1.FetchImageResponse{Offset: uint64(off), Data: data})
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return connect.NewError(connect.CodeNotFound, fmt.Errorf("image %s is not on this server", req.Msg.GetId()))
+	}
+	return err
+}

@@ -1,0 +1,99 @@
+package rpc
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/api/argon/v1/argonv1connect"
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/image"
+)
+
+// Local is this server, whether it is part of a cluster or not. Safe for
+// concurrent use.
+type Local interface {
+	// Condition is "unconfigured", "starting", "ready" or "no-majority", and a
+	// line about it.
+	Condition() (state, detail string)
+	// Parts are those of a member; nil until the catalog was first read.
+	Parts() *Parts
+	// Init and Join configure this server. They fail if it is configured.
+	Init(ctx context.Context, req *argonv1.InitRequest) (*argonv1.InitResponse, error)
+	Join(ctx context.Context, req *argonv1.JoinRequest) (*argonv1.JoinResponse, error)
+	Version() string
+}
+
+// Parts are what the handlers of a cluster's member work with.
+type Parts struct {
+	ServerID string
+	Store    *catalog.Store
+	// View must be running.
+	View     *catalog.View
+	Members  Members
+	Images   ImageStore
+	Volumes  Volumes
+	Consoles Consoles
+	Peers    Peers
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+// Members lets servers and administrators in.
+type Members interface {
+	Admit(ctx context.Context, req *argonv1.AdmitRequest) (*argonv1.AdmitResponse, error)
+	CreateToken(ctx context.Context, ttl time.Duration) (token string, record *argonv1.Token, err error)
+	ListTokens(ctx context.Context) ([]*argonv1.Token, error)
+	DeleteToken(ctx context.Context, id string) error
+	IssueClient(ctx context.Context, name string, request []byte, ttl time.Duration) (certificatePEM string, err error)
+	// LeaderID is the server that the controller runs on; empty: none known.
+	LeaderID(ctx context.Context) string
+}
+
+// ImageStore keeps the images of this server; see image.Store.
+type ImageStore interface {
+	Import(ctx context.Context, id string, r image.Request, progress func(image.Progress)) (*image.Staged, error)
+	Send(ctx context.Context, id string, send func(off int64, data []byte) error) error
+	Open(id string) (*os.File, error)
+}
+
+// Volumes attaches volumes on this server, and asks replicas about themselves.
+type Volumes interface {
+	// Connect attaches a volume here for a user. Errors say who holds it.
+	Connect(ctx context.Context, volumeID string) (Connection, error)
+	// Inspect asks a replica, on any server, what it is.
+	Inspect(ctx context.Context, v *argonv1.Volume, r *argonv1.Replica) (ReplicaFacts, error)
+}
+
+// Connection is a volume that is attached here for a user.
+type Connection interface {
+	URI() string
+	// Done is closed when the attachment is over by itself; Err says why.
+	Done() <-chan struct{}
+	Err() error
+	// Close gives the connection back.
+	Close()
+}
+
+// ReplicaFacts are what a replica says of itself.
+type ReplicaFacts struct {
+	Incarnation uint64
+	// Sealed is the highest epoch it has seen.
+	Sealed uint64
+	// Whole: no copy to it was begun and not ended, and no write failed.
+	Whole bool
+}
+
+// Consoles opens the serial consoles of guests on this server.
+type Consoles interface {
+	// Open fails with fs.ErrNotExist when the machine has no guest here.
+	Open(ctx context.Context, machineID string) (io.ReadWriteCloser, error)
+}
+
+// Peers reaches the API of other servers.
+type Peers interface {
+	Machines(serverID string) (argonv1connect.MachineServiceClient, error)
+}

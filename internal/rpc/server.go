@@ -1,0 +1,133 @@
+package rpc
+
+import (
+	"context"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/placement"
+)
+
+type serverService struct{ *API }
+
+func (s serverService) ListServers(ctx context.Context, _ *connect.Request[argonv1.ListServersRequest]) (*connect.Response[argonv1.ListServersResponse], error) {
+	st, err := s.state(ctx)
+	if err != nil {
+		return nil, err
+	}
+	res := &argonv1.ListServersResponse{}
+	for _, server := range sorted(st.Servers) {
+		res.Servers = append(res.Servers, serverView(st, server))
+	}
+	return answer(res, nil)
+}
+
+func (s serverService) GetServer(ctx context.Context, req *connect.Request[argonv1.GetServerRequest]) (*connect.Response[argonv1.GetServerResponse], error) {
+	st, err := s.state(ctx)
+	if err != nil {
+		return nil, err
+	}
+	server, ok := byName(st.Servers, req.Msg.GetName())
+	if !ok {
+		return nil, notFound("server", req.Msg.GetName())
+	}
+	return answer(&argonv1.GetServerResponse{Server: serverView(st, server)}, nil)
+}
+
+func (s serverService) RemoveServer(ctx context.Context, req *connect.Request[argonv1.RemoveServerRequest]) (*connect.Response[argonv1.RemoveServerResponse], error) {
+	p, err := s.parts()
+	if err != nil {
+		return nil, err
+	}
+	err = p.change(ctx, func(st *catalog.State, txn *catalog.Txn) error {
+		server, ok := byName(st.Servers, req.Msg.GetName())
+		if !ok {
+			return notFound("server", req.Msg.GetName())
+		}
+		if err := mayRemove(st, server, req.Msg.GetForce()); err != nil {
+			return err
+		}
+		txn.Delete(server)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.tell(ctx, argonv1.Severity_SEVERITY_WARNING, "server", "", req.Msg.GetName(), "server-removed", "removed from the cluster")
+	return answer(&argonv1.RemoveServerResponse{}, nil)
+}
+
+// mayRemove refuses to remove a server that something needs. force gives up
+// what is on a server that is lost.
+func mayRemove(st *catalog.State, s *argonv1.Server, force bool) error {
+	id, name := s.GetMeta().GetId(), s.GetMeta().GetName()
+	alive := placement.Alive(st, id)
+	if len(st.Servers) == 1 {
+		return precondition("server %s is the last one: a cluster has at least one", name)
+	}
+	if force && alive {
+		return precondition("server %s is alive: stop `argon server` there before it is removed by force", name)
+	}
+	if force {
+		return nil
+	}
+	var machines, volumes []string
+	for _, m := range sorted(st.Machines) {
+		if m.GetServerId() == id {
+			machines = append(machines, m.GetMeta().GetName())
+		}
+	}
+	for _, v := range sorted(st.Volumes) {
+		if !v.GetRemoving() && onlyInSync(v, id) {
+			volumes = append(volumes, v.GetMeta().GetName())
+		}
+	}
+	switch {
+	case len(machines) > 0:
+		return precondition("server %s runs %s: stop or remove them first", name, some("machine", machines))
+	case len(volumes) > 0 && alive:
+		return precondition("server %s keeps the only replica in sync of %s: wait until others are, or remove them", name, some("volume", volumes))
+	case len(volumes) > 0:
+		return precondition("server %s keeps the only replica in sync of %s: start it, or give its data up with --force", name, some("volume", volumes))
+	}
+	return nil
+}
+
+func onlyInSync(v *argonv1.Volume, serverID string) bool {
+	here, elsewhere := false, false
+	for _, r := range v.GetReplicas() {
+		if r.GetState() != inSync {
+			continue
+		}
+		if r.GetServerId() == serverID {
+			here = true
+		} else {
+			elsewhere = true
+		}
+	}
+	return here && !elsewhere
+}
+
+// some lists a few names.
+func some(kind string, names []string) string {
+	const few = 3
+	if len(names) > 1 {
+		kind += "s"
+	}
+	if len(names) > few {
+		names = append(names[:few:few], "...")
+	}
+	return kind + " " + strings.Join(names, ", ")
+}
+
+// state is the fresh catalog for calls that only read.
+func (a *API) state(ctx context.Context) (*catalog.State, error) {
+	p, err := a.parts()
+	if err != nil {
+		return nil, err
+	}
+	return p.fresh(ctx)
+}

@@ -1,0 +1,194 @@
+package rpc
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/placement"
+)
+
+// This file turns records into what the API shows: pure functions.
+
+const (
+	creating  = argonv1.ReplicaState_REPLICA_STATE_CREATING
+	inSync    = argonv1.ReplicaState_REPLICA_STATE_IN_SYNC
+	outOfSync = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC
+	removing  = argonv1.ReplicaState_REPLICA_STATE_REMOVING
+)
+
+// sorted lists records by name.
+func sorted[R interface{ GetMeta() *argonv1.Meta }](records map[string]R) []R {
+	return slices.SortedFunc(maps.Values(records), func(a, b R) int {
+		return cmp.Compare(a.GetMeta().GetName(), b.GetMeta().GetName())
+	})
+}
+
+func serverName(st *catalog.State, id string) string {
+	return cmp.Or(st.Servers[id].GetMeta().GetName(), id)
+}
+
+func serverView(st *catalog.State, s *argonv1.Server) *argonv1.ServerView {
+	id := s.GetMeta().GetId()
+	v := &argonv1.ServerView{Server: s, Alive: placement.Alive(st, id), Allocated: placement.Allocated(st, id)}
+	for _, m := range st.Machines {
+		if m.GetServerId() == id {
+			v.Machines++
+		}
+	}
+	for _, vol := range st.Volumes {
+		for _, r := range vol.GetReplicas() {
+			if r.GetServerId() == id {
+				v.Replicas++
+			}
+		}
+	}
+	return v
+}
+
+func machineView(st *catalog.State, m *argonv1.Machine) *argonv1.MachineView {
+	v := &argonv1.MachineView{Machine: m}
+	if m.GetServerId() != "" {
+		v.ServerName = serverName(st, m.GetServerId())
+	}
+	for _, id := range m.GetVolumeIds() {
+		v.VolumeNames = append(v.VolumeNames, cmp.Or(st.Volumes[id].GetMeta().GetName(), id))
+	}
+	return v
+}
+
+func volumeView(st *catalog.State, v *argonv1.Volume) *argonv1.VolumeView {
+	health, advice := volumeHealth(st, v)
+	return &argonv1.VolumeView{
+		Volume: v, Status: st.VolumeStatus[v.GetMeta().GetId()], Health: health, Advice: advice,
+	}
+}
+
+// volumeHealth says how a volume is and what to do about it.
+func volumeHealth(st *catalog.State, v *argonv1.Volume) (health, advice string) {
+	var alive, set int
+	var away, behind, making []string
+	for _, r := range v.GetReplicas() {
+		server := serverName(st, r.GetServerId())
+		up := placement.Alive(st, r.GetServerId())
+		switch r.GetState() {
+		case inSync:
+			set++
+			if up {
+				alive++
+			} else {
+				away = append(away, server)
+			}
+		case creating:
+			making = append(making, server)
+		case outOfSync:
+			behind = append(behind, server)
+		}
+	}
+	name, wanted := v.GetMeta().GetName(), int(v.GetReplicasWanted())
+	switch {
+	case v.GetRemoving():
+		return "removing", removalAdvice(st, v)
+	case set == 0 && v.GetEpoch() == 0:
+		return "creating", creatingAdvice(st, v, making)
+	case set == 0:
+		return "unavailable", fmt.Sprintf("no replica is in sync: if none can come back, `argon volume promote %s SERVER` trusts a stale one", name)
+	case alive == 0:
+		return "unavailable", fmt.Sprintf("in sync only on %s: start that server", strings.Join(away, ", "))
+	case alive >= wanted:
+		return "healthy", ""
+	case len(away) > 0:
+		return "degraded", fmt.Sprintf("start server %s, or wait for a new replica elsewhere", strings.Join(away, ", "))
+	case len(behind)+len(making) > 0:
+		return "degraded", fmt.Sprintf("being copied to %s: wait", strings.Join(slices.Concat(behind, making), ", "))
+	}
+	return "degraded", fmt.Sprintf("%d of %d replicas: add servers with free disk", set, wanted)
+}
+
+func creatingAdvice(st *catalog.State, v *argonv1.Volume, making []string) string {
+	if v.GetImageId() != "" && st.Images[v.GetImageId()] == nil {
+		return fmt.Sprintf("its image is gone: remove it with `argon volume rm %s`", v.GetMeta().GetName())
+	}
+	if len(making) == 0 {
+		return "no server has room for it: add servers with free disk"
+	}
+	return "being made on " + strings.Join(making, ", ")
+}
+
+func removalAdvice(st *catalog.State, v *argonv1.Volume) string {
+	var wait []string
+	for _, r := range v.GetReplicas() {
+		if !placement.Alive(st, r.GetServerId()) {
+			wait = append(wait, serverName(st, r.GetServerId()))
+		}
+	}
+	if len(wait) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("gone once %s is back, or is removed with `argon server rm`", strings.Join(wait, ", "))
+}
+
+// warnings say what stands in the way of surviving the loss of any one server.
+func warnings(st *catalog.State) []string {
+	var w []string
+	var voters, down []string
+	hosts := 0
+	for _, s := range sorted(st.Servers) {
+		name := s.GetMeta().GetName()
+		if s.GetVoterRole() == argonv1.VoterRole_VOTER_ROLE_VOTER {
+			voters = append(voters, name)
+		}
+		if !s.GetWitness() {
+			hosts++
+		}
+		if !placement.Alive(st, s.GetMeta().GetId()) {
+			down = append(down, name)
+		}
+	}
+	if len(down) > 0 {
+		w = append(w, fmt.Sprintf("server %s is down: start it, or `argon server rm --force` it if it is lost for good", strings.Join(down, ", ")))
+	}
+	switch {
+	case len(st.Servers) < 3 && len(voters) > 0:
+		w = append(w, fmt.Sprintf("the loss of server %s stops the cluster until it returns: add a third server or witness", voters[0]))
+	case len(voters) < 3:
+		w = append(w, fmt.Sprintf("only %d of %d servers vote yet: until three do, the loss of %s stops the cluster", len(voters), len(st.Servers), strings.Join(voters, " or ")))
+	}
+	if hosts == 1 {
+		w = append(w, "only one server can run machines: they have nowhere to go when it is lost")
+	}
+	for _, v := range sorted(st.Volumes) {
+		name := v.GetMeta().GetName()
+		if health, advice := volumeHealth(st, v); health == "degraded" || health == "unavailable" {
+			w = append(w, fmt.Sprintf("volume %s is %s: %s", name, health, advice))
+		} else if v.GetReplicasWanted() == 1 && !v.GetRemoving() {
+			w = append(w, fmt.Sprintf("volume %s has one replica: it is lost with server %s", name, serverName(st, onlyServer(v))))
+		}
+	}
+	return w
+}
+
+func onlyServer(v *argonv1.Volume) string {
+	for _, r := range v.GetReplicas() {
+		if r.GetState() == inSync {
+			return r.GetServerId()
+		}
+	}
+	return ""
+}
+
+// countMachines counts those that run.
+func countMachines(st *catalog.State) (running uint32) {
+	for _, m := range st.Machines {
+		s := m.GetStatus().GetState()
+		up := s == argonv1.MachineState_MACHINE_STATE_RUNNING || s == argonv1.MachineState_MACHINE_STATE_PAUSED || s == argonv1.MachineState_MACHINE_STATE_STOPPING
+		if up && placement.Alive(st, m.GetStatus().GetServerId()) {
+			running++
+		}
+	}
+	return running
+}
