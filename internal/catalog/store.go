@@ -1,0 +1,217 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+)
+
+const (
+	prefix     = "/argon/"
+	schemaKey  = prefix + "schema"
+	clusterKey = prefix + "cluster"
+	leases     = prefix + "leases/"
+	secrets    = prefix + "secrets/"
+)
+
+// SchemaVersion is the layout that this program writes and understands.
+const SchemaVersion = 1
+
+// Errors of Open and Create.
+var (
+	// ErrSchema: the catalog's layout is one this program does not know.
+	ErrSchema = errors.New("the catalog's layout is not known to this version")
+	// ErrNoCluster: etcd has no catalog.
+	ErrNoCluster = errors.New("there is no cluster here")
+)
+
+// Store is the catalog of one cluster. Safe for concurrent use.
+type Store struct {
+	cli *clientv3.Client
+
+	Servers  *Table[*argonv1.Server]
+	Images   *Table[*argonv1.Image]
+	Volumes  *Table[*argonv1.Volume]
+	Machines *Table[*argonv1.Machine]
+	Tokens   *Table[*argonv1.Token]
+	Events   *Events
+
+	status *Table[*argonv1.VolumeStatus]
+}
+
+// Create writes the catalog of a new cluster. ErrExists if there is one.
+func Create(ctx context.Context, cli *clientv3.Client, c *argonv1.Cluster) (*Store, error) {
+	c.SchemaVersion = SchemaVersion
+	value, err := proto.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("catalog: encode the cluster record: %w", err)
+	}
+	res, err := cli.Txn(ctx).
+		If(clientv3.Compare(clientv3.CreateRevision(schemaKey), "=", 0)).
+		Then(clientv3.OpPut(schemaKey, strconv.Itoa(SchemaVersion)), clientv3.OpPut(clusterKey, string(value))).
+		Commit()
+	if err != nil {
+		return nil, fmt.Errorf("catalog: create: %w", err)
+	}
+	if !res.Succeeded {
+		return nil, fmt.Errorf("catalog: a cluster %w", ErrExists)
+	}
+	return newStore(cli), nil
+}
+
+// Open opens a cluster's catalog. ErrNoCluster, ErrSchema.
+func Open(ctx context.Context, cli *clientv3.Client) (*Store, error) {
+	res, err := cli.Get(ctx, schemaKey)
+	if err != nil {
+		return nil, fmt.Errorf("catalog: open: %w", err)
+	}
+	if len(res.Kvs) == 0 {
+		return nil, fmt.Errorf("catalog: %w", ErrNoCluster)
+	}
+	version, err := strconv.Atoi(string(res.Kvs[0].Value))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("catalog: its version is %q: %w", res.Kvs[0].Value, ErrSchema)
+	case version > SchemaVersion:
+		return nil, fmt.Errorf("catalog: its version is %d, this program knows up to %d: install a newer argon: %w", version, SchemaVersion, ErrSchema)
+	case version < SchemaVersion:
+		return nil, fmt.Errorf("catalog: its version is %d, this program needs %d: %w", version, SchemaVersion, ErrSchema)
+	}
+	return newStore(cli), nil
+}
+
+func newStore(cli *clientv3.Client) *Store {
+	return &Store{
+		cli: cli,
+		Servers: &Table[*argonv1.Server]{cli, named("server",
+			func() *argonv1.Server { return &argonv1.Server{} },
+			func(r *argonv1.Server) **argonv1.Meta { return &r.Meta })},
+		Images: &Table[*argonv1.Image]{cli, named("image",
+			func() *argonv1.Image { return &argonv1.Image{} },
+			func(r *argonv1.Image) **argonv1.Meta { return &r.Meta })},
+		Volumes: &Table[*argonv1.Volume]{cli, named("volume",
+			func() *argonv1.Volume { return &argonv1.Volume{} },
+			func(r *argonv1.Volume) **argonv1.Meta { return &r.Meta })},
+		Machines: &Table[*argonv1.Machine]{cli, named("machine",
+			func() *argonv1.Machine { return &argonv1.Machine{} },
+			func(r *argonv1.Machine) **argonv1.Meta { return &r.Meta })},
+		Tokens: &Table[*argonv1.Token]{cli, traits[*argonv1.Token]{
+			kind:        "token",
+			fresh:       func() *argonv1.Token { return &argonv1.Token{} },
+			id:          (*argonv1.Token).GetId,
+			prepare:     func(*argonv1.Token) {},
+			revision:    (*argonv1.Token).GetRevision,
+			setRevision: func(r *argonv1.Token, rev int64) { r.Revision = rev },
+		}},
+		status: &Table[*argonv1.VolumeStatus]{cli, traits[*argonv1.VolumeStatus]{
+			kind:        "volume-status",
+			fresh:       func() *argonv1.VolumeStatus { return &argonv1.VolumeStatus{} },
+			id:          (*argonv1.VolumeStatus).GetVolumeId,
+			prepare:     func(*argonv1.VolumeStatus) {},
+			revision:    func(*argonv1.VolumeStatus) int64 { return 0 },
+			setRevision: func(*argonv1.VolumeStatus, int64) {},
+		}},
+		Events: &Events{cli: cli},
+	}
+}
+
+// Client is the etcd client that the store uses.
+func (s *Store) Client() *clientv3.Client { return s.cli }
+
+// Cluster reads the record about the whole.
+func (s *Store) Cluster(ctx context.Context) (*argonv1.Cluster, error) {
+	res, err := s.cli.Get(ctx, clusterKey)
+	if err != nil {
+		return nil, fmt.Errorf("catalog: read the cluster record: %w", err)
+	}
+	if len(res.Kvs) == 0 {
+		return nil, fmt.Errorf("catalog: %w", ErrNoCluster)
+	}
+	c := &argonv1.Cluster{}
+	if err := proto.Unmarshal(res.Kvs[0].Value, c); err != nil {
+		return nil, fmt.Errorf("catalog: the cluster record is damaged: %w", err)
+	}
+	return c, nil
+}
+
+// PutLease says that a server is alive, for as long as the etcd lease lasts.
+func (s *Store) PutLease(ctx context.Context, id clientv3.LeaseID, l *argonv1.Lease) error {
+	value, err := proto.Marshal(l)
+	if err != nil {
+		return fmt.Errorf("catalog: encode a lease: %w", err)
+	}
+	if _, err := s.cli.Put(ctx, leases+l.GetServerId(), string(value), clientv3.WithLease(id)); err != nil {
+		return fmt.Errorf("catalog: write the lease of server %s: %w", l.GetServerId(), err)
+	}
+	return nil
+}
+
+// PutVolumeStatus tells what a volume's holder sees. The last one wins.
+func (s *Store) PutVolumeStatus(ctx context.Context, st *argonv1.VolumeStatus) error {
+	value, err := s.status.encode(st)
+	if err != nil {
+		return err
+	}
+	if _, err := s.cli.Put(ctx, s.status.key(st.GetVolumeId()), value); err != nil {
+		return fmt.Errorf("catalog: write the status of volume %s: %w", st.GetVolumeId(), err)
+	}
+	return nil
+}
+
+// DeleteVolumeStatus forgets it.
+func (s *Store) DeleteVolumeStatus(ctx context.Context, volumeID string) error {
+	if _, err := s.cli.Delete(ctx, s.status.key(volumeID)); err != nil {
+		return fmt.Errorf("catalog: delete the status of volume %s: %w", volumeID, err)
+	}
+	return nil
+}
+
+// PutSecret writes a secret, once: ErrExists if there is one of this name.
+func (s *Store) PutSecret(ctx context.Context, name string, value []byte) error {
+	key := secrets + name
+	res, err := s.cli.Txn(ctx).
+		If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).
+		Then(clientv3.OpPut(key, string(value))).
+		Commit()
+	if err != nil {
+		return fmt.Errorf("catalog: write secret %s: %w", name, err)
+	}
+	if !res.Succeeded {
+		return fmt.Errorf("secret %s: %w", name, ErrExists)
+	}
+	return nil
+}
+
+// GetSecret reads a secret.
+func (s *Store) GetSecret(ctx context.Context, name string) ([]byte, error) {
+	res, err := s.cli.Get(ctx, secrets+name)
+	if err != nil {
+		return nil, fmt.Errorf("catalog: read secret %s: %w", name, err)
+	}
+	if len(res.Kvs) == 0 {
+		return nil, fmt.Errorf("secret %s: %w", name, ErrNotFound)
+	}
+	return res.Kvs[0].Value, nil
+}
+
+// Unavailable tells whether an error means that no majority of the voters
+// answers, so that the same may succeed later.
+func Unavailable(err error) bool {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return true
+	}
+	var s interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &s) {
+		return s.GRPCStatus().Code() == codes.Unavailable
+	}
+	var e interface{ Code() codes.Code } // etcd's own
+	return errors.As(err, &e) && e.Code() == codes.Unavailable
+}
