@@ -1,0 +1,197 @@
+package harness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/argon-cluster/argon/internal/devcluster"
+)
+
+var (
+	tinyOnce sync.Once
+	errTiny  error
+)
+
+// TinyImage builds the guest that counts, once, and returns its path.
+func TinyImage(t testing.TB) string {
+	t.Helper()
+	root := Root(t)
+	image := filepath.Join(root, "build", "tiny.img")
+	tinyOnce.Do(func() { errTiny = buildGuest(t, root, "tiny.sh", image) })
+	if errTiny != nil {
+		t.Fatal(errTiny)
+	}
+	return image
+}
+
+// DebianImage builds a Debian system with PostgreSQL and returns its path.
+func DebianImage(t testing.TB) string {
+	t.Helper()
+	root := Root(t)
+	image := filepath.Join(root, "build", "debian.img")
+	if err := buildGuest(t, root, "debian.sh", image); err != nil {
+		t.Fatal(err)
+	}
+	return image
+}
+
+func buildGuest(t testing.TB, root, script, image string) error {
+	if err := os.MkdirAll(filepath.Dir(image), 0o755); err != nil {
+		return err
+	}
+	cmd := exec.Command(filepath.Join(root, "test", "guest", script), image)
+	cmd.Dir = root
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w\n%s", script, err, out)
+	}
+	t.Logf("%s is ready", image)
+	return nil
+}
+
+// Watcher asks a counting guest for its count all the time, through the
+// published port on several servers, and keeps what was acknowledged: a count
+// that the guest told was on its disk, fsynced, before.
+type Watcher struct {
+	cluster *devcluster.Cluster
+	urls    []string
+	http    *http.Client
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+
+	mu      sync.Mutex
+	seen    []Sighting
+	highest uint64
+	wrong   error
+}
+
+// Sighting is one answer of a guest.
+type Sighting struct {
+	At    time.Time
+	Count uint64
+	// Boot names the guest's boot: it changes when it starts afresh.
+	Boot string
+	// Guest is the guest's own clock.
+	Guest time.Time
+}
+
+// Watch begins to ask; it ends with the test.
+func (c *Cluster) Watch(port int, servers ...*devcluster.Server) *Watcher {
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &Watcher{cluster: c.Cluster, cancel: cancel}
+	for _, s := range servers {
+		w.urls = append(w.urls, "http://"+net.JoinHostPort(s.Address, fmt.Sprint(port))+"/")
+	}
+	w.http = &http.Client{
+		Timeout:   5 * time.Second,
+		Transport: &http.Transport{DialContext: c.DialContext, DisableKeepAlives: true},
+	}
+	w.wg.Go(func() { w.loop(ctx) })
+	c.T.Cleanup(w.Stop)
+	return w
+}
+
+// Stop ends the asking.
+func (w *Watcher) Stop() {
+	w.cancel()
+	w.wg.Wait()
+}
+
+func (w *Watcher) loop(ctx context.Context) {
+	for n := 0; ctx.Err() == nil; n++ {
+		s, err := ask(ctx, w.http, w.urls[n%len(w.urls)])
+		if err == nil {
+			w.note(s)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func ask(ctx context.Context, c *http.Client, url string) (Sighting, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return Sighting{}, err
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return Sighting{}, err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, 4096))
+	if err != nil {
+		return Sighting{}, err
+	}
+	return parseSighting(body)
+}
+
+// note checks that the count never goes back: every answer was on the disk.
+func (w *Watcher) note(s Sighting) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s.Count < w.highest && w.wrong == nil {
+		w.wrong = fmt.Errorf("the guest says %d in boot %s, after it had acknowledged %d", s.Count, s.Boot, w.highest)
+	}
+	w.highest = max(w.highest, s.Count)
+	w.seen = append(w.seen, s)
+}
+
+// Highest is the highest count acknowledged so far.
+func (w *Watcher) Highest() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.highest
+}
+
+// Last is the newest answer; ok is false when there is none.
+func (w *Watcher) Last() (s Sighting, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.seen) == 0 {
+		return s, false
+	}
+	return w.seen[len(w.seen)-1], true
+}
+
+// Sightings are all answers.
+func (w *Watcher) Sightings() []Sighting {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]Sighting(nil), w.seen...)
+}
+
+// Err is set when an acknowledged count was lost.
+func (w *Watcher) Err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.wrong
+}
+
+// Boots are the boots that answered, in order; an error if one answered after
+// a later one had: two copies ran.
+func (w *Watcher) Boots() ([]string, error) {
+	var boots []string
+	for _, s := range w.Sightings() {
+		for i, b := range boots {
+			if b == s.Boot && i != len(boots)-1 {
+				return boots, errors.New("boot " + b + " answered after a later one: two copies of the machine ran")
+			}
+		}
+		if len(boots) == 0 || boots[len(boots)-1] != s.Boot {
+			boots = append(boots, s.Boot)
+		}
+	}
+	return boots, nil
+}
