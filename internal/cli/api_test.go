@@ -298,7 +298,7 @@ func TestMachineCreateWaits(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &fakeAPI{states: c.states}
-			r := runArgon(serveFake(t, f), "", "machine", "create", "web", "--image", "debian", "--disk", "10G", "--memory", "1GiB", "--port", "8080:80", c.flag)
+			r := runArgon(serveFake(t, f), "", "machine", "create", "web", "--image", "debian", "--disk", "10G", "--memory", "1GiB", "--publish", "8080:80", c.flag)
 			if r.code != c.code || !strings.Contains(r.out+r.err, c.want) {
 				t.Errorf("got %+v", r)
 			}

@@ -16,7 +16,7 @@ import (
 
 func (a *app) machineCommand() *cobra.Command {
 	return group("machine", "Virtual machines",
-		`  argon machine create web --image debian --disk 10GiB --memory 1GiB --port 8080:80
+		`  argon machine create web --image debian --disk 10GiB --memory 1GiB --publish 8080:80
   argon machine ls
   argon machine console web`,
 		a.machineCreateCommand(), a.machineListCommand(), a.machineShowCommand(),
@@ -35,7 +35,7 @@ func (a *app) machineCreateCommand() *cobra.Command {
 		Long: `Makes a machine and starts it on a server that the cluster chooses. Its disk is
 made from an image, or it takes volumes that exist; the first one boots. If its
 server is lost, it starts again on another.`,
-		Example: `  argon machine create web --image debian --disk 10GiB --memory 1GiB --port 8080:80
+		Example: `  argon machine create web --image debian --disk 10GiB --memory 1GiB --publish 8080:80
   argon machine create db --volume db-root --volume db-data --cpus 4 --memory 8GiB
   argon machine create spare --image debian --replicas 3 --stopped`,
 		Args: takes("NAME"),
@@ -48,7 +48,7 @@ server is lost, it starts again on another.`,
 	flags.StringArrayVar(&req.Volumes, "volume", nil, "use this volume; repeated, the first one boots")
 	flags.Uint32Var(&req.Cpus, "cpus", 1, "virtual processors")
 	flags.Var(&memory, "memory", "such as 1GiB")
-	flags.StringArrayVar(&ports, "port", nil, "reach the machine's TCP port at every server's address, CLUSTER:GUEST; repeated")
+	flags.StringArrayVarP(&ports, "publish", "p", nil, "reach the machine's TCP port at every server's address, CLUSTER:GUEST; repeated")
 	flags.StringVar(&req.Acceleration, "acceleration", "auto", "auto, kvm or tcg")
 	flags.BoolVar(&req.Stopped, "stopped", false, "do not start it")
 	flags.DurationVar(&stopTimeout, "stop-timeout", time.Minute, "how long a stop may take before it is forced")
@@ -100,7 +100,7 @@ func parsePorts(specs []string) ([]*argonv1.PublishedPort, error) {
 		from, errFrom := strconv.ParseUint(cluster, 10, 16)
 		to, errTo := strconv.ParseUint(guest, 10, 16)
 		if errFrom != nil || errTo != nil || from == 0 || to == 0 {
-			return nil, fmt.Errorf("--port %q is not CLUSTER:GUEST, two TCP ports such as 8080:80", spec)
+			return nil, fmt.Errorf("--publish %q is not CLUSTER:GUEST, two TCP ports such as 8080:80", spec)
 		}
 		ports = append(ports, &argonv1.PublishedPort{ClusterPort: uint32(from), GuestPort: uint32(to)})
 	}
