@@ -107,7 +107,7 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 	seen := p.seeMachine(key, m, local)
 	if o, ok := observe(m, a.ServerID, seen, p.allowed); ok && a.differs(o, m, p.now) {
 		placement, name := m.GetPlacement(), p.serverName()
-		p.add("status/"+id, job{step: fmt.Sprint(o), run: func(ctx context.Context) error {
+		p.add("status/"+id, job{step: fmt.Sprint(o), waits: true, run: func(ctx context.Context) error {
 			return a.report(ctx, id, placement, name, o)
 		}})
 	}

@@ -51,11 +51,8 @@ func Run(ctx context.Context, o Options) error {
 		changed := o.View.Changed()
 		if st := o.View.State(); st != nil {
 			seen = seen.Observe(st, o.Now())
-			for _, a := range Plan(st, o.Now(), seen) {
-				if err := o.do(ctx, a); err != nil {
-					o.Log.Warn("the catalog did not take a change; it is planned again", "change", a.Why, "err", err)
-					break
-				}
+			if err := o.act(ctx, Plan(st, o.Now(), seen)); err != nil {
+				o.Log.Warn("the catalog did not take a change; it is planned again", "err", err)
 			}
 		}
 		select {
@@ -67,15 +64,33 @@ func Run(ctx context.Context, o Options) error {
 	}
 }
 
-// do makes an action's changes and tells of them. That the records have
-// changed meanwhile is no error: the next plan is made from the new ones.
-func (o Options) do(ctx context.Context, a Action) error {
-	if a.OnlyNews {
-		old, err := o.news(ctx, a.Events[0])
-		if err != nil || old {
-			return err
+// act makes the changes first and tells of them afterwards: a machine does not
+// wait for the events about another one.
+func (o Options) act(ctx context.Context, actions []Action) error {
+	var done []Action
+	var failed error
+	for _, a := range actions {
+		ok, err := o.change(ctx, a)
+		if err != nil {
+			failed = fmt.Errorf("%s: %w", a.Why, err)
+			break
+		}
+		if ok {
+			done = append(done, a)
 		}
 	}
+	for _, a := range done {
+		if err := o.tell(ctx, a); err != nil {
+			return errors.Join(failed, err)
+		}
+	}
+	return failed
+}
+
+// change makes an action's changes and reports whether they were made: not
+// when a record has changed meanwhile. Then the next plan is made from the new
+// ones.
+func (o Options) change(ctx context.Context, a Action) (ok bool, err error) {
 	txn := o.Store.Txn()
 	for _, rec := range a.Put {
 		txn.Put(rec)
@@ -83,23 +98,28 @@ func (o Options) do(ctx context.Context, a Action) error {
 	for _, rec := range a.Delete {
 		txn.Delete(rec)
 	}
-	if len(a.Put)+len(a.Delete) > 0 {
-		err := txn.Commit(ctx)
-		if errors.Is(err, catalog.ErrConflict) || errors.Is(err, catalog.ErrNotFound) {
-			o.Log.Debug("an action was overtaken", "change", a.Why)
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", a.Why, err)
-		}
+	err = txn.Commit(ctx)
+	if errors.Is(err, catalog.ErrConflict) || errors.Is(err, catalog.ErrNotFound) {
+		o.Log.Debug("a change was overtaken", "change", a.Why)
+		return false, nil
+	}
+	if err == nil && a.ClearStatus != "" {
+		err = o.Store.DeleteVolumeStatus(ctx, a.ClearStatus)
+	}
+	if err == nil && !a.OnlyNews {
 		o.Log.Info(a.Why)
 	}
-	if a.ClearStatus != "" {
-		if err := o.Store.DeleteVolumeStatus(ctx, a.ClearStatus); err != nil {
-			return fmt.Errorf("%s: %w", a.Why, err)
-		}
-	}
+	return err == nil, err
+}
+
+// tell appends an action's events.
+func (o Options) tell(ctx context.Context, a Action) error {
 	for _, e := range a.Events {
+		if a.OnlyNews {
+			if told, err := o.told(ctx, e); err != nil || told {
+				return err
+			}
+		}
 		e.ServerId = o.ServerID
 		if err := o.Store.Events.Append(ctx, e); err != nil {
 			return fmt.Errorf("event %s about %s: %w", e.GetReason(), e.GetSubjectName(), err)
@@ -108,9 +128,9 @@ func (o Options) do(ctx context.Context, a Action) error {
 	return nil
 }
 
-// news tells whether the newest event about a subject says the same already:
-// a new leader sees for the first time what the last one has told.
-func (o Options) news(ctx context.Context, e *argonv1.Event) (old bool, err error) {
+// told tells whether the newest event about a subject says the same already: a
+// new leader sees for the first time what the last one has told.
+func (o Options) told(ctx context.Context, e *argonv1.Event) (bool, error) {
 	last, err := o.Store.Events.List(ctx, 1, time.Time{}, e.GetKind(), e.GetSubjectName())
 	if err != nil {
 		return false, fmt.Errorf("events about %s: %w", e.GetSubjectName(), err)

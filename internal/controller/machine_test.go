@@ -120,6 +120,28 @@ func TestMachines(t *testing.T) {
 			want: &wantMachine{"", 3, pending, "its volume v is still being made"},
 		},
 		{
+			name: "waits until all of its disk is made",
+			cluster: func() fixture {
+				f := newFixture("a", "b")
+				f.volume("v", 2, "a:in", "b:new").Epoch = 0
+				f.machine("m", "", run, pending).VolumeIds = []string{"v"}
+				return f
+			},
+			want: &wantMachine{"", 3, pending, "its volume v is still being made"},
+		},
+		{
+			name: "does not wait for a replica that can't be made",
+			cluster: func() fixture {
+				f := newFixture("a", "b", "c").dead("c")
+				v := f.volume("v", 3, "a:in", "b:new", "c:new")
+				v.Epoch, v.Replicas[1].Reason = 0, "no space left"
+				f.machine("m", "", run, pending).VolumeIds = []string{"v"}
+				return f
+			},
+			want:   &wantMachine{"a", 4, pending, "starting on a"},
+			events: []string{"machine-placed"},
+		},
+		{
 			name: "its disk does not exist any more",
 			cluster: func() fixture {
 				f := newFixture("a")

@@ -1,0 +1,326 @@
+package agent
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/hypervisor"
+)
+
+// allInSync tells whether the volume has so many replicas, all in sync.
+func allInSync(v *argonv1.Volume, n int) bool {
+	return len(v.GetReplicas()) == n && !slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool { return !inSync(r) })
+}
+
+func TestMachineSurvivesItsServer(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.create(2, "a", "b")
+	first := w.runs(0)
+	if on := first.GetServerId(); on != "a" && on != "b" {
+		t.Fatalf("runs on %s, which does not have its disk", on)
+	}
+	w.hosts[first.GetServerId()].kill()
+
+	second := w.runs(first.GetPlacement())
+	if second.GetServerId() == first.GetServerId() || second.GetStatus().GetStarts() != 2 {
+		t.Fatalf("after the loss of %s: %v", first.GetServerId(), second)
+	}
+	if n := w.guests(); n != 1 {
+		t.Fatalf("%d guests run", n)
+	}
+
+	// The lost server comes back: it starts nothing, and its replica is
+	// brought up to date.
+	back := w.hosts[first.GetServerId()]
+	before := back.starts
+	back.start()
+	st := w.until("healthy again", func(st *catalog.State) bool { return allInSync(st.Volumes["v"], 2) })
+	if got := st.Machines["m"]; got.GetServerId() != second.GetServerId() || w.guests() != 1 || back.starts != before {
+		t.Errorf("after the return of %s: %v, %d guests", back.id, got, w.guests())
+	}
+	events := w.events("machine", "m")
+	for _, want := range []string{"machine-placed", "machine-started", "machine-lost"} {
+		if !slices.Contains(events, want) {
+			t.Errorf("events %v lack %s", events, want)
+		}
+	}
+}
+
+func TestMachineStopsStartsAndGoes(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(2, "a", "b")
+	m := w.runs(0)
+	stopped := func(st *catalog.State) bool {
+		m, v := st.Machines["m"], st.Volumes["v"]
+		return m.GetStatus().GetState() == stateStopped && m.GetServerId() == "" && v.GetAttachment() == nil && v.GetClean()
+	}
+
+	w.want(wantStopped)
+	w.until("stopped, its disk clean, its server given back", stopped)
+	w.want(wantRunning)
+	m = w.runs(m.GetPlacement())
+
+	w.hosts[m.GetServerId()].guest().PowerDown(t.Context())
+	st := w.until("stopped from inside", stopped)
+	if got := st.Machines["m"]; got.GetWanted() != wantStopped || got.GetStatus().GetReason() != "powered off from inside" {
+		t.Fatalf("after it powered itself off: %v", got)
+	}
+
+	w.want(wantRunning)
+	m = w.runs(m.GetPlacement())
+	_, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
+		m.Wanted = wantRemoved
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.store.Volumes.Update(t.Context(), "v", func(v *argonv1.Volume) error {
+		v.Removing = true
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.until("removed", func(st *catalog.State) bool {
+		return len(st.Machines) == 0 && len(st.Volumes) == 0 && len(st.VolumeStatus) == 0
+	})
+	for _, h := range w.hosts {
+		if len(h.replicas) > 0 {
+			t.Errorf("server %s still keeps %v", h.id, h.replicas)
+		}
+	}
+	if n := w.guests(); n != 0 {
+		t.Errorf("%d guests still run", n)
+	}
+}
+
+func TestCrashedGuestIsStartedAgain(t *testing.T) {
+	w := newWorld(t, "a")
+	w.create(1, "a")
+	m := w.runs(0)
+	w.hosts["a"].guest().exit()
+	w.until("started again", func(st *catalog.State) bool {
+		s := st.Machines["m"].GetStatus()
+		return s.GetState() == stateRunning && s.GetStarts() == 2
+	})
+	if got := w.view.State().Machines["m"].GetPlacement(); got != m.GetPlacement() {
+		t.Errorf("a crash of the guest moved the machine: placement %d", got)
+	}
+	if events := w.events("machine", "m"); !slices.Contains(events, "machine-crashed") {
+		t.Errorf("events %v lack machine-crashed", events)
+	}
+}
+
+func TestGuestThatCannotStartIsTriedAgain(t *testing.T) {
+	w := newWorld(t, "a")
+	w.hosts["a"].fail = errors.New("no such monitor")
+	w.create(1, "a")
+	w.until("failed, with the reason", func(st *catalog.State) bool {
+		s := st.Machines["m"].GetStatus()
+		return s.GetState() == stateFailed && strings.Contains(s.GetReason(), "no such monitor")
+	})
+	w.hosts["a"].mu.Lock()
+	w.hosts["a"].fail = nil
+	w.hosts["a"].mu.Unlock()
+	w.runs(0)
+}
+
+func TestGuestOutlivesItsDaemon(t *testing.T) {
+	for _, how := range []string{"in order", "by a crash"} {
+		t.Run(how, func(t *testing.T) {
+			w := newWorld(t, "a", "b")
+			w.create(2, "a", "b")
+			m := w.runs(0)
+			h := w.hosts[m.GetServerId()]
+			guest := h.guest()
+			if how == "in order" {
+				h.end()
+			} else {
+				h.crash()
+			}
+			epoch := w.until("known", func(st *catalog.State) bool { return true }).Volumes["v"].GetEpoch()
+			h.start()
+			w.until("attached again", func(st *catalog.State) bool {
+				v := st.Volumes["v"]
+				return v.GetEpoch() > epoch && v.GetAttachment().GetMachineId() == "m"
+			})
+			if _, err := h.agent.Guest("m"); err != nil {
+				t.Error(err)
+			}
+			if h.guest() != guest || h.starts != 1 {
+				t.Errorf("the guest was started anew (%d starts)", h.starts)
+			}
+		})
+	}
+}
+
+func TestForeignGuestIsKilled(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(2, "a", "b")
+	m := w.runs(0)
+	old := w.hosts[m.GetServerId()]
+	guest := old.guest()
+	// The daemon hangs, its guests go on; the lease ends. (The guard would
+	// have killed them: this is the last line of defence.)
+	old.crash()
+	if _, err := w.cli.Revoke(t.Context(), old.lease); err != nil {
+		t.Fatal(err)
+	}
+	old.lease = 0
+	w.runs(m.GetPlacement())
+	old.start()
+	<-guest.Done()
+	if w.guests() != 1 {
+		t.Errorf("%d guests run", w.guests())
+	}
+}
+
+func TestGuestOfADeposedHolderIsKilled(t *testing.T) {
+	w := newWorld(t, "a")
+	w.create(1, "a")
+	w.runs(0)
+	guest := w.hosts["a"].guest()
+	w.mu.Lock()
+	holder := w.holders["v"]
+	w.mu.Unlock()
+	holder.end(errors.New("deposed by a test"))
+	<-guest.Done()
+	w.until("started again", func(st *catalog.State) bool {
+		s := st.Machines["m"].GetStatus()
+		return s.GetState() == stateRunning && s.GetStarts() == 2
+	})
+}
+
+func TestFullDiskPausesTheMachine(t *testing.T) {
+	w := newWorld(t, "a")
+	w.create(1, "a")
+	w.runs(0)
+	guest := w.hosts["a"].guest()
+	w.mu.Lock()
+	holder := w.holders["v"]
+	w.mu.Unlock()
+	holder.setFull(true)
+	guest.set(hypervisor.Status{State: hypervisor.Paused, Detail: "io-error"})
+	w.until("paused, with the reason", func(st *catalog.State) bool {
+		s := st.Machines["m"].GetStatus()
+		return s.GetState() == statePaused && strings.Contains(s.GetReason(), "no room")
+	})
+	holder.setFull(false)
+	w.until("running again", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateRunning })
+	if w.hosts["a"].guest() != guest {
+		t.Error("the guest was started anew")
+	}
+}
+
+func TestDeafGuestIsStoppedByForce(t *testing.T) {
+	w := newWorld(t, "a")
+	w.create(1, "a")
+	w.runs(0)
+	guest := w.hosts["a"].guest()
+	guest.mu.Lock()
+	guest.deaf = true
+	guest.mu.Unlock()
+	w.want(wantStopped)
+	w.until("stopping", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopping })
+	if _, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
+		m.ForceStop = true
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	w.until("stopped", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopped })
+}
+
+// A volume that nobody uses is healed by a server that has it in sync.
+func TestUnattachedVolumeIsRepaired(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(3, "a", "b")
+	w.runs(0)
+	w.want(wantStopped)
+	w.until("detached", func(st *catalog.State) bool { return st.Volumes["v"].GetAttachment() == nil })
+	w.join("c")
+	w.until("healed and at rest", func(st *catalog.State) bool {
+		v := st.Volumes["v"]
+		return allInSync(v, 3) && v.GetAttachment() == nil && v.GetClean()
+	})
+}
+
+func TestConnect(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(2, "a", "b")
+	m := w.runs(0)
+	here := w.hosts[m.GetServerId()].agent
+	if _, err := here.Connect(t.Context(), "v"); err == nil || !strings.Contains(err.Error(), "used by machine m") {
+		t.Fatalf("connect a machine's disk: %v", err)
+	}
+	w.want(wantStopped)
+	w.until("at rest", func(st *catalog.State) bool {
+		return st.Machines["m"].GetServerId() == "" && st.Volumes["v"].GetAttachment() == nil
+	})
+	for _, h := range w.hosts { // each has its own view
+		if err := h.agent.View.WaitFor(t.Context(), w.view.State().Revision); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := w.hosts["a"].agent.Connect(t.Context(), "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := w.hosts["a"].agent.Connect(t.Context(), "v"); err != nil {
+		t.Error(err)
+	} else {
+		again.Close()
+	}
+	w.until("attached", func(st *catalog.State) bool { return st.Volumes["v"].GetAttachment().GetServerId() == "a" })
+	// The other server has to know of it before it can refuse.
+	if err := w.hosts["b"].agent.View.WaitFor(t.Context(), w.view.State().Revision); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.hosts["b"].agent.Connect(t.Context(), "v"); err == nil || !strings.Contains(err.Error(), "attached on server a") {
+		t.Errorf("connect on two servers: %v", err)
+	}
+	c.Close()
+	w.until("detached", func(st *catalog.State) bool {
+		return st.Volumes["v"].GetAttachment() == nil && st.Volumes["v"].GetClean()
+	})
+}
+
+func TestReplicasAreMadeFromAnImage(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.hosts["a"].mu.Lock()
+	w.hosts["a"].images["i"] = true
+	w.hosts["a"].mu.Unlock()
+	image := &argonv1.Image{
+		Meta: &argonv1.Meta{Id: "i", Name: "i"}, SizeBytes: gib, Copies: []*argonv1.ImageCopy{{ServerId: "a", Ready: true}},
+	}
+	if err := w.store.Images.Create(t.Context(), image); err != nil {
+		t.Fatal(err)
+	}
+	v := &argonv1.Volume{
+		Meta: &argonv1.Meta{Id: "v", Name: "v"}, SizeBytes: gib, ReplicasWanted: 2, NextReplicaId: 3, ImageId: "i",
+		Replicas: []*argonv1.Replica{
+			{Id: 1, ServerId: "b", State: argonv1.ReplicaState_REPLICA_STATE_CREATING},
+			{Id: 2, ServerId: "c", State: argonv1.ReplicaState_REPLICA_STATE_CREATING},
+		},
+	}
+	if err := w.store.Volumes.Create(t.Context(), v); err != nil {
+		t.Fatal(err)
+	}
+	st := w.until("made, equal", func(st *catalog.State) bool { return allInSync(st.Volumes["v"], 2) })
+	if st.Volumes["v"].GetEpoch() != 0 {
+		t.Errorf("somebody attached it: epoch %d", st.Volumes["v"].GetEpoch())
+	}
+	st = w.until("copied", func(st *catalog.State) bool {
+		copies := st.Images["i"].GetCopies()
+		return len(copies) == 3 && !slices.ContainsFunc(copies, func(c *argonv1.ImageCopy) bool { return !c.GetReady() })
+	})
+	if err := w.store.Images.Delete(t.Context(), st.Images["i"]); err != nil {
+		t.Fatal(err)
+	}
+	w.untilHosts("without the image", func(h *host) bool { return len(h.images) == 0 })
+}

@@ -1,0 +1,643 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/catalog/catalogtest"
+	"github.com/argon-cluster/argon/internal/controller"
+	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/volume/mirror"
+)
+
+// This file is a cluster for tests: a real etcd, the real controller and
+// agents, and hosts whose guests, disks and volumes are made up. Volumes take
+// epochs and change their in-sync sets by the rules of mirror.
+
+const gib = 1 << 30
+
+// world is the whole cluster.
+type world struct {
+	t     *testing.T
+	cli   *clientv3.Client
+	store *catalog.Store
+	view  *catalog.View
+	hosts map[string]*host
+
+	mu      sync.Mutex
+	holders map[string]*fakeAttachment // by volume
+}
+
+func newWorld(t *testing.T, servers ...string) *world {
+	t.Helper()
+	cli := catalogtest.Start(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	store, err := catalog.Create(ctx, cli, &argonv1.Cluster{
+		Id: "c", Name: "test", Settings: &argonv1.Settings{ReplicaGraceSeconds: 3600},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{
+		t: t, cli: cli, store: store, view: catalog.NewView(store, quiet()),
+		hosts: map[string]*host{}, holders: map[string]*fakeAttachment{},
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = w.view.Run(ctx) })
+	for _, s := range servers {
+		w.join(s)
+	}
+	wg.Go(func() {
+		_ = controller.Run(ctx, controller.Options{
+			ServerID: "leader", Store: store, View: w.view, Now: time.Now, Tick: 50 * time.Millisecond, Log: quiet(),
+		})
+	})
+	t.Cleanup(func() {
+		for _, h := range w.hosts {
+			h.kill()
+		}
+		cancel()
+		wg.Wait()
+	})
+	return w
+}
+
+func quiet() *slog.Logger {
+	if testing.Verbose() {
+		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return slog.New(slog.NewTextHandler(io.Discard, nil))
+}
+
+// join adds a server of 10 CPUs, 20 GiB of memory and 100 GiB of disk.
+func (w *world) join(name string) {
+	w.t.Helper()
+	err := w.store.Servers.Create(w.t.Context(), &argonv1.Server{
+		Meta:     &argonv1.Meta{Id: name, Name: name, Created: timestamppb.New(time.Now().Add(-time.Hour))},
+		Capacity: &argonv1.Resources{Cpus: 10, MemoryBytes: 20 * gib, DiskBytes: 100 * gib},
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	h := &host{world: w, id: name, replicas: map[string][]uint32{}, guests: map[string]*fakeGuest{}, images: map[string]bool{}}
+	w.hosts[name] = h
+	h.start()
+}
+
+// create makes a machine m with one volume v, as the API does.
+func (w *world) create(replicas uint32, on ...string) {
+	w.t.Helper()
+	v := &argonv1.Volume{
+		Meta: &argonv1.Meta{Id: "v", Name: "v"}, SizeBytes: gib, ReplicasWanted: replicas, NextReplicaId: uint32(len(on) + 1),
+	}
+	for i, s := range on {
+		v.Replicas = append(v.Replicas, &argonv1.Replica{
+			Id: uint32(i + 1), ServerId: s, State: argonv1.ReplicaState_REPLICA_STATE_CREATING,
+		})
+	}
+	m := &argonv1.Machine{
+		Meta: &argonv1.Meta{Id: "m", Name: "m"}, Cpus: 1, MemoryBytes: gib, VolumeIds: []string{"v"},
+		Wanted: argonv1.Wanted_WANTED_RUNNING, Acceleration: "auto",
+	}
+	if err := w.store.Txn().Create(v).Create(m).Commit(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// want changes what is wanted of the machine.
+func (w *world) want(wanted argonv1.Wanted) {
+	w.t.Helper()
+	_, err := w.store.Machines.Update(w.t.Context(), "m", func(m *argonv1.Machine) error {
+		m.Wanted = wanted
+		return nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// until waits for the catalog to come to be as told.
+func (w *world) until(what string, ok func(*catalog.State) bool) *catalog.State {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
+	defer cancel()
+	for {
+		changed := w.view.Changed()
+		st := w.view.State()
+		if st != nil && ok(st) {
+			return st
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			w.t.Fatalf("never %s; machine: %v; volume: %v", what, st.Machines["m"], st.Volumes["v"])
+		}
+	}
+}
+
+// runs waits until the machine is seen running in a placement that is new.
+func (w *world) runs(after uint64) *argonv1.Machine {
+	w.t.Helper()
+	return w.until("running", func(st *catalog.State) bool {
+		s := st.Machines["m"].GetStatus()
+		return s.GetState() == stateRunning && s.GetPlacement() > after && s.GetPlacement() == st.Machines["m"].GetPlacement()
+	}).Machines["m"]
+}
+
+// guests counts those that run on all hosts.
+func (w *world) guests() int {
+	n := 0
+	for _, h := range w.hosts {
+		h.mu.Lock()
+		n += len(h.guests)
+		h.mu.Unlock()
+	}
+	return n
+}
+
+// events lists the reasons of all events about a machine or volume.
+func (w *world) events(kind, name string) []string {
+	w.t.Helper()
+	list, err := w.store.Events.List(w.t.Context(), 0, time.Time{}, kind, name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var reasons []string
+	for _, e := range list {
+		reasons = append(reasons, e.GetReason())
+	}
+	return reasons
+}
+
+// host is a server: what outlives its daemon, and the daemon while it runs.
+type host struct {
+	world *world
+	id    string
+
+	mu       sync.Mutex
+	replicas map[string][]uint32
+	images   map[string]bool
+	guests   map[string]*fakeGuest
+	pids     int
+	starts   int
+	fail     error // of the next starts
+
+	agent   *Agent
+	lease   clientv3.LeaseID
+	crashed *atomic.Bool // the daemon was killed: nothing of it does anything
+	stop    context.CancelFunc
+	done    chan struct{}
+}
+
+// start starts the daemon, with a new lease if it has none.
+func (h *host) start() {
+	w := h.world
+	ctx, cancel := context.WithCancel(context.Background())
+	if h.lease == clientv3.NoLease {
+		grant, err := w.cli.Grant(ctx, 600)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		h.lease = grant.ID
+		// Old enough for the controller not to think that all have just come.
+		since := timestamppb.New(time.Now().Add(-time.Hour))
+		if err := w.store.PutLease(ctx, h.lease, &argonv1.Lease{ServerId: h.id, Since: since, TtlSeconds: 3}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	h.crashed = &atomic.Bool{}
+	view := catalog.NewView(w.store, quiet())
+	h.agent = New(Options{
+		ServerID: h.id, Store: w.store, View: view, Gate: &fakeGate{view: view, id: h.id},
+		Volumes: &fakeVolumes{h, h.crashed}, Replicas: (*fakeReplicas)(h), Images: (*fakeImages)(h),
+		Ports: fakePorts{}, Dirs: fakeDirs{}, Monitor: (*fakeMonitor)(h), Now: time.Now, Tick: 20 * time.Millisecond, Log: quiet().With("server", h.id),
+	})
+	h.stop, h.done = cancel, make(chan struct{})
+	go func() {
+		defer close(h.done)
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = view.Run(ctx) })
+		_ = h.agent.Run(ctx)
+		wg.Wait()
+	}()
+}
+
+// end ends the daemon in order; its guests go on.
+func (h *host) end() {
+	h.stop()
+	<-h.done
+}
+
+// crash ends the daemon without warning; its guests go on.
+func (h *host) crash() {
+	h.crashed.Store(true)
+	h.end()
+}
+
+// kill ends all of the server's processes at once, and its lease.
+func (h *host) kill() {
+	h.crash()
+	h.mu.Lock()
+	for _, g := range h.guests {
+		g.gone(hypervisor.Status{})
+	}
+	clear(h.guests)
+	h.mu.Unlock()
+	if h.lease != clientv3.NoLease {
+		if _, err := h.world.cli.Revoke(context.Background(), h.lease); err != nil {
+			h.world.t.Error(err)
+		}
+		h.lease = clientv3.NoLease
+	}
+}
+
+// guest is the one guest that runs on the host.
+func (h *host) guest() *fakeGuest {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, g := range h.guests {
+		return g
+	}
+	return nil
+}
+
+// fakeGate opens while the view shows the server's lease.
+type fakeGate struct {
+	view *catalog.View
+	id   string
+}
+
+func (g *fakeGate) Allowed(int64) bool {
+	st := g.view.State()
+	return st != nil && st.Leases[g.id] != nil
+}
+
+type fakePorts struct{}
+
+func (fakePorts) Open(_ context.Context, m *argonv1.Machine, _ string) ([]hypervisor.Port, error) {
+	var ports []hypervisor.Port
+	for _, p := range m.GetPorts() {
+		ports = append(ports, hypervisor.Port{HostAddress: "127.0.0.1", HostPort: 1, GuestPort: int(p.GetGuestPort())})
+	}
+	return ports, nil
+}
+func (fakePorts) Close(string) {}
+
+type fakeDirs struct{}
+
+func (fakeDirs) Make(id string) (string, error) { return "/nowhere/" + id, nil }
+func (fakeDirs) Remove(string)                  {}
+
+// fakeReplicas are the replicas on a host's disk.
+type fakeReplicas host
+
+func (r *fakeReplicas) List(context.Context) (map[string][]uint32, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := map[string][]uint32{}
+	for v, ids := range r.replicas {
+		list[v] = slices.Clone(ids)
+	}
+	return list, nil
+}
+
+func (r *fakeReplicas) Create(_ context.Context, req CreateReplica) (uint64, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if req.ImageID != "" && !r.images[req.ImageID] {
+		return 0, fmt.Errorf("image %s is not here", req.ImageID)
+	}
+	if !slices.Contains(r.replicas[req.VolumeID], req.ReplicaID) {
+		r.replicas[req.VolumeID] = append(r.replicas[req.VolumeID], req.ReplicaID)
+	}
+	return 1, nil
+}
+
+func (r *fakeReplicas) Remove(_ context.Context, volumeID string, id uint32) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.replicas[volumeID] = slices.DeleteFunc(r.replicas[volumeID], func(x uint32) bool { return x == id })
+	if len(r.replicas[volumeID]) == 0 {
+		delete(r.replicas, volumeID)
+	}
+	return nil
+}
+
+// fakeImages are the images on a host's disk.
+type fakeImages host
+
+func (i *fakeImages) List(context.Context) ([]string, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var ids []string
+	for id := range i.images {
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+func (i *fakeImages) Fetch(_ context.Context, image *argonv1.Image, from []*argonv1.Server) error {
+	source := i.world.hosts[from[0].GetMeta().GetId()]
+	source.mu.Lock()
+	has := source.images[image.GetMeta().GetId()]
+	source.mu.Unlock()
+	if !has {
+		return errors.New("the source does not have it")
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.images[image.GetMeta().GetId()] = true
+	return nil
+}
+
+func (i *fakeImages) Remove(_ context.Context, id string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	delete(i.images, id)
+	return nil
+}
+
+// fakeMonitor runs a host's guests.
+type fakeMonitor host
+
+func (m *fakeMonitor) Probe(context.Context) (hypervisor.Probe, error) {
+	return hypervisor.Probe{Acceleration: hypervisor.TCG, Reason: "this is a test"}, nil
+}
+
+func (m *fakeMonitor) Start(_ context.Context, spec hypervisor.Spec) (hypervisor.Guest, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return nil, m.fail
+	}
+	if len(m.guests) > 0 {
+		m.world.t.Errorf("server %s starts guest %s beside another", m.id, spec.ID)
+	}
+	m.pids++
+	m.starts++
+	g := &fakeGuest{host: (*host)(m), id: spec.ID, pid: m.pids, done: make(chan struct{}), status: hypervisor.Status{State: hypervisor.Running}}
+	m.guests[spec.ID] = g
+	return g, nil
+}
+
+func (m *fakeMonitor) Adopt(_ context.Context, id string) (hypervisor.Guest, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if g := m.guests[id]; g != nil {
+		return g, nil
+	}
+	return nil, os.ErrNotExist
+}
+
+func (m *fakeMonitor) List(context.Context) ([]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var ids []string
+	for id := range m.guests {
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// fakeGuest runs until it is told otherwise. It obeys its power button unless
+// deaf.
+type fakeGuest struct {
+	host *host
+	id   string
+	pid  int
+	done chan struct{}
+	once sync.Once
+
+	mu     sync.Mutex
+	status hypervisor.Status
+	deaf   bool
+}
+
+func (g *fakeGuest) ID() string            { return g.id }
+func (g *fakeGuest) PID() int              { return g.pid }
+func (g *fakeGuest) Done() <-chan struct{} { return g.done }
+
+func (g *fakeGuest) Status(context.Context) (hypervisor.Status, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.status, nil
+}
+
+func (g *fakeGuest) set(s hypervisor.Status) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.status = s
+}
+
+func (g *fakeGuest) PowerDown(context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.deaf {
+		g.status.State = hypervisor.ShutDown
+	}
+	return nil
+}
+
+func (g *fakeGuest) Resume(context.Context) error {
+	g.set(hypervisor.Status{State: hypervisor.Running})
+	return nil
+}
+
+func (g *fakeGuest) Console(context.Context) (io.ReadWriteCloser, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (g *fakeGuest) Kill(context.Context) error {
+	g.exit()
+	return nil
+}
+
+// exit ends the guest's process.
+func (g *fakeGuest) exit() {
+	g.host.mu.Lock()
+	defer g.host.mu.Unlock()
+	delete(g.host.guests, g.id)
+	g.gone(g.status)
+}
+
+func (g *fakeGuest) gone(hypervisor.Status) { g.once.Do(func() { close(g.done) }) }
+
+// fakeVolumes attaches volumes by the rules of mirror, without any data. A
+// replica that is behind is copied to as soon as its server lives.
+type fakeVolumes struct {
+	host    *host
+	crashed *atomic.Bool
+}
+
+func (f *fakeVolumes) Attach(ctx context.Context, req AttachRequest) (Attachment, error) {
+	w := f.host.world
+	v, err := w.store.Volumes.Update(ctx, req.VolumeID, func(v *argonv1.Volume) error {
+		if v.GetEpoch() != req.Epoch {
+			return fmt.Errorf("the volume is in epoch %d, not %d", v.GetEpoch(), req.Epoch)
+		}
+		_, err := mirror.Take(v, mirror.Holder{ServerID: f.host.id, MachineID: req.MachineID}, time.Now())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	a := &fakeAttachment{
+		volumes: f, id: req.VolumeID, epoch: v.GetEpoch(), ready: make(chan struct{}), done: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	w.mu.Lock()
+	old := w.holders[a.id]
+	w.holders[a.id] = a
+	w.mu.Unlock()
+	if old != nil {
+		old.end(mirror.ErrDeposed)
+	}
+	var loop context.Context
+	loop, a.cancel = context.WithCancel(context.Background())
+	go a.serve(loop)
+	return a, nil
+}
+
+type fakeAttachment struct {
+	volumes *fakeVolumes
+	id      string
+	epoch   uint64
+	ready   chan struct{}
+	done    chan struct{}
+	stopped chan struct{} // serve has returned
+	cancel  context.CancelFunc
+	once    sync.Once
+
+	mu   sync.Mutex
+	err  error
+	full bool
+}
+
+func (a *fakeAttachment) Disk() hypervisor.Disk {
+	return hypervisor.Disk{Socket: "/nowhere/" + a.id + ".nbd", Export: a.id}
+}
+func (a *fakeAttachment) Ready() <-chan struct{} { return a.ready }
+func (a *fakeAttachment) Done() <-chan struct{}  { return a.done }
+
+func (a *fakeAttachment) Err() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.err
+}
+
+func (a *fakeAttachment) end(err error) {
+	a.once.Do(func() {
+		a.mu.Lock()
+		a.err = err
+		a.mu.Unlock()
+		a.cancel()
+		<-a.stopped
+		close(a.done)
+	})
+}
+
+// serve keeps the in-sync set equal to the replicas whose servers live.
+func (a *fakeAttachment) serve(ctx context.Context) {
+	defer close(a.stopped)
+	close(a.ready)
+	w := a.volumes.host.world
+	for {
+		changed := w.view.Changed()
+		if !a.volumes.crashed.Load() {
+			_ = a.propose(ctx, false)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (a *fakeAttachment) propose(ctx context.Context, release bool) error {
+	w := a.volumes.host.world
+	_, err := w.store.Volumes.Update(ctx, a.id, func(v *argonv1.Volume) error {
+		var set []mirror.Member
+		same := true
+		for _, r := range v.GetReplicas() {
+			made := r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC || inSync(r)
+			if lives := w.view.State().Leases[r.GetServerId()] != nil; made && lives {
+				set = append(set, mirror.Member{ID: r.GetId(), Incarnation: 1})
+				same = same && inSync(r)
+			} else if inSync(r) {
+				same = false
+			}
+		}
+		if (same && !release) || len(set) == 0 {
+			return catalog.ErrUnchanged
+		}
+		return mirror.Apply(v, mirror.Proposal{Epoch: a.epoch, InSync: set, Release: release, Clean: release}, time.Now())
+	})
+	return err
+}
+
+func (a *fakeAttachment) Detach(ctx context.Context) error {
+	if a.volumes.crashed.Load() {
+		a.Abandon()
+		return nil
+	}
+	err := a.propose(ctx, true)
+	a.end(err)
+	return err
+}
+
+func (a *fakeAttachment) Abandon() { a.end(mirror.ErrAbandoned) }
+
+func (a *fakeAttachment) Status() *argonv1.VolumeStatus {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.full {
+		return &argonv1.VolumeStatus{Condition: "full", Detail: "a replica's disk has no room"}
+	}
+	return &argonv1.VolumeStatus{Condition: "serving"}
+}
+
+func (a *fakeAttachment) setFull(full bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.full = full
+}
+
+// untilHosts waits until something is true of every host: at the end of a
+// pass of its agent at the latest.
+func (w *world) untilHosts(what string, ok func(*host) bool) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
+	defer cancel()
+	for _, h := range w.hosts {
+		for {
+			h.agent.mu.Lock()
+			passed := h.agent.passed
+			h.agent.mu.Unlock()
+			h.mu.Lock()
+			done := ok(h)
+			h.mu.Unlock()
+			if done {
+				break
+			}
+			select {
+			case <-passed:
+			case <-ctx.Done():
+				w.t.Fatalf("server %s never was %s", h.id, what)
+			}
+		}
+	}
+}
