@@ -36,7 +36,7 @@ type app struct {
 	now      func() time.Time
 
 	// Flags of every command.
-	dir, server, certs string
+	dir, socket, server, certs string
 	// runs: a command was understood and its body began.
 	runs bool
 }
@@ -46,6 +46,7 @@ type app struct {
 func Main(args []string, version string, in io.Reader, out, errs io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	a := &app{in: in, out: out, err: errs, version: buildVersion(version), now: time.Now}
 	root := a.root()
 	root.SetArgs(args)
@@ -78,6 +79,7 @@ several), or with --server and a client certificate to any server.`,
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.dir, "dir", "", "data directory of the local server (default $ARGON_DIR or "+client.DefaultDir+")")
+	flags.StringVar(&a.socket, "socket", "", "admin socket of a local server that was started with --run-dir")
 	flags.StringVar(&a.server, "server", "", "talk to this server, HOST[:PORT], over HTTPS (default $ARGON_SERVER)")
 	flags.StringVar(&a.certs, "certs", "", "directory of the client certificate for --server (default $ARGON_CERTS or ~/.config/argon)")
 	root.AddCommand(
@@ -107,27 +109,22 @@ func (a *app) noteRuns(cmd *cobra.Command) {
 
 // prepare runs before every command.
 func (a *app) prepare(cmd *cobra.Command, _ []string) error {
-	if a.server != "" && cmd.Flags().Changed("dir") && cmd.Flags().Lookup("dir") == cmd.Root().PersistentFlags().Lookup("dir") {
-		return usage(cmd, "--dir and --server given: choose one")
+	local := a.dir != "" || a.socket != ""
+	switch {
+	case local && a.server != "":
+		return usage(cmd, "--server given, and --dir or --socket: choose one")
+	case !local:
+		a.server = firstOf(a.server, os.Getenv("ARGON_SERVER"))
 	}
-	if a.server == "" && !cmd.Flags().Changed("dir") {
-		a.server = os.Getenv("ARGON_SERVER")
-	}
-	if a.dir == "" {
-		a.dir = firstOf(os.Getenv("ARGON_DIR"), client.DefaultDir)
-	}
-	dir, err := filepath.Abs(a.dir)
-	if err != nil {
-		return err
-	}
-	a.dir = dir
-	return nil
+	var err error
+	a.dir, err = filepath.Abs(firstOf(a.dir, os.Getenv("ARGON_DIR"), client.DefaultDir))
+	return err
 }
 
 // dial makes the client that the flags ask for.
 func (a *app) dial() (*client.Client, error) {
 	if a.server == "" {
-		return client.Dial(client.Options{Socket: client.SocketPath(a.dir)})
+		return client.Dial(client.Options{Socket: firstOf(a.socket, client.SocketPath(a.dir))})
 	}
 	certs := firstOf(a.certs, os.Getenv("ARGON_CERTS"))
 	if certs == "" {
