@@ -1,0 +1,234 @@
+package layer
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"sync"
+)
+
+const superblockName = "superblock"
+
+func dataName(layer uint64) string { return fmt.Sprintf("layer-%08d.data", layer) }
+
+// Files is one replica's directory, open. ReadAt, WriteAt, Punch and SyncData
+// may be called concurrently; Update and Reset exclude everything else, which
+// the caller sees to.
+type Files struct {
+	fs    FS
+	dir   string
+	block File
+	data  File
+
+	mu sync.Mutex // guards sb
+	sb Superblock
+}
+
+// Create makes a replica's directory: whole or not at all, under its final
+// name. base, if not empty, is a file whose content it begins with.
+func Create(fs FS, dir string, sb Superblock, base string) error {
+	tmp := path.Join(path.Dir(dir), ".new-"+path.Base(dir))
+	if err := fs.RemoveAll(tmp); err != nil {
+		return fmt.Errorf("remove what was left of %s: %w", tmp, err)
+	}
+	if err := create(fs, tmp, sb, base); err != nil {
+		return errors.Join(err, fs.RemoveAll(tmp))
+	}
+	if err := fs.Rename(tmp, dir); err != nil {
+		return errors.Join(fmt.Errorf("name %s: %w", dir, err), fs.RemoveAll(tmp))
+	}
+	return syncDirs(fs, path.Dir(dir), path.Dir(path.Dir(dir)))
+}
+
+func create(fs FS, dir string, sb Superblock, base string) error {
+	if err := fs.MkdirAll(dir); err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	name := path.Join(dir, dataName(sb.Layer))
+	if base != "" {
+		if err := fs.Clone(base, name); err != nil {
+			return err
+		}
+	}
+	data, err := fs.Open(name, true)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(data.Truncate(int64(sb.Size)), data.Sync(), data.Close())
+	if err != nil {
+		return fmt.Errorf("make %s: %w", name, err)
+	}
+	block, err := fs.Open(path.Join(dir, superblockName), true)
+	if err != nil {
+		return err
+	}
+	f := &Files{fs: fs, dir: dir, block: block, sb: sb}
+	// Twice: then both copies have their room on the disk, however full it
+	// gets later.
+	err = errors.Join(f.write(sb), f.Update(func(*Superblock) {}))
+	if err = errors.Join(err, block.Close()); err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	return fs.SyncDir(dir)
+}
+
+func syncDirs(fs FS, dirs ...string) error {
+	for _, d := range dirs {
+		if err := fs.SyncDir(d); err != nil {
+			return fmt.Errorf("sync %s: %w", d, err)
+		}
+	}
+	return nil
+}
+
+// Open opens a replica's directory. A data file that is shorter than it should
+// be is an error: something else cut it.
+func Open(fs FS, dir string) (*Files, error) {
+	block, err := fs.Open(path.Join(dir, superblockName), false)
+	if err != nil {
+		return nil, fmt.Errorf("open replica: %w", err)
+	}
+	f := &Files{fs: fs, dir: dir, block: block}
+	if f.sb, err = readSuperblock(block); err != nil {
+		return nil, errors.Join(fmt.Errorf("open replica %s: %w", dir, err), block.Close())
+	}
+	if f.data, err = fs.Open(path.Join(dir, dataName(f.sb.Layer)), false); err != nil {
+		return nil, errors.Join(fmt.Errorf("open replica: %w", err), block.Close())
+	}
+	last := make([]byte, 1)
+	if _, err := f.data.ReadAt(last, int64(f.sb.Size)-1); err != nil {
+		return nil, errors.Join(fmt.Errorf("open replica %s: its data file is not %d bytes long: %w", dir, f.sb.Size, err), f.Close())
+	}
+	return f, f.removeOld()
+}
+
+// removeOld deletes data files of before a Reset that was cut short.
+func (f *Files) removeOld() error {
+	names, err := f.fs.ReadDir(f.dir)
+	if err != nil {
+		return fmt.Errorf("open replica %s: %w", f.dir, err)
+	}
+	for _, n := range names {
+		if n != superblockName && n != dataName(f.sb.Layer) {
+			if err := f.fs.RemoveAll(path.Join(f.dir, n)); err != nil {
+				return fmt.Errorf("open replica %s: %w", f.dir, err)
+			}
+		}
+	}
+	return nil
+}
+
+func readSuperblock(block File) (Superblock, error) {
+	var best Superblock
+	found := false
+	var newer error
+	for i := range int64(2) {
+		b := make([]byte, BlockSize)
+		if _, err := block.ReadAt(b, i*BlockSize); err != nil {
+			continue // the second copy is not there before the first change
+		}
+		sb, err := Parse(b)
+		switch {
+		case errors.Is(err, ErrNewerFormat):
+			newer = err
+		case err == nil && (!found || sb.Sequence > best.Sequence):
+			best, found = sb, true
+		}
+	}
+	if newer != nil {
+		return best, newer
+	}
+	if !found {
+		return best, ErrNoSuperblock
+	}
+	return best, nil
+}
+
+// Superblock is what is on disk.
+func (f *Files) Superblock() Superblock {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.sb
+}
+
+// Update changes the superblock; when it returns the change survives a power
+// cut. When it fails either state may be found later.
+func (f *Files) Update(change func(*Superblock)) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	sb := f.sb
+	change(&sb)
+	sb.Sequence++
+	if err := f.write(sb); err != nil {
+		return fmt.Errorf("replica %s: write the superblock: %w", f.dir, err)
+	}
+	f.sb = sb
+	return nil
+}
+
+// write writes the copy that is not the newest, so that one is always whole.
+func (f *Files) write(sb Superblock) error {
+	b, err := sb.Marshal()
+	if err != nil {
+		return err
+	}
+	if _, err := f.block.WriteAt(b, int64(sb.Sequence%2)*BlockSize); err != nil {
+		return err
+	}
+	return f.block.Sync()
+}
+
+// Reset begins a new, empty data file and changes the superblock with it; the
+// old file is not touched any more: after a failed fsync nothing says what of
+// it is on disk.
+func (f *Files) Reset(change func(*Superblock)) error {
+	f.mu.Lock()
+	next := f.sb.Layer + 1
+	f.mu.Unlock()
+	name := path.Join(f.dir, dataName(next))
+	data, err := f.fs.Open(name, true)
+	if err != nil {
+		return fmt.Errorf("replica %s: begin a new data file: %w", f.dir, err)
+	}
+	err = errors.Join(data.Truncate(0), data.Truncate(int64(f.sb.Size)), data.Sync(), f.fs.SyncDir(f.dir))
+	if err == nil {
+		err = f.Update(func(sb *Superblock) { sb.Layer = next; change(sb) })
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("replica %s: begin a new data file: %w", f.dir, err), data.Close())
+	}
+	old := f.data
+	f.data = data
+	_ = old.Close() // nobody reads it any more
+	return f.removeOld()
+}
+
+// ReadAt fills p from the data.
+func (f *Files) ReadAt(p []byte, off int64) error {
+	_, err := f.data.ReadAt(p, off)
+	return err
+}
+
+// WriteAt hands p to the kernel.
+func (f *Files) WriteAt(p []byte, off int64) error {
+	_, err := f.data.WriteAt(p, off)
+	return err
+}
+
+// Punch makes a range read as zeros and gives its space back.
+func (f *Files) Punch(off, n int64) error { return f.data.Punch(off, n) }
+
+// SyncData makes everything that was written survive a power cut.
+func (f *Files) SyncData() error { return f.data.Sync() }
+
+// Free is how much room the file system has.
+func (f *Files) Free() (uint64, error) { return f.fs.Free(f.dir) }
+
+// Close closes the files; it writes nothing.
+func (f *Files) Close() error {
+	err := f.block.Close()
+	if f.data != nil {
+		err = errors.Join(err, f.data.Close())
+	}
+	return err
+}

@@ -1,0 +1,170 @@
+// Package layer is one replica's files: their format, and the little that is
+// done with them.
+//
+// What lives here: the superblock, the data file, and the file systems they
+// lie on — the real one here, a simulated one that loses power in simfs/. What
+// must not: the rules when something may be written or trusted (replica/).
+//
+// The format is described in docs/volumes.md, "On disk".
+package layer
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// FS is a file system. Names are slash-separated paths. Safe for concurrent
+// use.
+type FS interface {
+	MkdirAll(dir string) error
+	// Open opens a file to read and write; create makes it if it is not there.
+	Open(name string, create bool) (File, error)
+	Rename(from, to string) error
+	RemoveAll(name string) error
+	// ReadDir lists the names in a directory, sorted.
+	ReadDir(dir string) ([]string, error)
+	// SyncDir makes the names in a directory survive a power cut.
+	SyncDir(dir string) error
+	// Free is how many bytes may still be written below dir.
+	Free(dir string) (uint64, error)
+	// Clone makes to a copy of from, holes left out, sharing blocks where the
+	// file system can.
+	Clone(from, to string) error
+}
+
+// File is an open file. Safe for concurrent use.
+type File interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	Truncate(size int64) error
+	// Sync is fdatasync: content and size survive a power cut.
+	Sync() error
+	// Punch gives the range's space back; it reads as zeros.
+	Punch(off, n int64) error
+}
+
+// OS is the real file system.
+type OS struct{}
+
+type osFile struct{ *os.File }
+
+// MkdirAll makes a directory and its parents, for this user only.
+func (OS) MkdirAll(dir string) error { return os.MkdirAll(dir, 0o700) }
+
+// Open opens a file to read and write.
+func (OS) Open(name string, create bool) (File, error) {
+	flags := os.O_RDWR
+	if create {
+		flags |= os.O_CREATE
+	}
+	f, err := os.OpenFile(name, flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+// Rename renames a file or directory.
+func (OS) Rename(from, to string) error { return os.Rename(from, to) }
+
+// RemoveAll deletes a file, or a directory and all in it.
+func (OS) RemoveAll(name string) error { return os.RemoveAll(name) }
+
+// ReadDir lists the names in a directory.
+func (OS) ReadDir(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return names, nil
+}
+
+// SyncDir makes the names in a directory survive a power cut.
+func (OS) SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// Free is how many bytes an ordinary user may still write below dir.
+func (OS) Free(dir string) (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("statfs %s: %w", dir, err)
+	}
+	return st.Bavail * uint64(st.Bsize), nil
+}
+
+// Clone copies a file by reflink, else its data without the holes.
+func (OS) Clone(from, to string) error {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
+		return nil
+	}
+	if err := copySparse(src, dst); err != nil {
+		return fmt.Errorf("copy %s to %s: %w", filepath.Base(from), to, err)
+	}
+	return dst.Close()
+}
+
+func copySparse(src, dst *os.File) error {
+	end, err := src.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	if err := dst.Truncate(end); err != nil {
+		return err
+	}
+	for off := int64(0); off < end; {
+		data, err := unix.Seek(int(src.Fd()), off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // a hole up to the end
+		}
+		if err != nil {
+			return err
+		}
+		hole, err := unix.Seek(int(src.Fd()), data, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		if _, err := src.Seek(data, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := dst.Seek(data, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := io.CopyN(dst, src, hole-data); err != nil {
+			return err
+		}
+		off = hole
+	}
+	return nil
+}
+
+func (f osFile) Sync() error { return unix.Fdatasync(int(f.Fd())) }
+
+func (f osFile) Punch(off, n int64) error {
+	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}

@@ -1,0 +1,273 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/argon-cluster/argon/internal/volume"
+	"github.com/argon-cluster/argon/internal/volume/layer"
+)
+
+// Replica is one copy of a volume. Safe for concurrent use.
+type Replica struct {
+	opts  Options
+	files *layer.Files
+
+	// Operations hold it shared, so that a new session, which takes it alone,
+	// finds none of an older session under way.
+	ops     sync.RWMutex
+	current *Session
+	sealed  uint64
+
+	failure sync.Mutex // one reports a failure
+	failed  bool       // guarded by failure
+	// room is how many more bytes may be written before the free space is
+	// looked at again.
+	room atomic.Int64
+}
+
+// roomStep is how many bytes are written between two looks at the free space.
+const roomStep = 16 << 20
+
+// Info is what the replica says of itself.
+func (r *Replica) Info() Info {
+	sb := r.files.Superblock()
+	return Info{
+		VolumeID: sb.VolumeID, ReplicaID: sb.ReplicaID, Size: int64(sb.Size), SealedEpoch: sb.SealedEpoch,
+		Incarnation: sb.Incarnation, Generation: sb.Generation, Health: r.health(sb.Health),
+	}
+}
+
+func (r *Replica) health(onDisk layer.Health) layer.Health {
+	r.failure.Lock()
+	defer r.failure.Unlock()
+	if r.failed {
+		return layer.Failed
+	}
+	return onDisk
+}
+
+// Seal begins a session for the holder of the epoch. When it returns, the
+// epoch is on disk, lower ones are refused for ever, and nothing of an earlier
+// session is under way or can begin (I4). The newest session of an epoch wins.
+func (r *Replica) Seal(epoch uint64) (*Session, Info, error) {
+	r.ops.Lock()
+	defer r.ops.Unlock()
+	if epoch < r.sealed && !r.opts.Hooks.AcceptOldEpoch {
+		return nil, Info{}, &SealedError{Epoch: r.sealed}
+	}
+	if !r.opts.Hooks.ForgetSeal {
+		err := r.files.Update(func(sb *layer.Superblock) {
+			sb.SealedEpoch = max(sb.SealedEpoch, epoch)
+			// Whoever has a session may write.
+			sb.Clean = false
+		})
+		if err != nil {
+			return nil, Info{}, r.fail(err)
+		}
+	}
+	r.sealed = max(r.sealed, epoch)
+	r.current = &Session{r: r}
+	return r.current, r.Info(), nil
+}
+
+// end ends the session, if there is one, when nothing of it is under way.
+func (r *Replica) end() {
+	r.ops.Lock()
+	defer r.ops.Unlock()
+	r.current = nil
+}
+
+// fail marks the replica as failed, on disk if that still takes it (I8).
+func (r *Replica) fail(err error) error {
+	if r.opts.Hooks.IgnoreFailure {
+		return nil
+	}
+	r.failure.Lock()
+	defer r.failure.Unlock()
+	if !r.failed {
+		r.failed = true
+		sb := r.files.Superblock()
+		r.opts.Log.Error("a replica's disk failed; the copy is not used any more", "volume", sb.VolumeID, "replica", sb.ReplicaID, "err", err)
+		if uerr := r.files.Update(func(sb *layer.Superblock) { sb.Health = layer.Failed }); uerr != nil {
+			r.opts.Log.Error("and that could not be written down", "volume", sb.VolumeID, "replica", sb.ReplicaID, "err", uerr)
+		}
+	}
+	return fmt.Errorf("%w: %w", ErrFailed, err)
+}
+
+// Session is a holder's right to use a replica, until the next one. Safe for
+// concurrent use on ranges that do not overlap.
+type Session struct{ r *Replica }
+
+// do runs an operation unless the session is over or the disk has failed.
+func (s *Session) do(op func(*Replica) error) error {
+	s.r.ops.RLock()
+	defer s.r.ops.RUnlock()
+	if s.r.current != s {
+		return ErrFenced
+	}
+	if s.r.health(layer.Good) == layer.Failed {
+		return ErrFailed
+	}
+	return op(s.r)
+}
+
+// ReadAt fills p.
+func (s *Session) ReadAt(p []byte, off int64) error {
+	return s.do(func(r *Replica) error {
+		if err := r.check(off, int64(len(p))); err != nil {
+			return err
+		}
+		if err := r.files.ReadAt(p, off); err != nil {
+			return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
+		}
+		return nil
+	})
+}
+
+// WriteAt writes p; with fua it survives a power cut. volume.ErrNoSpace means
+// that there is no room and nothing else is wrong; the range may then have
+// parts of p.
+func (s *Session) WriteAt(p []byte, off int64, fua bool) error {
+	return s.change(off, int64(len(p)), fua, func(r *Replica) error {
+		if err := r.haveRoom(int64(len(p))); err != nil {
+			return err
+		}
+		return r.files.WriteAt(p, off)
+	})
+}
+
+// Zero makes the range zeros.
+func (s *Session) Zero(off, n int64, fua bool) error {
+	return s.change(off, n, fua, func(r *Replica) error { return r.files.Punch(off, n) })
+}
+
+// Trim does the same: replicas must stay equal, so what is not needed any more
+// reads as zeros on all.
+func (s *Session) Trim(off, n int64, fua bool) error { return s.Zero(off, n, fua) }
+
+func (s *Session) change(off, n int64, fua bool, op func(*Replica) error) error {
+	return s.do(func(r *Replica) error {
+		if err := r.check(off, n); err != nil {
+			return err
+		}
+		if r.opts.Hooks.AckBeforeWrite {
+			return nil
+		}
+		err := op(r)
+		if errors.Is(err, volume.ErrNoSpace) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			r.room.Store(0)
+			return fmt.Errorf("write %d bytes at %d: %w", n, off, volume.ErrNoSpace)
+		}
+		if err == nil && fua {
+			err = r.sync()
+		}
+		if err != nil {
+			return r.fail(err)
+		}
+		return nil
+	})
+}
+
+// Flush makes everything that was answered before survive a power cut.
+func (s *Session) Flush() error {
+	return s.do(func(r *Replica) error {
+		if err := r.sync(); err != nil {
+			return r.fail(err)
+		}
+		return nil
+	})
+}
+
+func (r *Replica) sync() error {
+	if r.opts.Hooks.FlushWithoutSync {
+		return nil
+	}
+	return r.files.SyncData()
+}
+
+// BeginSync empties the replica and marks it as not to be trusted; a copy from
+// the holder follows. Its incarnation is a new one: whatever was agreed on
+// before does not count. It also begins anew after a failure, on a new file.
+func (s *Session) BeginSync() (Info, error) {
+	r := s.r
+	r.ops.Lock()
+	defer r.ops.Unlock()
+	if r.current != s {
+		return Info{}, ErrFenced
+	}
+	err := r.files.Reset(func(sb *layer.Superblock) {
+		sb.Incarnation++
+		sb.Health = layer.Syncing
+	})
+	if err != nil {
+		return Info{}, r.fail(err)
+	}
+	r.failure.Lock()
+	r.failed = false
+	r.failure.Unlock()
+	return r.Info(), nil
+}
+
+// EndSync flushes the replica and marks it good, durably.
+func (s *Session) EndSync() error {
+	return s.do(func(r *Replica) error {
+		err := r.sync()
+		if err == nil {
+			err = r.files.Update(func(sb *layer.Superblock) { sb.Health = layer.Good })
+		}
+		if err != nil {
+			return r.fail(err)
+		}
+		return nil
+	})
+}
+
+// Close ends the session. clean: the holder has flushed and wrote nothing
+// since; the replica makes sure and notes it, so that a reboot costs nothing.
+func (s *Session) Close(clean bool) error {
+	r := s.r
+	r.ops.Lock()
+	defer r.ops.Unlock()
+	if r.current != s {
+		return nil
+	}
+	r.current = nil
+	if !clean || r.health(layer.Good) == layer.Failed {
+		return nil
+	}
+	if err := r.sync(); err != nil {
+		return r.fail(err)
+	}
+	return r.files.Update(func(sb *layer.Superblock) { sb.Clean = sb.Health == layer.Good })
+}
+
+func (r *Replica) check(off, n int64) error {
+	size := int64(r.files.Superblock().Size)
+	if off < 0 || n < 0 || off%volume.SectorSize != 0 || n%volume.SectorSize != 0 || off > size-n {
+		return fmt.Errorf("%d bytes at %d of %d: %w", n, off, size, volume.ErrRange)
+	}
+	return nil
+}
+
+// haveRoom looks after the reserve: a file system that is full to the last
+// block makes an fsync fail, which costs the replica.
+func (r *Replica) haveRoom(n int64) error {
+	if r.room.Add(-n) > 0 {
+		return nil
+	}
+	free, err := r.files.Free()
+	if err != nil {
+		return err
+	}
+	if free < r.opts.ReserveBytes+uint64(n) {
+		r.room.Store(0)
+		return volume.ErrNoSpace
+	}
+	r.room.Store(int64(min(free-r.opts.ReserveBytes, roomStep)))
+	return nil
+}

@@ -1,0 +1,266 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/argon-cluster/argon/internal/volume/layer"
+)
+
+// Errors that callers decide by.
+var (
+	ErrNotFound = errors.New("no such replica on this server")
+	// ErrFailed: a write or an fsync failed; the copy is not trusted until it
+	// was copied to anew (rule I8).
+	ErrFailed = errors.New("the replica's disk failed")
+	// ErrFenced: another session began, or this one was closed.
+	ErrFenced = errors.New("the session with the replica is over")
+	// ErrForeign: the directory belongs to another cluster.
+	ErrForeign = errors.New("belongs to another cluster")
+)
+
+// SealedError refuses a holder: the replica has seen a higher epoch (I4).
+type SealedError struct{ Epoch uint64 }
+
+func (e *SealedError) Error() string { return fmt.Sprintf("sealed in epoch %d", e.Epoch) }
+
+// Options are what a Store needs.
+type Options struct {
+	FS layer.FS
+	// Dir holds the replicas, DIR/<volume id>/<replica id>.
+	Dir       string
+	ClusterID string
+	// BootID names the kernel's boot: while it is the same, nothing that was
+	// handed to the kernel is lost, whatever happened to this process.
+	BootID string
+	// ReserveBytes of the disk are left free.
+	ReserveBytes uint64
+	Log          *slog.Logger
+	// Hooks break rules. For tests only.
+	Hooks Hooks
+}
+
+// Hooks switch rules off, so that tests can see the checker notice. All false
+// outside of tests.
+type Hooks struct {
+	ForgetSeal       bool // I4: the sealed epoch is not kept on disk
+	AcceptOldEpoch   bool // I4: a lower epoch is not refused
+	KeepIncarnation  bool // I7: a power cut goes unnoticed
+	IgnoreFailure    bool // I8: go on after a failed write or fsync
+	FlushWithoutSync bool // I1: a flush is answered without fdatasync
+	AckBeforeWrite   bool // I1: a write is answered and never carried out
+}
+
+// Info is what a replica says of itself.
+type Info struct {
+	VolumeID    string
+	ReplicaID   uint32
+	Size        int64
+	SealedEpoch uint64
+	Incarnation uint64
+	Generation  uint64
+	Health      layer.Health
+}
+
+// Store is all replicas of one server. Safe for concurrent use.
+type Store struct {
+	opts Options
+
+	mu       sync.Mutex
+	replicas map[key]*Replica
+}
+
+type key struct {
+	volumeID string
+	id       uint32
+}
+
+// Open finds the replicas in the directory. One that cannot be read is left
+// alone and logged: it counts as not there.
+func Open(opts Options) (*Store, error) {
+	s := &Store{opts: opts, replicas: map[key]*Replica{}}
+	if err := opts.FS.MkdirAll(opts.Dir); err != nil {
+		return nil, fmt.Errorf("replicas: %w", err)
+	}
+	volumes, err := opts.FS.ReadDir(opts.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("replicas: %w", err)
+	}
+	for _, v := range volumes {
+		names, err := opts.FS.ReadDir(path.Join(opts.Dir, v))
+		if err != nil {
+			return nil, fmt.Errorf("replicas: %w", err)
+		}
+		for _, n := range names {
+			if err := s.adopt(v, n); err != nil {
+				return nil, errors.Join(err, s.Close())
+			}
+		}
+	}
+	return s, nil
+}
+
+// adopt opens what was found in the directory.
+func (s *Store) adopt(volumeID, name string) error {
+	dir := path.Join(s.opts.Dir, volumeID, name)
+	if strings.HasPrefix(name, ".") { // never finished, or half deleted
+		if err := s.opts.FS.RemoveAll(dir); err != nil {
+			return fmt.Errorf("replicas: %w", err)
+		}
+		return nil
+	}
+	id, err := strconv.ParseUint(name, 10, 32)
+	if err != nil {
+		s.opts.Log.Warn("not a replica; left alone", "path", dir)
+		return nil
+	}
+	r, err := s.open(dir)
+	switch {
+	case errors.Is(err, ErrForeign), errors.Is(err, layer.ErrNewerFormat):
+		return err
+	case err != nil:
+		s.opts.Log.Error("a replica cannot be opened; it counts as lost", "volume", volumeID, "replica", id, "err", err)
+		return nil
+	}
+	s.replicas[key{volumeID, uint32(id)}] = r
+	return nil
+}
+
+func (s *Store) open(dir string) (*Replica, error) {
+	f, err := layer.Open(s.opts.FS, dir)
+	if err != nil {
+		return nil, err
+	}
+	sb := f.Superblock()
+	if sb.ClusterID != s.opts.ClusterID {
+		return nil, errors.Join(fmt.Errorf("replica %s %w (%s)", dir, ErrForeign, sb.ClusterID), f.Close())
+	}
+	// I7: was anything lost that had been acknowledged?
+	kept := sb.Clean || sb.BootID == s.opts.BootID || s.opts.Hooks.KeepIncarnation
+	err = f.Update(func(sb *layer.Superblock) {
+		if !kept {
+			sb.Incarnation++
+		}
+		sb.BootID = s.opts.BootID
+	})
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &Replica{opts: s.opts, files: f, sealed: sb.SealedEpoch, failed: sb.Health == layer.Failed && !s.opts.Hooks.IgnoreFailure}, nil
+}
+
+// CreateSpec describes a new replica.
+type CreateSpec struct {
+	VolumeID  string
+	ReplicaID uint32
+	Size      int64
+	// Base is a file whose content it begins with; empty: zeros.
+	Base string
+}
+
+// Create makes a replica, whole or not at all. One that is here already stays
+// as it is.
+//
+// Two calls for the same replica must not be under way at once.
+func (s *Store) Create(spec CreateSpec) (Info, error) {
+	if r, err := s.Get(spec.VolumeID, spec.ReplicaID); err == nil {
+		return r.Info(), nil
+	}
+	r, err := s.create(spec)
+	if err != nil {
+		return Info{}, fmt.Errorf("make replica %d of volume %s: %w", spec.ReplicaID, spec.VolumeID, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.replicas[key{spec.VolumeID, spec.ReplicaID}] = r
+	return r.Info(), nil
+}
+
+func (s *Store) create(spec CreateSpec) (*Replica, error) {
+	parent := path.Join(s.opts.Dir, spec.VolumeID)
+	if err := s.opts.FS.MkdirAll(parent); err != nil {
+		return nil, err
+	}
+	dir := path.Join(parent, strconv.FormatUint(uint64(spec.ReplicaID), 10))
+	err := layer.Create(s.opts.FS, dir, layer.Superblock{
+		Sequence: 1, ClusterID: s.opts.ClusterID, VolumeID: spec.VolumeID, ReplicaID: spec.ReplicaID,
+		RegionSize: layer.RegionSize, Size: uint64(spec.Size), Incarnation: 1, Generation: 1,
+		Health: layer.Good, Clean: true, BootID: s.opts.BootID,
+	}, spec.Base)
+	if err != nil {
+		return nil, err
+	}
+	return s.open(dir)
+}
+
+// Get finds a replica.
+func (s *Store) Get(volumeID string, replicaID uint32) (*Replica, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.replicas[key{volumeID, replicaID}]
+	if r == nil {
+		return nil, fmt.Errorf("replica %d of volume %s: %w", replicaID, volumeID, ErrNotFound)
+	}
+	return r, nil
+}
+
+// List is every replica here.
+func (s *Store) List() []Info {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var infos []Info
+	for _, r := range s.replicas {
+		infos = append(infos, r.Info())
+	}
+	return infos
+}
+
+// Remove deletes a replica and ends its session. That there is none is no
+// error.
+func (s *Store) Remove(volumeID string, replicaID uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := key{volumeID, replicaID}
+	if r := s.replicas[k]; r != nil {
+		r.end()
+		delete(s.replicas, k)
+		if err := r.files.Close(); err != nil {
+			s.opts.Log.Warn("closing a replica that is deleted", "volume", volumeID, "replica", replicaID, "err", err)
+		}
+	}
+	parent := path.Join(s.opts.Dir, volumeID)
+	dir := path.Join(parent, strconv.FormatUint(uint64(replicaID), 10))
+	gone := path.Join(parent, ".old-"+path.Base(dir))
+	err := s.opts.FS.Rename(dir, gone)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err = errors.Join(err, s.opts.FS.RemoveAll(gone)); err != nil {
+		return fmt.Errorf("delete replica %d of volume %s: %w", replicaID, volumeID, err)
+	}
+	// The volume's folder goes with its last replica.
+	if names, err := s.opts.FS.ReadDir(parent); err == nil && len(names) == 0 {
+		return s.opts.FS.RemoveAll(parent)
+	}
+	return nil
+}
+
+// Close ends every session and closes the files. What was not flushed stays
+// with the kernel.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for k, r := range s.replicas {
+		r.end()
+		errs = append(errs, r.files.Close())
+		delete(s.replicas, k)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,92 @@
+package wire
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/argon-cluster/argon/internal/volume"
+)
+
+func TestHeaderRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := Header{
+			Type:    Type(rapid.IntRange(int(Read), int(Close)).Draw(t, "type")),
+			FUA:     rapid.Bool().Draw(t, "fua"),
+			Status:  Status(rapid.IntRange(0, int(Refused)).Draw(t, "status")),
+			ID:      rapid.Uint64().Draw(t, "id"),
+			Off:     rapid.Int64Min(0).Draw(t, "off"),
+			Len:     rapid.Int64Min(0).Draw(t, "len"),
+			Payload: rapid.Uint32Max(volume.MaxRequest).Draw(t, "payload"),
+		}
+		b := make([]byte, HeaderSize)
+		h.Put(b)
+		got, err := ReadHeader(bytes.NewReader(b), make([]byte, HeaderSize))
+		if err != nil || got != h {
+			t.Fatalf("%+v came back as %+v, %v", h, got, err)
+		}
+		// Any flipped bit is noticed.
+		b[rapid.IntRange(0, HeaderSize-1).Draw(t, "byte")] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
+		if _, err := ParseHeader(b); !errors.Is(err, ErrFrame) {
+			t.Fatalf("a flipped bit went unnoticed: %v", err)
+		}
+	})
+}
+
+func TestHeaderLimits(t *testing.T) {
+	for _, h := range []Header{
+		{Type: Write, Payload: volume.MaxRequest + 1},
+		{Type: Hello, Payload: MaxHello + 1},
+		{Type: Close + 1},
+		{Type: 0},
+		{Type: Read, Status: Refused + 1},
+		{Type: Read, Off: -512},
+		{Type: Read, Len: -1},
+	} {
+		b := make([]byte, HeaderSize)
+		h.Put(b)
+		if _, err := ParseHeader(b); !errors.Is(err, ErrFrame) {
+			t.Errorf("%+v was taken: %v", h, err)
+		}
+	}
+}
+
+func FuzzParseHeader(f *testing.F) {
+	b := make([]byte, HeaderSize)
+	Header{Type: Write, ID: 7, Off: 512, Len: 512, Payload: 512}.Put(b)
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := ParseHeader(b)
+		if err != nil {
+			return
+		}
+		again := make([]byte, HeaderSize)
+		h.Put(again)
+		if !bytes.Equal(again, b[:HeaderSize]) {
+			t.Errorf("%x was read as %+v, which is written as %x", b[:HeaderSize], h, again)
+		}
+	})
+}
+
+func FuzzParseGreeting(f *testing.F) {
+	f.Add(Greeting{ClusterID: "c", VolumeID: "v", ReplicaID: 1, Epoch: 2}.Marshal())
+	f.Add([]byte{200, 'x'})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		g, err := ParseGreeting(b)
+		if err == nil && !bytes.Equal(g.Marshal(), b) {
+			t.Errorf("%x was read as %+v", b, g)
+		}
+	})
+}
+
+func FuzzParseInfo(f *testing.F) {
+	f.Add(Info{Incarnation: 3, Health: 1}.Marshal())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		i, err := ParseInfo(b)
+		if err == nil && !bytes.Equal(i.Marshal(), b) {
+			t.Errorf("%x was read as %+v", b, i)
+		}
+	})
+}
