@@ -20,7 +20,8 @@ import (
 )
 
 const (
-	suffix     = ".raw"
+	// Suffix ends the names of images' files.
+	Suffix     = ".raw"
 	tempPrefix = ".part-"
 )
 
@@ -107,7 +108,7 @@ func (s *Store) path(id string) (string, error) {
 	if id == "" || strings.ContainsAny(id, "/\x00") || strings.HasPrefix(id, ".") {
 		return "", fmt.Errorf("image id %q: %w", id, fs.ErrInvalid)
 	}
-	return filepath.Join(s.dir, id+suffix), nil
+	return filepath.Join(s.dir, id+Suffix), nil
 }
 
 // List returns the ids of the stored images, sorted, without those that are
@@ -121,7 +122,7 @@ func (s *Store) List() ([]string, error) {
 	}
 	var ids []string
 	for _, e := range entries {
-		id, ok := strings.CutSuffix(e.Name(), suffix)
+		id, ok := strings.CutSuffix(e.Name(), Suffix)
 		if ok && !strings.HasPrefix(id, ".") && !s.fresh[id] {
 			ids = append(ids, id)
 		}

@@ -154,7 +154,7 @@ func warnings(st *catalog.State) []string {
 	}
 	switch {
 	case len(st.Servers) < 3 && len(voters) > 0:
-		w = append(w, fmt.Sprintf("the loss of server %s stops the cluster until it returns: add a third server or witness", voters[0]))
+		w = append(w, fmt.Sprintf("the loss of server %s stops the cluster until it returns: add a third server or witness", strings.Join(voters, " or ")))
 	case len(voters) < 3:
 		w = append(w, fmt.Sprintf("only %d of %d servers vote yet: until three do, the loss of %s stops the cluster", len(voters), len(st.Servers), strings.Join(voters, " or ")))
 	}

@@ -1,0 +1,425 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/api/argon/v1/argonv1connect"
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/catalog/catalogtest"
+	"github.com/argon-cluster/argon/internal/image"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// world is the API of server "a" over a real catalog. Its agents and
+// controllers are the test itself.
+type world struct {
+	t     *testing.T
+	etcd  *catalogtest.Etcd
+	store *catalog.Store
+	view  *catalog.View
+	parts *Parts
+	local *fakeLocal
+
+	cluster  argonv1connect.ClusterServiceClient
+	servers  argonv1connect.ServerServiceClient
+	images   argonv1connect.ImageServiceClient
+	volumes  argonv1connect.VolumeServiceClient
+	machines argonv1connect.MachineServiceClient
+	events   argonv1connect.EventServiceClient
+}
+
+// fakeLocal is a server whose parts a test sets.
+type fakeLocal struct {
+	mu    sync.Mutex
+	parts *Parts
+}
+
+func (l *fakeLocal) Parts() *Parts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.parts
+}
+
+func (l *fakeLocal) Condition() (string, string) {
+	if l.Parts() == nil {
+		return "unconfigured", ""
+	}
+	return "ready", ""
+}
+
+func (l *fakeLocal) Init(context.Context, *argonv1.InitRequest) (*argonv1.InitResponse, error) {
+	return &argonv1.InitResponse{}, nil
+}
+
+func (l *fakeLocal) Join(context.Context, *argonv1.JoinRequest) (*argonv1.JoinResponse, error) {
+	return &argonv1.JoinResponse{}, nil
+}
+
+func (l *fakeLocal) Version() string { return "test" }
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, local: &fakeLocal{}}
+	var cli *clientv3.Client
+	var err error
+	w.etcd, cli = catalogtest.StartEtcd(t)
+	if w.store, err = catalog.Create(t.Context(), cli, &argonv1.Cluster{Id: "C", Name: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	w.view = catalog.NewView(w.store, log)
+	ctx, cancel := context.WithCancel(context.Background())
+	var done sync.WaitGroup
+	done.Go(func() { _ = w.view.Run(ctx) })
+	t.Cleanup(func() { cancel(); done.Wait() })
+	images, err := image.NewStore(image.Options{Dir: filepath.Join(t.TempDir(), "images"), Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.parts = &Parts{
+		ServerID: "A", Store: w.store, View: w.view, Images: images,
+		Members: fakeMembers{}, Volumes: &fakeVolumes{}, Consoles: fakeConsoles{}, Now: time.Now, Log: log,
+	}
+	for _, name := range []string{"a", "b"} {
+		w.addServer(name)
+	}
+	w.must(w.view.Sync(t.Context()))
+	w.local.parts = w.parts
+	w.serve(ForSocket(New(w.local, log).Handler()))
+	return w
+}
+
+func (w *world) addServer(name string) {
+	w.t.Helper()
+	id := map[string]string{"a": "A", "b": "B", "c": "C"}[name]
+	s := &argonv1.Server{
+		Meta: &argonv1.Meta{Id: id, Name: name}, Address: "127.0.0.1", ApiPort: 7440, DataPort: 7441,
+		Capacity: &argonv1.Resources{Cpus: 4, MemoryBytes: 8 << 30, DiskBytes: 100 << 30}, CertificateSerial: "1",
+	}
+	w.must(w.store.Servers.Create(w.t.Context(), s))
+	w.must(w.store.PutLease(w.t.Context(), 0, &argonv1.Lease{ServerId: id, Since: timestamppb.Now()}))
+}
+
+func (w *world) must(err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// serve makes the clients of a handler.
+func (w *world) serve(h http.Handler) {
+	s := httptest.NewUnstartedServer(h)
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	w.t.Cleanup(s.Close)
+	c := s.Client()
+	w.cluster = argonv1connect.NewClusterServiceClient(c, s.URL)
+	w.servers = argonv1connect.NewServerServiceClient(c, s.URL)
+	w.images = argonv1connect.NewImageServiceClient(c, s.URL)
+	w.volumes = argonv1connect.NewVolumeServiceClient(c, s.URL)
+	w.machines = argonv1connect.NewMachineServiceClient(c, s.URL)
+	w.events = argonv1connect.NewEventServiceClient(c, s.URL)
+}
+
+// agents carries out what the agents and controllers would, at each change of
+// the catalog: it makes and removes replicas, and removes machines.
+func (w *world) agents() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var done sync.WaitGroup
+	done.Go(func() {
+		for ctx.Err() == nil {
+			changed := w.view.Changed()
+			w.agentsPass(ctx, w.view.State())
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+		}
+	})
+	w.t.Cleanup(func() { cancel(); done.Wait() })
+}
+
+func (w *world) agentsPass(ctx context.Context, st *catalog.State) {
+	for id, v := range st.Volumes {
+		_, _ = w.store.Volumes.Update(ctx, id, func(v *argonv1.Volume) error {
+			changed := false
+			for _, r := range v.GetReplicas() {
+				if r.GetState() == creating {
+					r.State, changed = inSync, true
+				}
+			}
+			if !changed {
+				return catalog.ErrUnchanged
+			}
+			return nil
+		})
+		if v.GetRemoving() {
+			_ = w.store.Volumes.Delete(ctx, v)
+		}
+	}
+	for _, m := range st.Machines {
+		if m.GetWanted() == argonv1.Wanted_WANTED_REMOVED {
+			_ = w.store.Machines.Delete(ctx, m)
+		}
+	}
+}
+
+type fakeMembers struct{}
+
+func (fakeMembers) Admit(context.Context, *argonv1.AdmitRequest) (*argonv1.AdmitResponse, error) {
+	return &argonv1.AdmitResponse{}, nil
+}
+
+func (fakeMembers) CreateToken(_ context.Context, ttl time.Duration) (string, *argonv1.Token, error) {
+	return "argon1.x", &argonv1.Token{Expires: timestamppb.New(time.Now().Add(ttl))}, nil
+}
+func (fakeMembers) ListTokens(context.Context) ([]*argonv1.Token, error) { return nil, nil }
+func (fakeMembers) DeleteToken(context.Context, string) error            { return catalog.ErrNotFound }
+
+func (fakeMembers) IssueClient(context.Context, string, []byte, time.Duration) (string, error) {
+	return "PEM", nil
+}
+func (fakeMembers) LeaderID(context.Context) string { return "A" }
+
+type fakeVolumes struct {
+	err    error
+	closed chan struct{}
+	facts  ReplicaFacts
+}
+
+func (f *fakeVolumes) Connect(context.Context, string) (Connection, error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	return fakeConnection{f.closed}, nil
+}
+
+func (f *fakeVolumes) Inspect(context.Context, *argonv1.Volume, *argonv1.Replica) (ReplicaFacts, error) {
+	return f.facts, f.err
+}
+
+type fakeConnection struct{ closed chan struct{} }
+
+func (fakeConnection) URI() string           { return "nbd+unix:///v?socket=/x" }
+func (fakeConnection) Done() <-chan struct{} { return nil }
+func (fakeConnection) Err() error            { return nil }
+func (c fakeConnection) Close()              { close(c.closed) }
+
+// fakeConsoles has one guest, of machine "M": it says "hello" and then what it
+// is told.
+type fakeConsoles struct{}
+
+func (fakeConsoles) Open(_ context.Context, machineID string) (io.ReadWriteCloser, error) {
+	if machineID != "M" {
+		return nil, os.ErrNotExist
+	}
+	r, w := io.Pipe()
+	return &fakeConsole{PipeReader: r, w: w, first: bytes.NewReader([]byte("hello"))}, nil
+}
+
+type fakeConsole struct {
+	*io.PipeReader
+	w     *io.PipeWriter
+	first *bytes.Reader
+}
+
+func (c *fakeConsole) Read(p []byte) (int, error) {
+	if c.first.Len() > 0 {
+		return c.first.Read(p)
+	}
+	return c.PipeReader.Read(p)
+}
+func (c *fakeConsole) Write(p []byte) (int, error) { return c.w.Write(p) }
+
+func call[Req, Res any](t *testing.T, f func(context.Context, *connect.Request[Req]) (*connect.Response[Res], error), req *Req) (*Res, error) {
+	res, err := f(t.Context(), connect.NewRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg, nil
+}
+
+func TestUnconfigured(t *testing.T) {
+	w := &world{t: t, local: &fakeLocal{}}
+	w.serve(ForSocket(New(w.local, slog.New(slog.DiscardHandler)).Handler()))
+	res, err := call(t, w.cluster.Status, &argonv1.StatusRequest{})
+	if err != nil || res.GetState() != "unconfigured" {
+		t.Errorf("status: %v, %v", res, err)
+	}
+	const says = "argon init"
+	_, err = call(t, w.machines.ListMachines, &argonv1.ListMachinesRequest{})
+	wantError(t, err, connect.CodeFailedPrecondition, says)
+	_, err = call(t, w.volumes.CreateVolume, &argonv1.CreateVolumeRequest{Name: "v", SizeBytes: mib})
+	wantError(t, err, connect.CodeFailedPrecondition, says)
+	stream := w.images.ImportImage(t.Context())
+	_ = stream.Send(&argonv1.ImportImageRequest{})
+	_, err = stream.Receive()
+	wantError(t, err, connect.CodeFailedPrecondition, says)
+	_, err = call(t, w.cluster.Init, &argonv1.InitRequest{ClusterName: "x", ServerName: "Bad"})
+	wantError(t, err, connect.CodeInvalidArgument, "server name")
+	_, err = call(t, w.cluster.Init, &argonv1.InitRequest{ClusterName: "x", ServerName: "a"})
+	wantError(t, err, 0, "")
+}
+
+func TestWhoMayCall(t *testing.T) {
+	w := newWorld(t)
+	admin, nobody := Caller{Kind: Admin}, Caller{}
+	client := Caller{Kind: Client, ID: "alice"}
+	server := Caller{Kind: Server, ID: "B", Serial: "1"}
+	removed, replaced := Caller{Kind: Server, ID: "Z", Serial: "1"}, Caller{Kind: Server, ID: "B", Serial: "2"}
+	api := New(w.local, slog.New(slog.DiscardHandler))
+	for _, c := range []struct {
+		procedure string
+		caller    Caller
+		want      connect.Code
+	}{
+		{argonv1connect.ClusterServiceInitProcedure, admin, 0},
+		{argonv1connect.ClusterServiceInitProcedure, client, connect.CodePermissionDenied},
+		{argonv1connect.ClusterServiceJoinProcedure, server, connect.CodePermissionDenied},
+		{argonv1connect.ClusterServiceJoinProcedure, nobody, connect.CodePermissionDenied},
+		{argonv1connect.ClusterServiceAdmitProcedure, nobody, 0},
+		{argonv1connect.ClusterServiceStatusProcedure, nobody, connect.CodeUnauthenticated},
+		{argonv1connect.ClusterServiceStatusProcedure, client, 0},
+		{argonv1connect.MachineServiceConsoleProcedure, server, 0},
+		{argonv1connect.MachineServiceConsoleProcedure, removed, connect.CodePermissionDenied},
+		{argonv1connect.MachineServiceConsoleProcedure, replaced, connect.CodePermissionDenied},
+		{argonv1connect.ImageServiceFetchImageProcedure, server, 0},
+		{argonv1connect.ImageServiceFetchImageProcedure, client, connect.CodePermissionDenied},
+		{argonv1connect.ImageServiceFetchImageProcedure, nobody, connect.CodeUnauthenticated},
+	} {
+		ctx := context.WithValue(t.Context(), callerKey{}, c.caller)
+		wantError(t, api.authorize(ctx, c.procedure), c.want, "")
+	}
+}
+
+// TestEveryCallIsAuthorized calls every procedure without a certificate.
+func TestEveryCallIsAuthorized(t *testing.T) {
+	w := newWorld(t)
+	w.serve(ForTLS(New(w.local, slog.New(slog.DiscardHandler)).Handler(), func(tls.ConnectionState) (Caller, error) {
+		return Caller{}, errors.New("no certificate was sent")
+	}))
+	_, err := call(t, w.servers.ListServers, &argonv1.ListServersRequest{})
+	wantError(t, err, connect.CodeUnauthenticated, "certificate")
+	_, err = call(t, w.cluster.CreateToken, &argonv1.CreateTokenRequest{})
+	wantError(t, err, connect.CodeUnauthenticated, "certificate")
+	_, err = call(t, w.volumes.RemoveVolume, &argonv1.RemoveVolumeRequest{})
+	wantError(t, err, connect.CodeUnauthenticated, "certificate")
+	_, err = call(t, w.machines.CreateMachine, &argonv1.CreateMachineRequest{})
+	wantError(t, err, connect.CodeUnauthenticated, "certificate")
+	console := w.machines.Console(t.Context())
+	_ = console.Send(&argonv1.ConsoleRequest{Name: "m"})
+	_, err = console.Receive()
+	wantError(t, err, connect.CodeUnauthenticated, "certificate")
+	events, err := w.events.WatchEvents(t.Context(), connect.NewRequest(&argonv1.WatchEventsRequest{}))
+	if err == nil {
+		events.Receive()
+		err = events.Err()
+	}
+	wantError(t, err, connect.CodeUnauthenticated, "certificate")
+	_, err = call(t, w.cluster.Admit, &argonv1.AdmitRequest{Server: &argonv1.Server{Meta: &argonv1.Meta{Name: "c"}}})
+	wantError(t, err, 0, "")
+}
+
+func TestVolumes(t *testing.T) {
+	w := newWorld(t)
+	w.agents()
+	res, err := call(t, w.volumes.CreateVolume, &argonv1.CreateVolumeRequest{Name: "data", SizeBytes: 10 * mib})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := res.GetVolume(); v.GetHealth() != "healthy" || len(v.GetVolume().GetReplicas()) != 2 || len(res.GetWarnings()) > 0 {
+		t.Errorf("got %v", res)
+	}
+	_, err = call(t, w.volumes.CreateVolume, &argonv1.CreateVolumeRequest{Name: "data", SizeBytes: 10 * mib})
+	wantError(t, err, connect.CodeAlreadyExists, "data")
+	_, err = call(t, w.volumes.CreateVolume, &argonv1.CreateVolumeRequest{Name: "x", SizeBytes: 10 * mib, Replicas: 4})
+	wantError(t, err, connect.CodeInvalidArgument, "replicas")
+	_, err = call(t, w.volumes.CreateVolume, &argonv1.CreateVolumeRequest{Name: "x", Image: "none"})
+	wantError(t, err, connect.CodeNotFound, "none")
+	_, err = call(t, w.volumes.CreateVolume, &argonv1.CreateVolumeRequest{Name: "x", SizeBytes: 1 << 40})
+	wantError(t, err, connect.CodeResourceExhausted, "disk free")
+
+	degraded, err := call(t, w.volumes.CreateVolume, &argonv1.CreateVolumeRequest{Name: "three", SizeBytes: mib, Replicas: 3})
+	if err != nil || len(degraded.GetWarnings()) != 1 || degraded.GetVolume().GetHealth() != "degraded" {
+		t.Errorf("with too few servers: %v, %v", degraded, err)
+	}
+	list, err := call(t, w.volumes.ListVolumes, &argonv1.ListVolumesRequest{})
+	if err != nil || len(list.GetVolumes()) != 2 || list.GetVolumes()[0].GetVolume().GetMeta().GetName() != "data" {
+		t.Errorf("list: %v, %v", list, err)
+	}
+	_, err = call(t, w.volumes.RemoveVolume, &argonv1.RemoveVolumeRequest{Name: "data"})
+	wantError(t, err, 0, "")
+	_, err = call(t, w.volumes.GetVolume, &argonv1.GetVolumeRequest{Name: "data"})
+	wantError(t, err, connect.CodeNotFound, "data")
+	_, err = call(t, w.volumes.RemoveVolume, &argonv1.RemoveVolumeRequest{Name: "data"})
+	wantError(t, err, connect.CodeNotFound, "data")
+}
+
+func TestConnect(t *testing.T) {
+	w := newWorld(t)
+	w.agents()
+	_, err := call(t, w.volumes.CreateVolume, &argonv1.CreateVolumeRequest{Name: "data", SizeBytes: mib})
+	w.must(err)
+	fake := &fakeVolumes{closed: make(chan struct{})}
+	w.parts.Volumes = fake
+	ctx, cancel := context.WithCancel(t.Context())
+	stream, err := w.volumes.ConnectVolume(ctx, connect.NewRequest(&argonv1.ConnectVolumeRequest{Name: "data"}))
+	w.must(err)
+	if !stream.Receive() || stream.Msg().GetUri() == "" {
+		t.Fatalf("no URI: %v", stream.Err())
+	}
+	cancel()
+	<-fake.closed // the connection goes with its caller
+
+	fake.err = errors.New("volume data is attached on server b")
+	stream, err = w.volumes.ConnectVolume(t.Context(), connect.NewRequest(&argonv1.ConnectVolumeRequest{Name: "data"}))
+	w.must(err)
+	stream.Receive()
+	wantError(t, stream.Err(), connect.CodeFailedPrecondition, "attached on server b")
+}
+
+func TestPromote(t *testing.T) {
+	w := newWorld(t)
+	w.agents()
+	_, err := call(t, w.volumes.CreateVolume, &argonv1.CreateVolumeRequest{Name: "data", SizeBytes: mib})
+	w.must(err)
+	fake := &fakeVolumes{facts: ReplicaFacts{Incarnation: 9, Sealed: 41, Whole: true}}
+	w.parts.Volumes = fake
+	res, err := call(t, w.volumes.PromoteReplica, &argonv1.PromoteReplicaRequest{Volume: "data", Server: "b", AcceptLoss: true})
+	w.must(err)
+	v := res.GetVolume().GetVolume()
+	if v.GetEpoch() != 42 || v.GetAttachment() != nil {
+		t.Errorf("epoch %d, attached %v", v.GetEpoch(), v.GetAttachment())
+	}
+	for _, r := range v.GetReplicas() {
+		if want := r.GetServerId() == "B"; (r.GetState() == inSync) != want || want && r.GetIncarnation() != 9 {
+			t.Errorf("replica %v", r)
+		}
+	}
+	fake.facts.Whole = false
+	_, err = call(t, w.volumes.PromoteReplica, &argonv1.PromoteReplicaRequest{Volume: "data", Server: "a", AcceptLoss: true})
+	wantError(t, err, connect.CodeFailedPrecondition, "not whole")
+	fake.err = errors.New("connection refused")
+	_, err = call(t, w.volumes.PromoteReplica, &argonv1.PromoteReplicaRequest{Volume: "data", Server: "a", AcceptLoss: true})
+	wantError(t, err, connect.CodeUnavailable, "connection refused")
+}
