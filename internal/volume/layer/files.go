@@ -37,7 +37,9 @@ func Create(fs FS, dir string, sb Superblock, base string) error {
 	if err := fs.Rename(tmp, dir); err != nil {
 		return errors.Join(fmt.Errorf("name %s: %w", dir, err), fs.RemoveAll(tmp))
 	}
-	return syncDirs(fs, path.Dir(dir), path.Dir(path.Dir(dir)))
+	// The directories above may be as new.
+	volume := path.Dir(dir)
+	return syncDirs(fs, volume, path.Dir(volume), path.Dir(path.Dir(volume)))
 }
 
 func create(fs FS, dir string, sb Superblock, base string) error {

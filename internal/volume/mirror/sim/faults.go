@@ -85,7 +85,11 @@ func (w *world) pause() {
 		}
 	})
 	if w.chance(0.5) {
-		w.after(w.between(100*time.Millisecond, 4*time.Second), func() { w.move(w.servers[w.rng.IntN(len(w.servers))]) })
+		w.after(w.between(100*time.Millisecond, 4*time.Second), func() {
+			if !w.quiet {
+				w.move(w.servers[w.rng.IntN(len(w.servers))])
+			}
+		})
 	}
 }
 

@@ -1,0 +1,116 @@
+package sim
+
+import (
+	"flag"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/argon-cluster/argon/internal/volume/mirror"
+	"github.com/argon-cluster/argon/internal/volume/replica"
+)
+
+var (
+	seeds = flag.Int("seeds", 500, "how many seeds to run")
+	first = flag.Uint64("first", 1, "the first seed")
+)
+
+// TestSeeds runs many worlds. A failure names its seed; run it alone with
+//
+//	go test ./internal/volume/mirror/sim -run TestSeeds -first SEED -seeds 1 -v
+func TestSeeds(t *testing.T) {
+	var operations, attachments, faults atomic.Int64
+	forSeeds(*first, *seeds, func(seed uint64) bool {
+		r := Run(Options{Seed: seed})
+		operations.Add(int64(r.Operations))
+		attachments.Add(int64(r.Attachments))
+		faults.Add(int64(r.Faults))
+		if r.Violation != nil {
+			t.Error(r.Violation)
+			if *seeds == 1 {
+				t.Log("\n" + strings.Join(Run(Options{Seed: seed, Trace: true}).Trace, "\n"))
+			}
+		}
+		return !t.Failed()
+	})
+	t.Logf("%d seeds: %d operations, %d attachments, %d faults", *seeds, operations.Load(), attachments.Load(), faults.Load())
+	if operations.Load() < int64(*seeds)*50 {
+		t.Errorf("the worlds stood still: %d operations in %d", operations.Load(), *seeds)
+	}
+}
+
+// forSeeds calls f for seeds on all processors, until it returns false.
+func forSeeds(first uint64, n int, f func(seed uint64) bool) {
+	var next atomic.Uint64
+	next.Store(first)
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for seed := next.Add(1) - 1; seed < first+uint64(n); seed = next.Add(1) - 1 {
+				if !f(seed) {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// TestSameSeedSameRun: a failure can be looked at again.
+func TestSameSeedSameRun(t *testing.T) {
+	a, b := Run(Options{Seed: 3, Trace: true}), Run(Options{Seed: 3, Trace: true})
+	for i := range a.Trace {
+		if i >= len(b.Trace) || a.Trace[i] != b.Trace[i] {
+			t.Fatalf("the runs part at line %d:\n%s\n%s", i, a.Trace[i], b.Trace[i])
+		}
+	}
+}
+
+// TestBrokenRules breaks each rule, and expects that the checker notices. A
+// checker that cannot fail is worth nothing.
+func TestBrokenRules(t *testing.T) {
+	tests := []struct {
+		rule  string
+		brk   mirror.Breakage
+		hooks replica.Hooks
+	}{
+		{rule: "I1: acknowledged when one replica has it", brk: mirror.BreakAckBeforeAll},
+		{rule: "I1: flush answered when one replica has flushed", brk: mirror.BreakFlushBeforeAll},
+		{rule: "I1: flush answered without fdatasync", hooks: replica.Hooks{FlushWithoutSync: true}},
+		{rule: "I1: write answered and not carried out", hooks: replica.Hooks{AckBeforeWrite: true}},
+		{rule: "I2: a replica outside the set becomes the source", brk: mirror.BreakStaleSource},
+		{rule: "I3: acknowledged before the catalog agrees", brk: mirror.BreakAckBeforeShrink},
+		{rule: "I4: the sealed epoch is not kept on disk", hooks: replica.Hooks{ForgetSeal: true}},
+		{rule: "I4: a lower epoch is not refused", hooks: replica.Hooks{AcceptOldEpoch: true}},
+		{rule: "I5: in the set before the copy is done", brk: mirror.BreakEnterEarly},
+		{rule: "I6: overlapping writes race", brk: mirror.BreakNoOrder},
+		{rule: "I7: a restarted replica stays in the set", brk: mirror.BreakIgnoreIncarnation},
+		{rule: "I7: a power cut goes unnoticed", hooks: replica.Hooks{KeepIncarnation: true}},
+		{rule: "I8: a failed replica goes on", hooks: replica.Hooks{IgnoreFailure: true}},
+		{rule: "I9: served though the catalog is behind", brk: mirror.BreakIgnoreAhead},
+	}
+	for _, tt := range tests {
+		t.Run(tt.rule, func(t *testing.T) {
+			const within = 2000
+			var found, ran atomic.Int64
+			var how sync.Once
+			forSeeds(1, within, func(seed uint64) bool {
+				if found.Load() > 0 {
+					return false
+				}
+				ran.Add(1)
+				if r := Run(Options{Seed: seed, Break: tt.brk, Hooks: tt.hooks}); r.Violation != nil {
+					found.Add(1)
+					how.Do(func() { t.Logf("noticed after %d runs: %v", ran.Load(), r.Violation) })
+					return false
+				}
+				return true
+			})
+			if found.Load() == 0 {
+				t.Errorf("not noticed in %d runs", within)
+			}
+		})
+	}
+}
