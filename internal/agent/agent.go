@@ -78,13 +78,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.takeStock(ctx); err != nil {
 		return err
 	}
-	tick := time.NewTicker(a.Tick)
-	defer tick.Stop()
+	timer := time.NewTimer(a.Tick)
+	defer timer.Stop()
 	for {
 		changed := a.View.Changed()
+		next := a.Tick
 		if st := a.View.State(); st != nil {
-			a.pass(ctx, st)
+			next = min(next, a.pass(ctx, st))
 		}
+		timer.Reset(next)
 		select {
 		case <-ctx.Done():
 			a.wg.Wait()
@@ -92,7 +94,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return ctx.Err()
 		case <-changed:
 		case <-a.wake:
-		case <-tick.C:
+		case <-timer.C:
 		}
 	}
 }
@@ -148,8 +150,8 @@ func (a *Agent) look(ctx context.Context) error {
 }
 
 // pass compares everything here with the records, and starts or cancels
-// steps.
-func (a *Agent) pass(ctx context.Context, st *catalog.State) {
+// steps. It returns after what time the next one is due.
+func (a *Agent) pass(ctx context.Context, st *catalog.State) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p := &plan{agent: a, st: st, now: a.Now(), allowed: a.Gate.Allowed(st.Revision), jobs: map[string]job{}}
@@ -158,11 +160,12 @@ func (a *Agent) pass(ctx context.Context, st *catalog.State) {
 	p.planMachines()
 	p.planReplicas()
 	p.planImages()
-	a.carryOut(ctx, p)
+	next := a.carryOut(ctx, p)
 	p.watchGuests(ctx)
 	p.watchAttachments(ctx)
 	close(a.passed)
 	a.passed = make(chan struct{})
+	return next
 }
 
 // plan is one pass: what is known at its beginning, and the steps found.
@@ -195,8 +198,10 @@ type retry struct {
 func (p *plan) add(key string, j job) { p.jobs[key] = j }
 
 // carryOut starts the planned jobs that do not run yet, and cancels those that
-// run and are not planned any more.
-func (a *Agent) carryOut(ctx context.Context, p *plan) {
+// run and are not planned any more. It returns after what time the first one
+// that pauses is due.
+func (a *Agent) carryOut(ctx context.Context, p *plan) time.Duration {
+	next := a.Tick
 	for key, running := range a.jobs {
 		if next, ok := p.jobs[key]; running.waits && (!ok || next.step != running.step) {
 			running.cancel()
@@ -208,19 +213,28 @@ func (a *Agent) carryOut(ctx context.Context, p *plan) {
 		}
 	}
 	for key, j := range p.jobs {
-		if a.jobs[key] != nil || p.now.Before(a.retries[key].at) || ctx.Err() != nil {
+		if a.jobs[key] != nil || ctx.Err() != nil {
 			continue
 		}
-		var jobCtx context.Context
-		jobCtx, j.cancel = context.WithCancel(ctx)
-		a.jobs[key] = &j
-		a.wg.Go(func() {
-			err := j.run(jobCtx)
-			cancelled := jobCtx.Err() != nil
-			j.cancel()
-			a.finish(key, j.step, err, cancelled)
-		})
+		if pause := a.retries[key].at.Sub(p.now); pause > 0 {
+			next = min(next, pause)
+			continue
+		}
+		a.launch(ctx, key, &j)
 	}
+	return next
+}
+
+// launch runs a job. The caller holds mu.
+func (a *Agent) launch(ctx context.Context, key string, j *job) {
+	ctx, j.cancel = context.WithCancel(ctx)
+	a.jobs[key] = j
+	a.wg.Go(func() {
+		err := j.run(ctx)
+		cancelled := ctx.Err() != nil
+		j.cancel()
+		a.finish(key, j.step, err, cancelled)
+	})
 }
 
 // finish notes how a job ended. A failed one is tried again after a pause that
@@ -230,8 +244,11 @@ func (a *Agent) finish(key, step string, err error, cancelled bool) {
 	defer a.mu.Unlock()
 	delete(a.jobs, key)
 	switch {
-	case err == nil || errors.Is(err, errOvertaken):
+	case err == nil:
 		delete(a.retries, key)
+	case errors.Is(err, ErrOvertaken):
+		// The view will show the change soon.
+		a.retries[key] = retry{at: a.Now().Add(overtakenPause)}
 	case !cancelled:
 		r := retry{failures: a.retries[key].failures + 1, err: err}
 		r.at = a.Now().Add(pauseAfter(r.failures))
@@ -249,15 +266,14 @@ func (a *Agent) nudge() {
 	}
 }
 
-// errOvertaken: the record has changed since the decision; there is nothing
-// wrong, the next pass decides anew.
-var errOvertaken = errors.New("the record has changed meanwhile")
-
-// tell appends an event. A lost event is no reason to stop.
+// tell appends an event, also when its job is cancelled meanwhile: what it is
+// about has happened. A lost event is no reason to stop.
 func (a *Agent) tell(ctx context.Context, e *argonv1.Event) {
 	if e == nil {
 		return
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventTimeout)
+	defer cancel()
 	e.ServerId = a.ServerID
 	if err := a.Store.Events.Append(ctx, e); err != nil {
 		a.Log.Warn("an event could not be recorded", "reason", e.GetReason(), "subject", e.GetSubjectName(), "err", err)

@@ -115,13 +115,13 @@ func (a *Agent) setReady(ctx context.Context, id string, ready bool) error {
 	_, err := a.Store.Images.Update(ctx, id, func(i *argonv1.Image) error {
 		c := copyOn(i, a.ServerID)
 		if c == nil || c.GetReady() == ready {
-			return errOvertaken
+			return ErrOvertaken
 		}
 		c.Ready = ready
 		return nil
 	})
 	if errors.Is(err, catalog.ErrNotFound) {
-		return errOvertaken
+		return ErrOvertaken
 	}
 	if err != nil {
 		return fmt.Errorf("record whether the image is here: %w", err)

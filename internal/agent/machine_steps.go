@@ -178,16 +178,16 @@ func (a *Agent) report(ctx context.Context, id string, placement uint64, serverN
 	var old *argonv1.MachineStatus
 	m, err := a.Store.Machines.Update(ctx, id, func(m *argonv1.Machine) error {
 		if !belongs(m, a.ServerID) || m.GetPlacement() != placement {
-			return errOvertaken
+			return ErrOvertaken
 		}
 		old = m.GetStatus()
 		if !o.apply(m, a.ServerID, a.Now()) {
-			return errOvertaken
+			return ErrOvertaken
 		}
 		return nil
 	})
 	if errors.Is(err, catalog.ErrNotFound) {
-		return errOvertaken
+		return ErrOvertaken
 	}
 	if err != nil {
 		return fmt.Errorf("report that the machine is %v: %w", o.state, err)
@@ -264,13 +264,13 @@ func (a *Agent) start(ctx context.Context, m *argonv1.Machine) error {
 func (a *Agent) announce(ctx context.Context, id string, placement uint64) error {
 	_, err := a.Store.Machines.Update(ctx, id, func(m *argonv1.Machine) error {
 		if !belongs(m, a.ServerID) || m.GetPlacement() != placement || m.GetWanted() != argonv1.Wanted_WANTED_RUNNING {
-			return errOvertaken
+			return ErrOvertaken
 		}
 		observation{state: stateStarting}.apply(m, a.ServerID, a.Now())
 		return nil
 	})
 	if errors.Is(err, catalog.ErrNotFound) {
-		return errOvertaken
+		return ErrOvertaken
 	}
 	if err != nil {
 		return fmt.Errorf("announce the start: %w", err)
@@ -297,7 +297,7 @@ func (a *Agent) spec(ctx context.Context, m *argonv1.Machine, g *guest) (hypervi
 	for _, id := range m.GetVolumeIds() {
 		v := a.volumes[id]
 		if v == nil || v.attachment == nil || v.attached.machineID != m.GetMeta().GetId() {
-			return hypervisor.Spec{}, errOvertaken
+			return hypervisor.Spec{}, ErrOvertaken
 		}
 		spec.Disks = append(spec.Disks, v.attachment.Disk())
 	}
@@ -422,13 +422,13 @@ func (a *Agent) stayOff(ctx context.Context, m *argonv1.Machine) error {
 	placement := m.GetPlacement()
 	_, err := a.Store.Machines.Update(ctx, m.GetMeta().GetId(), func(m *argonv1.Machine) error {
 		if !belongs(m, a.ServerID) || m.GetPlacement() != placement || m.GetWanted() != argonv1.Wanted_WANTED_RUNNING {
-			return errOvertaken
+			return ErrOvertaken
 		}
 		m.Wanted = argonv1.Wanted_WANTED_STOPPED
 		observation{state: stateStopping, reason: why}.apply(m, a.ServerID, a.Now())
 		return nil
 	})
-	if errors.Is(err, errOvertaken) || errors.Is(err, catalog.ErrNotFound) {
+	if errors.Is(err, ErrOvertaken) || errors.Is(err, catalog.ErrNotFound) {
 		return nil
 	}
 	if err != nil {

@@ -18,6 +18,10 @@ type Gate interface {
 	Allowed(revision int64) bool
 }
 
+// ErrOvertaken: the record has changed since the decision. Nothing is wrong;
+// it is decided anew once the view shows the change.
+var ErrOvertaken = errors.New("the record has changed meanwhile")
+
 // ErrStartAfresh ends an attachment, or refuses one, when writes that the
 // running guest saw acknowledged, but never flushed, may be gone. The guest
 // must start again, as after a power cut.
@@ -37,8 +41,9 @@ type AttachRequest struct {
 	// MachineID is empty for an attachment that is not for a machine.
 	MachineID string
 	// Epoch is the volume's at the decision. The compare-and-swap that takes
-	// the next one must fail if the record is in another epoch: somebody was
-	// faster, and it has to be decided anew whether to take it from them.
+	// the next one must fail with ErrOvertaken if the record is in another
+	// epoch: somebody was faster, and it has to be decided anew whether to
+	// take it from them.
 	Epoch uint64
 	// GuestRuns: a guest that ran on this server's last attachment is still
 	// there. Attach, or the attachment later, ends in ErrStartAfresh if its
@@ -130,6 +135,10 @@ const (
 	// firstPause and longestPause bound the growing pauses between attempts.
 	firstPause   = time.Second
 	longestPause = time.Minute
+	// overtakenPause gives the view the time to show what it did not yet.
+	overtakenPause = 50 * time.Millisecond
+	// eventTimeout bounds how long an event may hold up its job.
+	eventTimeout = 2 * time.Second
 	// patience is how long a guest's disk may not serve before its machine
 	// counts as paused: a replica that goes away is noticed within that time.
 	patience = 2 * time.Second

@@ -31,12 +31,12 @@ func (a *Agent) findAcceleration(ctx context.Context, server *argonv1.Server) er
 	}
 	_, err = a.Store.Servers.Update(ctx, a.ServerID, func(s *argonv1.Server) error {
 		if s.GetAcceleration() == string(probe.Acceleration) {
-			return errOvertaken
+			return ErrOvertaken
 		}
 		s.Acceleration = string(probe.Acceleration)
 		return nil
 	})
-	if err != nil && !errors.Is(err, errOvertaken) {
+	if err != nil && !errors.Is(err, ErrOvertaken) {
 		return fmt.Errorf("record the acceleration: %w", err)
 	}
 	a.mu.Lock()

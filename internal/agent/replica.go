@@ -92,13 +92,13 @@ func (p *plan) addReplica(step replicaStep, v *argonv1.Volume, r *argonv1.Replic
 func (a *Agent) askForImage(ctx context.Context, imageID string) error {
 	_, err := a.Store.Images.Update(ctx, imageID, func(i *argonv1.Image) error {
 		if copyOn(i, a.ServerID) != nil {
-			return errOvertaken
+			return ErrOvertaken
 		}
 		i.Copies = append(i.Copies, &argonv1.ImageCopy{ServerId: a.ServerID})
 		return nil
 	})
 	if errors.Is(err, catalog.ErrNotFound) {
-		return errOvertaken
+		return ErrOvertaken
 	}
 	if err != nil {
 		return fmt.Errorf("ask for a copy of the image: %w", err)
@@ -130,7 +130,7 @@ func (a *Agent) createReplica(ctx context.Context, v *argonv1.Volume, replicaID 
 func (a *Agent) enlist(ctx context.Context, v *argonv1.Volume, replicaID uint32, incarnation uint64) error {
 	_, err := a.updateReplica(ctx, v, replicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
 		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_CREATING {
-			return errOvertaken
+			return ErrOvertaken
 		}
 		r.State, r.Reason = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, "new: it is copied to next"
 		if v.GetEpoch() == 0 {
@@ -150,13 +150,13 @@ func (a *Agent) enlist(ctx context.Context, v *argonv1.Volume, replicaID uint32,
 func (a *Agent) explain(ctx context.Context, v *argonv1.Volume, replicaID uint32, why string) {
 	_, err := a.updateReplica(ctx, v, replicaID, func(_ *argonv1.Volume, r *argonv1.Replica) error {
 		if r.GetReason() == why {
-			return errOvertaken
+			return ErrOvertaken
 		}
 		r.Reason = why
 		return nil
 	})
 	switch {
-	case errors.Is(err, errOvertaken):
+	case errors.Is(err, ErrOvertaken):
 	case err != nil:
 		a.Log.Warn("the record does not say why a replica can't be made", "volume", v.GetMeta().GetName(), "replica", replicaID, "err", err)
 	default:
@@ -174,7 +174,7 @@ func (a *Agent) removeReplica(ctx context.Context, v *argonv1.Volume, replicaID 
 	a.mu.Unlock()
 	_, err := a.updateReplica(ctx, v, replicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
 		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_REMOVING {
-			return errOvertaken
+			return ErrOvertaken
 		}
 		v.Replicas = slices.DeleteFunc(v.Replicas, func(o *argonv1.Replica) bool { return o == r })
 		return nil
@@ -193,10 +193,10 @@ func (a *Agent) updateReplica(ctx context.Context, v *argonv1.Volume, replicaID 
 				return change(v, r)
 			}
 		}
-		return errOvertaken
+		return ErrOvertaken
 	})
 	if errors.Is(err, catalog.ErrNotFound) {
-		return nil, errOvertaken
+		return nil, ErrOvertaken
 	}
 	return v, err
 }

@@ -121,8 +121,10 @@ func (a *Agent) attach(ctx context.Context, req AttachRequest, want demand) erro
 // not answer, it ends unclean, and whoever attaches next finds out what is
 // equal.
 func (a *Agent) detach(ctx context.Context, id string, local *volume) error {
-	limited, cancel := context.WithTimeout(ctx, detachTimeout)
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachTimeout)
 	defer cancel()
+	// At the daemon's end it may take a moment more to end clean.
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(shutdownTimeout, cancel) })()
 	err := local.attachment.Detach(limited)
 	a.forget(local)
 	if err != nil {

@@ -169,18 +169,21 @@ func (w *world) guests() int {
 	return n
 }
 
-// events lists the reasons of all events about a machine or volume.
-func (w *world) events(kind, name string) []string {
+// tells waits for an event about the machine.
+func (w *world) tells(reason string) {
 	w.t.Helper()
-	list, err := w.store.Events.List(w.t.Context(), 0, time.Time{}, kind, name)
-	if err != nil {
-		w.t.Fatal(err)
+	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
+	defer cancel()
+	found := errors.New("found")
+	err := w.store.Events.Watch(ctx, 1000, "machine", "m", func(e *argonv1.Event) error {
+		if e.GetReason() == reason {
+			return found
+		}
+		return nil
+	})
+	if !errors.Is(err, found) {
+		w.t.Errorf("no event %s: %v", reason, err)
 	}
-	var reasons []string
-	for _, e := range list {
-		reasons = append(reasons, e.GetReason())
-	}
-	return reasons
 }
 
 // host is a server: what outlives its daemon, and the daemon while it runs.
@@ -487,7 +490,7 @@ func (f *fakeVolumes) Attach(ctx context.Context, req AttachRequest) (Attachment
 	w := f.host.world
 	v, err := w.store.Volumes.Update(ctx, req.VolumeID, func(v *argonv1.Volume) error {
 		if v.GetEpoch() != req.Epoch {
-			return fmt.Errorf("the volume is in epoch %d, not %d", v.GetEpoch(), req.Epoch)
+			return fmt.Errorf("epoch %d, not %d: %w", v.GetEpoch(), req.Epoch, ErrOvertaken)
 		}
 		_, err := mirror.Take(v, mirror.Holder{ServerID: f.host.id, MachineID: req.MachineID}, time.Now())
 		return err

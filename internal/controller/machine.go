@@ -100,7 +100,7 @@ func (p *planner) place(m *argonv1.Machine) {
 func (p *planner) waitsForDisk(m *argonv1.Machine) string {
 	for _, id := range m.GetVolumeIds() {
 		v := p.st.Volumes[id]
-		if p.isMade(v) {
+		if p.beingMade(v) {
 			return fmt.Sprintf("its volume %s is still being made", v.GetMeta().GetName())
 		}
 		var inSync, alive int
@@ -133,10 +133,10 @@ func (p *planner) waitsForDisk(m *argonv1.Machine) string {
 	return ""
 }
 
-// isMade tells whether a server is about to make a replica of a volume that
+// beingMade tells whether a server is about to make a replica of a volume that
 // was never attached. Attached too early, the volume would have to be copied
 // to that replica, instead of each being made from the image.
-func (p *planner) isMade(v *argonv1.Volume) bool {
+func (p *planner) beingMade(v *argonv1.Volume) bool {
 	return v.GetEpoch() == 0 && slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool {
 		return r.GetState() == creating && r.GetReason() == "" && placement.Alive(p.st, r.GetServerId())
 	})
