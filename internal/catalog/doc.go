@@ -7,11 +7,18 @@
 //
 // Keys, all below /argon/:
 //
-//	schema                the layout's version, in decimal
-//	cluster               the Cluster
-//	<kind>/<id>           a record, protobuf
-//	names/<kind>/<name>   the id of the record of that name
-//	leases/<server id>    a Lease, bound to the server's etcd lease
-//	events/<id>           an Event, bound to an etcd lease of a week
-//	secrets/<name>        bytes
+//	schema                     the layout's version, in decimal
+//	state/cluster              the Cluster
+//	state/<kind>/<id>          a record, protobuf
+//	state/lease/<server id>    a Lease, bound to the server's etcd lease
+//	names/<kind>/<name>        the id of the record of that name
+//	tokens/<id>                a Token
+//	events/<id>                an Event
+//	secrets/<name>             bytes
+//
+// View follows state/ and nothing else: what loops do not work from stands
+// beside it, so that it wakes nobody.
+//
+// All reads are linearizable. Every write of a record is an etcd transaction
+// whose guards are the revisions that the caller has read: there are no locks.
 package catalog

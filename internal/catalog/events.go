@@ -1,12 +1,15 @@
 package catalog
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"sync"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -15,72 +18,79 @@ import (
 )
 
 const (
-	events = prefix + "events/"
-	// MaxEvents bounds how many events are read at once.
+	// MaxEvents is about how many events are kept, and eventAge how long.
 	MaxEvents = 10_000
-	// leaseSpan is how long one etcd lease takes events: it is made for
-	// leaseSpan longer than they are kept, and shared, since a lease for each
-	// would be a load of its own.
-	leaseSpan = 6 * time.Hour
+	eventAge  = 7 * 24 * time.Hour
+	// trimEvery is after how many events a store deletes old ones.
+	trimEvery = 64
 )
 
-// Events is what happened in the cluster, kept for a week. Safe for concurrent
-// use.
+// Events is what happened in the cluster. The newest MaxEvents are kept, for a
+// week. Safe for concurrent use.
 type Events struct {
-	cli *clientv3.Client
-
-	mu    sync.Mutex
-	lease clientv3.LeaseID
-	until time.Time
+	etcd     etcd
+	now      func() time.Time
+	appended atomic.Int64
 }
 
 // Append writes an event. It fills the id and, where it is empty, the time.
 func (e *Events) Append(ctx context.Context, ev *argonv1.Event) error {
 	if ev.Time == nil {
-		ev.Time = timestamppb.Now()
+		ev.Time = timestamppb.New(e.now())
 	}
 	id, err := ulid.New(ulid.Timestamp(ev.Time.AsTime()), ulid.DefaultEntropy())
 	if err != nil {
 		return fmt.Errorf("catalog: an id for event %s: %w", ev.GetReason(), err)
 	}
 	ev.Id = id.String()
-	lease, err := e.grant(ctx)
-	if err != nil {
-		return fmt.Errorf("catalog: write event %s: %w", ev.GetReason(), err)
-	}
 	value, err := proto.Marshal(ev)
 	if err != nil {
 		return fmt.Errorf("catalog: encode event %s: %w", ev.GetReason(), err)
 	}
-	if _, err := e.cli.Put(ctx, events+ev.Id, string(value), clientv3.WithLease(lease)); err != nil {
-		e.forget(lease)
+	if err := e.etcd.Put(ctx, eventsPrefix+ev.Id, string(value)); err != nil {
 		return fmt.Errorf("catalog: write event %s: %w", ev.GetReason(), err)
+	}
+	if e.appended.Add(1)%trimEvery != 1 {
+		return nil
+	}
+	return e.trim(ctx, MaxEvents)
+}
+
+// trim deletes what is too old, and the oldest of what is too many.
+func (e *Events) trim(ctx context.Context, most int64) error {
+	err := e.etcd.Delete(ctx, eventsPrefix, clientv3.WithRange(eventKeyAt(e.now().Add(-eventAge))))
+	if err != nil {
+		return fmt.Errorf("catalog: delete old events: %w", err)
+	}
+	res, err := e.etcd.Get(ctx, eventsPrefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		return fmt.Errorf("catalog: count events: %w", err)
+	}
+	if res.Count <= most {
+		return nil
+	}
+	res, err = e.etcd.Get(ctx, eventsPrefix, clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(res.Count-most+1))
+	if err != nil {
+		return fmt.Errorf("catalog: find old events: %w", err)
+	}
+	firstKept := string(res.Kvs[len(res.Kvs)-1].Key)
+	if err := e.etcd.Delete(ctx, eventsPrefix, clientv3.WithRange(firstKept)); err != nil {
+		return fmt.Errorf("catalog: delete old events: %w", err)
 	}
 	return nil
 }
 
-// grant is the lease that events of this time are bound to.
-func (e *Events) grant(ctx context.Context) (clientv3.LeaseID, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.lease != clientv3.NoLease && time.Now().Before(e.until) {
-		return e.lease, nil
+// eventKeyAt is where the keys of events of an instant and later begin: ids
+// sort by time.
+func eventKeyAt(t time.Time) string {
+	var id ulid.ULID
+	if t.Before(time.UnixMilli(0)) {
+		return eventsPrefix
 	}
-	res, err := e.cli.Grant(ctx, int64((eventTTL + leaseSpan).Seconds()))
-	if err != nil {
-		return 0, err
+	if err := id.SetTime(ulid.Timestamp(t)); err != nil { // past the year 10889
+		return clientv3.GetPrefixRangeEnd(eventsPrefix)
 	}
-	e.lease, e.until = res.ID, time.Now().Add(leaseSpan)
-	return e.lease, nil
-}
-
-// forget makes the next event ask for a new lease: this one may be gone.
-func (e *Events) forget(lease clientv3.LeaseID) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.lease == lease {
-		e.lease = clientv3.NoLease
-	}
+	return eventsPrefix + id.String()
 }
 
 // List reads the newest events, oldest first: at most limit (0: MaxEvents), not
@@ -90,55 +100,62 @@ func (e *Events) List(ctx context.Context, limit int, since time.Time, kind, nam
 	return list, err
 }
 
-func (e *Events) list(ctx context.Context, limit int, since time.Time, kind, name string) ([]*argonv1.Event, int64, error) {
-	opts := []clientv3.OpOption{
-		clientv3.WithRange(clientv3.GetPrefixRangeEnd(events)),
-		clientv3.WithSort(clientv3.SortByKey, clientv3.SortDescend),
-		clientv3.WithLimit(MaxEvents),
+// list also returns the revision that the list is of.
+//
+// It reads backwards in steps, so that a short list out of a long history is
+// cheap: etcd itself reads a whole range to turn it round.
+func (e *Events) list(ctx context.Context, limit int, since time.Time, kind, name string) (list []*argonv1.Event, revision int64, err error) {
+	if limit <= 0 {
+		limit = MaxEvents
 	}
-	from := events
-	if !since.IsZero() {
-		var id ulid.ULID
-		if err := id.SetTime(ulid.Timestamp(since)); err != nil {
-			return nil, 0, fmt.Errorf("catalog: events since %s: %w", since, err)
+	now, until := e.now(), clientv3.GetPrefixRangeEnd(eventsPrefix)
+	for _, from := range []time.Time{now.Add(-time.Hour), now.Add(-24 * time.Hour), since} {
+		if from.Before(since) {
+			from = since
 		}
-		from += id.String()
-	}
-	res, err := e.cli.Get(ctx, from, opts...)
-	if err != nil {
-		return nil, 0, fmt.Errorf("catalog: list events: %w", err)
-	}
-	var list []*argonv1.Event
-	for i := len(res.Kvs) - 1; i >= 0; i-- {
-		ev, err := decodeEvent(res.Kvs[i].Value)
+		res, err := e.etcd.Get(ctx, eventKeyAt(from), clientv3.WithRange(until))
+		if err != nil {
+			return nil, 0, fmt.Errorf("catalog: list events: %w", err)
+		}
+		if revision == 0 {
+			revision = res.Header.Revision
+		}
+		earlier, err := decodeEvents(res.Kvs, revision, kind, name)
 		if err != nil {
 			return nil, 0, err
 		}
-		if about(ev, kind, name) {
+		list = append(earlier, list...)
+		until = eventKeyAt(from)
+		if len(list) >= limit || from.Equal(since) {
+			break
+		}
+	}
+	return list[max(0, len(list)-limit):], revision, nil
+}
+
+// decodeEvents takes those up to a revision that are about a kind and name.
+func decodeEvents(kvs []*mvccpb.KeyValue, revision int64, kind, name string) ([]*argonv1.Event, error) {
+	var list []*argonv1.Event
+	for _, kv := range kvs {
+		if kv.ModRevision > revision {
+			continue
+		}
+		ev := &argonv1.Event{}
+		if err := proto.Unmarshal(kv.Value, ev); err != nil {
+			return nil, fmt.Errorf("catalog: event %s is damaged: %w", kv.Key, err)
+		}
+		if (kind == "" || ev.GetKind() == kind) && (name == "" || ev.GetSubjectName() == name) {
 			list = append(list, ev)
 		}
 	}
-	return newest(list, limit), res.Header.Revision, nil
-}
-
-func about(ev *argonv1.Event, kind, name string) bool {
-	return (kind == "" || ev.GetKind() == kind) && (name == "" || ev.GetSubjectName() == name)
-}
-
-func decodeEvent(b []byte) (*argonv1.Event, error) {
-	ev := &argonv1.Event{}
-	if err := proto.Unmarshal(b, ev); err != nil {
-		return nil, fmt.Errorf("catalog: an event is damaged: %w", err)
-	}
-	return ev, nil
+	return list, nil
 }
 
 // Watch calls tell with so many old events and then with each new one, in
-// order, until ctx ends or tell returns an error, which Watch returns.
+// order, until ctx ends or tell returns an error, which Watch returns. While
+// etcd is away, it waits.
 func (e *Events) Watch(ctx context.Context, backlog int, kind, name string, tell func(*argonv1.Event) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	list, revision, err := e.list(ctx, max(backlog, 1), time.Time{}, kind, name)
+	list, seen, err := e.list(ctx, max(backlog, 1), time.Time{}, kind, name)
 	if err != nil {
 		return err
 	}
@@ -147,23 +164,77 @@ func (e *Events) Watch(ctx context.Context, backlog int, kind, name string, tell
 			return err
 		}
 	}
-	w := e.cli.Watch(clientv3.WithRequireLeader(ctx), events, clientv3.WithPrefix(), clientv3.WithRev(revision+1), clientv3.WithFilterDelete())
-	for res := range w {
-		if err := res.Err(); err != nil {
-			return fmt.Errorf("catalog: watch events: %w", err)
+	f := follower{etcd: e.etcd, seen: seen, tell: func(kvs []*mvccpb.KeyValue, revision int64) error {
+		list, err := decodeEvents(kvs, revision, kind, name)
+		for _, ev := range list {
+			if err == nil {
+				err = tell(ev)
+			}
 		}
-		for _, x := range res.Events {
-			ev, err := decodeEvent(x.Kv.Value)
-			if err != nil {
-				return err
-			}
-			if !about(ev, kind, name) {
-				continue
-			}
-			if err := tell(ev); err != nil {
-				return err
-			}
+		return err
+	}}
+	return f.run(ctx)
+}
+
+// follower tells of the events that were written after a revision.
+type follower struct {
+	etcd etcd
+	// seen is the revision up to which everything was told.
+	seen int64
+	tell func(kvs []*mvccpb.KeyValue, revision int64) error
+}
+
+// run ends with ctx or with an error of tell.
+func (f *follower) run(ctx context.Context) error {
+	for failures := 1; ; failures++ {
+		before := f.seen
+		if err := f.watch(ctx); err != nil {
+			return err
+		}
+		if f.seen > before {
+			failures = 1
+		}
+		if err := sleep(ctx, pauseAfter(failures)); err != nil {
+			return err
+		}
+		// What happened meanwhile may be compacted, so that no watch tells it.
+		if err := f.catchUp(ctx); err != nil {
+			return err
 		}
 	}
-	return ctx.Err()
+}
+
+// watch tells what comes until the watch breaks. Errors are those of tell.
+func (f *follower) watch(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watch := f.etcd.Watch(clientv3.WithRequireLeader(ctx), eventsPrefix,
+		clientv3.WithPrefix(), clientv3.WithRev(f.seen+1), clientv3.WithFilterDelete())
+	for res := range watch {
+		if res.Err() != nil {
+			return nil
+		}
+		for _, x := range res.Events {
+			if err := f.tell([]*mvccpb.KeyValue{x.Kv}, x.Kv.ModRevision); err != nil {
+				return err
+			}
+			f.seen = x.Kv.ModRevision
+		}
+	}
+	return nil
+}
+
+// catchUp tells what was written since, by reading it. Errors are those of
+// tell.
+func (f *follower) catchUp(ctx context.Context) error {
+	res, err := f.etcd.Get(ctx, eventsPrefix, clientv3.WithPrefix(), clientv3.WithMinModRev(f.seen+1))
+	if err != nil {
+		return nil // the next round tries again
+	}
+	slices.SortFunc(res.Kvs, func(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.ModRevision, b.ModRevision) })
+	if err := f.tell(res.Kvs, res.Header.Revision); err != nil {
+		return err
+	}
+	f.seen = res.Header.Revision
+	return nil
 }

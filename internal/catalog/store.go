@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
@@ -15,27 +16,32 @@ import (
 )
 
 const (
-	prefix     = "/argon/"
-	schemaKey  = prefix + "schema"
-	clusterKey = prefix + "cluster"
-	leases     = prefix + "leases/"
-	secrets    = prefix + "secrets/"
+	prefix        = "/argon/"
+	schemaKey     = prefix + "schema"
+	statePrefix   = prefix + "state/"
+	clusterKey    = statePrefix + "cluster"
+	leasePrefix   = statePrefix + "lease/"
+	namesPrefix   = prefix + "names/"
+	tokensPrefix  = prefix + "tokens/"
+	eventsPrefix  = prefix + "events/"
+	secretsPrefix = prefix + "secrets/"
 )
 
 // SchemaVersion is the layout that this program writes and understands.
 const SchemaVersion = 1
 
-// Errors of Open and Create.
+// Errors of Open and Create, and of writing when the catalog has changed
+// hands since.
 var (
 	// ErrSchema: the catalog's layout is one this program does not know.
-	ErrSchema = errors.New("the catalog's layout is not known to this version")
+	ErrSchema = errors.New("the catalog's layout is not known to this argon")
 	// ErrNoCluster: etcd has no catalog.
 	ErrNoCluster = errors.New("there is no cluster here")
 )
 
 // Store is the catalog of one cluster. Safe for concurrent use.
 type Store struct {
-	cli *clientv3.Client
+	etcd etcd
 
 	Servers  *Table[*argonv1.Server]
 	Images   *Table[*argonv1.Image]
@@ -44,20 +50,21 @@ type Store struct {
 	Tokens   *Table[*argonv1.Token]
 	Events   *Events
 
-	status *Table[*argonv1.VolumeStatus]
+	status traits[*argonv1.VolumeStatus]
 }
 
-// Create writes the catalog of a new cluster. ErrExists if there is one.
+// Create writes the catalog of a new cluster, and the layout's version into
+// c. ErrExists if there is one.
 func Create(ctx context.Context, cli *clientv3.Client, c *argonv1.Cluster) (*Store, error) {
 	c.SchemaVersion = SchemaVersion
 	value, err := proto.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("catalog: encode the cluster record: %w", err)
 	}
-	res, err := cli.Txn(ctx).
-		If(clientv3.Compare(clientv3.CreateRevision(schemaKey), "=", 0)).
-		Then(clientv3.OpPut(schemaKey, strconv.Itoa(SchemaVersion)), clientv3.OpPut(clusterKey, string(value))).
-		Commit()
+	res, err := etcd{cli}.Txn(ctx, []clientv3.Cmp{absent(schemaKey)}, []clientv3.Op{
+		clientv3.OpPut(schemaKey, strconv.Itoa(SchemaVersion)),
+		clientv3.OpPut(clusterKey, string(value)),
+	}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("catalog: create: %w", err)
 	}
@@ -69,71 +76,94 @@ func Create(ctx context.Context, cli *clientv3.Client, c *argonv1.Cluster) (*Sto
 
 // Open opens a cluster's catalog. ErrNoCluster, ErrSchema.
 func Open(ctx context.Context, cli *clientv3.Client) (*Store, error) {
-	res, err := cli.Get(ctx, schemaKey)
+	res, err := etcd{cli}.Get(ctx, schemaKey)
 	if err != nil {
 		return nil, fmt.Errorf("catalog: open: %w", err)
 	}
 	if len(res.Kvs) == 0 {
-		return nil, fmt.Errorf("catalog: %w", ErrNoCluster)
+		return nil, errNoCluster()
 	}
-	version, err := strconv.Atoi(string(res.Kvs[0].Value))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("catalog: its version is %q: %w", res.Kvs[0].Value, ErrSchema)
-	case version > SchemaVersion:
-		return nil, fmt.Errorf("catalog: its version is %d, this program knows up to %d: install a newer argon: %w", version, SchemaVersion, ErrSchema)
-	case version < SchemaVersion:
-		return nil, fmt.Errorf("catalog: its version is %d, this program needs %d: %w", version, SchemaVersion, ErrSchema)
+	if err := checkSchema(string(res.Kvs[0].Value)); err != nil {
+		return nil, err
 	}
 	return newStore(cli), nil
 }
 
+func errNoCluster() error {
+	return fmt.Errorf("catalog: %w: etcd is empty, or of something else; look at --dir, and see `argon init` and `argon join`", ErrNoCluster)
+}
+
+// checkSchema refuses a layout that this program does not know.
+func checkSchema(version string) error {
+	v, err := strconv.Atoi(version)
+	switch {
+	case err != nil:
+		return fmt.Errorf("catalog: %w: its version is %q, which is none; restore a backup", ErrSchema, version)
+	case v > SchemaVersion:
+		return fmt.Errorf("catalog: %w: it has version %d and this program knows up to %d; install the newer argon on this server", ErrSchema, v, SchemaVersion)
+	case v < SchemaVersion:
+		return fmt.Errorf("catalog: %w: it has version %d and this program needs %d; install the older argon on this server", ErrSchema, v, SchemaVersion)
+	}
+	return nil
+}
+
 func newStore(cli *clientv3.Client) *Store {
+	e := etcd{cli}
 	return &Store{
-		cli: cli,
-		Servers: &Table[*argonv1.Server]{cli, named("server",
+		etcd: e,
+		Servers: &Table[*argonv1.Server]{e, named("server",
 			func() *argonv1.Server { return &argonv1.Server{} },
 			func(r *argonv1.Server) **argonv1.Meta { return &r.Meta })},
-		Images: &Table[*argonv1.Image]{cli, named("image",
+		Images: &Table[*argonv1.Image]{e, named("image",
 			func() *argonv1.Image { return &argonv1.Image{} },
 			func(r *argonv1.Image) **argonv1.Meta { return &r.Meta })},
-		Volumes: &Table[*argonv1.Volume]{cli, named("volume",
+		Volumes: &Table[*argonv1.Volume]{e, named("volume",
 			func() *argonv1.Volume { return &argonv1.Volume{} },
 			func(r *argonv1.Volume) **argonv1.Meta { return &r.Meta })},
-		Machines: &Table[*argonv1.Machine]{cli, named("machine",
+		Machines: &Table[*argonv1.Machine]{e, named("machine",
 			func() *argonv1.Machine { return &argonv1.Machine{} },
 			func(r *argonv1.Machine) **argonv1.Meta { return &r.Meta })},
-		Tokens: &Table[*argonv1.Token]{cli, traits[*argonv1.Token]{
-			kind:        "token",
-			fresh:       func() *argonv1.Token { return &argonv1.Token{} },
-			id:          (*argonv1.Token).GetId,
-			prepare:     func(*argonv1.Token) {},
-			revision:    (*argonv1.Token).GetRevision,
-			setRevision: func(r *argonv1.Token, rev int64) { r.Revision = rev },
-		}},
-		status: &Table[*argonv1.VolumeStatus]{cli, traits[*argonv1.VolumeStatus]{
-			kind:        "volume-status",
-			fresh:       func() *argonv1.VolumeStatus { return &argonv1.VolumeStatus{} },
-			id:          (*argonv1.VolumeStatus).GetVolumeId,
-			prepare:     func(*argonv1.VolumeStatus) {},
-			revision:    func(*argonv1.VolumeStatus) int64 { return 0 },
-			setRevision: func(*argonv1.VolumeStatus, int64) {},
-		}},
-		Events: &Events{cli: cli},
+		Tokens: &Table[*argonv1.Token]{e, tokens()},
+		Events: &Events{etcd: e, now: time.Now},
+		status: volumeStatus(),
+	}
+}
+
+// tokens have no names, and ids that are made by those who issue them.
+func tokens() traits[*argonv1.Token] {
+	return traits[*argonv1.Token]{
+		kind:        "token",
+		prefix:      tokensPrefix,
+		fresh:       func() *argonv1.Token { return &argonv1.Token{} },
+		id:          (*argonv1.Token).GetId,
+		prepare:     func(*argonv1.Token) {},
+		revision:    (*argonv1.Token).GetRevision,
+		setRevision: func(r *argonv1.Token, rev int64) { r.Revision = rev },
+	}
+}
+
+// volumeStatus has no revision: only a volume's holder writes it.
+func volumeStatus() traits[*argonv1.VolumeStatus] {
+	return traits[*argonv1.VolumeStatus]{
+		kind:        "volume-status",
+		prefix:      statePrefix + "volume-status/",
+		fresh:       func() *argonv1.VolumeStatus { return &argonv1.VolumeStatus{} },
+		id:          (*argonv1.VolumeStatus).GetVolumeId,
+		setRevision: func(*argonv1.VolumeStatus, int64) {},
 	}
 }
 
 // Client is the etcd client that the store uses.
-func (s *Store) Client() *clientv3.Client { return s.cli }
+func (s *Store) Client() *clientv3.Client { return s.etcd.Client }
 
 // Cluster reads the record about the whole.
 func (s *Store) Cluster(ctx context.Context) (*argonv1.Cluster, error) {
-	res, err := s.cli.Get(ctx, clusterKey)
+	res, err := s.etcd.Get(ctx, clusterKey)
 	if err != nil {
 		return nil, fmt.Errorf("catalog: read the cluster record: %w", err)
 	}
 	if len(res.Kvs) == 0 {
-		return nil, fmt.Errorf("catalog: %w", ErrNoCluster)
+		return nil, errNoCluster()
 	}
 	c := &argonv1.Cluster{}
 	if err := proto.Unmarshal(res.Kvs[0].Value, c); err != nil {
@@ -142,13 +172,14 @@ func (s *Store) Cluster(ctx context.Context) (*argonv1.Cluster, error) {
 	return c, nil
 }
 
-// PutLease says that a server is alive, for as long as the etcd lease lasts.
+// PutLease says that a server is alive, for as long as the etcd lease lasts:
+// the lease's end deletes it. A newer run of the server takes it over.
 func (s *Store) PutLease(ctx context.Context, id clientv3.LeaseID, l *argonv1.Lease) error {
 	value, err := proto.Marshal(l)
 	if err != nil {
 		return fmt.Errorf("catalog: encode a lease: %w", err)
 	}
-	if _, err := s.cli.Put(ctx, leases+l.GetServerId(), string(value), clientv3.WithLease(id)); err != nil {
+	if err := s.etcd.Put(ctx, leasePrefix+l.GetServerId(), string(value), clientv3.WithLease(id)); err != nil {
 		return fmt.Errorf("catalog: write the lease of server %s: %w", l.GetServerId(), err)
 	}
 	return nil
@@ -156,11 +187,14 @@ func (s *Store) PutLease(ctx context.Context, id clientv3.LeaseID, l *argonv1.Le
 
 // PutVolumeStatus tells what a volume's holder sees. The last one wins.
 func (s *Store) PutVolumeStatus(ctx context.Context, st *argonv1.VolumeStatus) error {
+	if err := s.status.check(st); err != nil {
+		return err
+	}
 	value, err := s.status.encode(st)
 	if err != nil {
 		return err
 	}
-	if _, err := s.cli.Put(ctx, s.status.key(st.GetVolumeId()), value); err != nil {
+	if err := s.etcd.Put(ctx, s.status.key(st.GetVolumeId()), value); err != nil {
 		return fmt.Errorf("catalog: write the status of volume %s: %w", st.GetVolumeId(), err)
 	}
 	return nil
@@ -168,7 +202,7 @@ func (s *Store) PutVolumeStatus(ctx context.Context, st *argonv1.VolumeStatus) e
 
 // DeleteVolumeStatus forgets it.
 func (s *Store) DeleteVolumeStatus(ctx context.Context, volumeID string) error {
-	if _, err := s.cli.Delete(ctx, s.status.key(volumeID)); err != nil {
+	if err := s.etcd.Delete(ctx, s.status.key(volumeID)); err != nil {
 		return fmt.Errorf("catalog: delete the status of volume %s: %w", volumeID, err)
 	}
 	return nil
@@ -176,11 +210,8 @@ func (s *Store) DeleteVolumeStatus(ctx context.Context, volumeID string) error {
 
 // PutSecret writes a secret, once: ErrExists if there is one of this name.
 func (s *Store) PutSecret(ctx context.Context, name string, value []byte) error {
-	key := secrets + name
-	res, err := s.cli.Txn(ctx).
-		If(clientv3.Compare(clientv3.CreateRevision(key), "=", 0)).
-		Then(clientv3.OpPut(key, string(value))).
-		Commit()
+	key := secretsPrefix + name
+	res, err := s.etcd.Txn(ctx, []clientv3.Cmp{absent(key)}, []clientv3.Op{clientv3.OpPut(key, string(value))}, nil)
 	if err != nil {
 		return fmt.Errorf("catalog: write secret %s: %w", name, err)
 	}
@@ -192,7 +223,7 @@ func (s *Store) PutSecret(ctx context.Context, name string, value []byte) error 
 
 // GetSecret reads a secret.
 func (s *Store) GetSecret(ctx context.Context, name string) ([]byte, error) {
-	res, err := s.cli.Get(ctx, secrets+name)
+	res, err := s.etcd.Get(ctx, secretsPrefix+name)
 	if err != nil {
 		return nil, fmt.Errorf("catalog: read secret %s: %w", name, err)
 	}

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/oklog/ulid/v2"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -16,7 +14,8 @@ import (
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 )
 
-// Errors that callers decide by.
+// Errors that callers decide by. They come wrapped with the record's kind and
+// name.
 var (
 	ErrNotFound = errors.New("not found")
 	// ErrExists: the id or the name is taken.
@@ -34,24 +33,29 @@ func NewID() string { return ulid.Make().String() }
 // Record is a kind of record that a Table can hold.
 type Record interface{ proto.Message }
 
+// Table is all records of one kind. Safe for concurrent use. Records that it
+// returns belong to the caller.
+//
+// An error of etcd in the middle of a write leaves open whether the write
+// happened; Unavailable tells such an error.
+type Table[T Record] struct {
+	etcd etcd
+	traits[T]
+}
+
 // traits tell how a kind of record carries its head.
 type traits[T Record] struct {
-	kind  string
-	fresh func() T
-	id    func(T) string
+	kind string
+	// prefix is where the records are; the id follows.
+	prefix string
+	fresh  func() T
+	id     func(T) string
 	// name is nil for kinds without names.
 	name func(T) string
-	// prepare fills what a new record lacks: its id and the time.
+	// prepare fills what a new record lacks.
 	prepare     func(T)
 	revision    func(T) int64
 	setRevision func(T, int64)
-}
-
-// Table is all records of one kind. Safe for concurrent use. Records that it
-// returns belong to the caller.
-type Table[T Record] struct {
-	cli *clientv3.Client
-	traits[T]
 }
 
 func named[T interface {
@@ -59,10 +63,11 @@ func named[T interface {
 	GetMeta() *argonv1.Meta
 }](kind string, fresh func() T, meta func(T) **argonv1.Meta) traits[T] {
 	return traits[T]{
-		kind:  kind,
-		fresh: fresh,
-		id:    func(r T) string { return r.GetMeta().GetId() },
-		name:  func(r T) string { return r.GetMeta().GetName() },
+		kind:   kind,
+		prefix: statePrefix + kind + "/",
+		fresh:  fresh,
+		id:     func(r T) string { return r.GetMeta().GetId() },
+		name:   func(r T) string { return r.GetMeta().GetName() },
 		prepare: func(r T) {
 			m := meta(r)
 			if *m == nil {
@@ -84,13 +89,11 @@ func named[T interface {
 	}
 }
 
-func (t *Table[T]) prefix() string       { return prefix + t.kind + "/" }
-func (t *Table[T]) key(id string) string { return t.prefix() + id }
-
-func nameKey(kind, name string) string { return prefix + "names/" + kind + "/" + name }
+func (t traits[T]) key(id string) string       { return t.prefix + id }
+func (t traits[T]) nameKey(name string) string { return namesPrefix + t.kind + "/" + name }
 
 // decode makes a record of what etcd holds.
-func (t *Table[T]) decode(value []byte, modRevision int64) (T, error) {
+func (t traits[T]) decode(value []byte, modRevision int64) (T, error) {
 	r := t.fresh()
 	if err := proto.Unmarshal(value, r); err != nil {
 		return r, fmt.Errorf("catalog: a %s record is damaged: %w", t.kind, err)
@@ -100,20 +103,41 @@ func (t *Table[T]) decode(value []byte, modRevision int64) (T, error) {
 }
 
 // encode makes what etcd holds; the revision is etcd's own and not stored.
-func (t *Table[T]) encode(r T) (string, error) {
+func (t traits[T]) encode(r T) (string, error) {
 	stored := proto.CloneOf(r)
 	t.setRevision(stored, 0)
 	b, err := proto.Marshal(stored)
 	if err != nil {
-		return "", fmt.Errorf("catalog: encode a %s record: %w", t.kind, err)
+		return "", fmt.Errorf("catalog: encode %s: %w", t.describe(r), err)
 	}
 	return string(b), nil
 }
 
-// Get reads a record by its id.
+func (t traits[T]) describe(r T) string {
+	if t.name != nil {
+		return fmt.Sprintf("%s %q", t.kind, t.name(r))
+	}
+	return t.kind + " " + t.id(r)
+}
+
+// check refuses what would end up under a wrong key.
+func (t traits[T]) check(r T) error {
+	if id := t.id(r); id == "" || strings.Contains(id, "/") {
+		return fmt.Errorf("catalog: a %s with %q for an id", t.kind, id)
+	}
+	if t.name == nil {
+		return nil
+	}
+	if name := t.name(r); name == "" || strings.Contains(name, "/") {
+		return fmt.Errorf("catalog: a %s with %q for a name", t.kind, name)
+	}
+	return nil
+}
+
+// Get reads a record by its id. ErrNotFound.
 func (t *Table[T]) Get(ctx context.Context, id string) (T, error) {
 	var none T
-	res, err := t.cli.Get(ctx, t.key(id))
+	res, err := t.etcd.Get(ctx, t.key(id))
 	if err != nil {
 		return none, fmt.Errorf("catalog: read %s %s: %w", t.kind, id, err)
 	}
@@ -123,10 +147,11 @@ func (t *Table[T]) Get(ctx context.Context, id string) (T, error) {
 	return t.decode(res.Kvs[0].Value, res.Kvs[0].ModRevision)
 }
 
-// ByName reads a record by its name.
+// ByName reads a record by its name. ErrNotFound, also for kinds that have no
+// names.
 func (t *Table[T]) ByName(ctx context.Context, name string) (T, error) {
 	var none T
-	res, err := t.cli.Get(ctx, nameKey(t.kind, name))
+	res, err := t.etcd.Get(ctx, t.nameKey(name))
 	if err != nil {
 		return none, fmt.Errorf("catalog: read %s %q: %w", t.kind, name, err)
 	}
@@ -140,9 +165,9 @@ func (t *Table[T]) ByName(ctx context.Context, name string) (T, error) {
 	return r, err
 }
 
-// List reads all records, by id, oldest first.
+// List reads all records as they were at one instant, by id, oldest first.
 func (t *Table[T]) List(ctx context.Context) ([]T, error) {
-	res, err := t.cli.Get(ctx, t.prefix(), clientv3.WithPrefix())
+	res, err := t.etcd.Get(ctx, t.prefix, clientv3.WithPrefix())
 	if err != nil {
 		return nil, fmt.Errorf("catalog: list every %s: %w", t.kind, err)
 	}
@@ -160,27 +185,35 @@ func (t *Table[T]) List(ctx context.Context) ([]T, error) {
 // Create writes a new record. It fills the id and the time of creation where
 // they are empty, and the revision. ErrExists if the id or the name is taken.
 func (t *Table[T]) Create(ctx context.Context, r T) error {
-	return t.commit(ctx, r, t.create)
+	return t.write(ctx, r, creating)
 }
 
-// Put writes a record that was read before, if nobody changed it since;
-// otherwise ErrConflict. It sets the new revision. Names cannot be changed.
+// Put writes a record that was read before, if nobody changed it since, and
+// sets its new revision. ErrConflict, or ErrNotFound when it was deleted. A
+// name cannot be changed.
 func (t *Table[T]) Put(ctx context.Context, r T) error {
-	return t.commit(ctx, r, t.put)
+	return t.write(ctx, r, putting)
 }
 
 // Delete deletes a record that was read before, if nobody changed it since;
-// otherwise ErrConflict. Its name is free again.
+// its name is free again. ErrConflict, or ErrNotFound when it is gone already.
 func (t *Table[T]) Delete(ctx context.Context, r T) error {
-	return t.commit(ctx, r, t.remove)
+	return t.write(ctx, r, deleting)
 }
 
-func (t *Table[T]) commit(ctx context.Context, r T, how func(T) (change, error)) error {
-	c, err := how(r)
+func (t *Table[T]) write(ctx context.Context, r T, v verb) error {
+	c, err := t.change(r, v)
 	if err != nil {
 		return err
 	}
-	return commit(ctx, t.cli, []change{c})
+	revision, err := commit(ctx, t.etcd, []change{c})
+	if err != nil {
+		return err
+	}
+	if v != deleting {
+		t.setRevision(r, revision)
+	}
+	return nil
 }
 
 // Update reads a record, lets change alter it and writes it back; when somebody
@@ -205,198 +238,3 @@ func (t *Table[T]) Update(ctx context.Context, id string, change func(T) error) 
 		return r, err
 	}
 }
-
-// change is one record's part of a transaction.
-type change struct {
-	what    string // for errors
-	guards  []clientv3.Cmp
-	ops     []clientv3.Op
-	refused error // what it means that the guards do not hold
-	done    func(revision int64)
-}
-
-func (t *Table[T]) create(r T) (change, error) {
-	t.prepare(r)
-	value, err := t.encode(r)
-	if err != nil {
-		return change{}, err
-	}
-	key := t.key(t.id(r))
-	c := change{
-		what:    t.describe(r),
-		guards:  []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)},
-		ops:     []clientv3.Op{clientv3.OpPut(key, value)},
-		refused: ErrExists,
-		done:    func(rev int64) { t.setRevision(r, rev) },
-	}
-	if t.name != nil {
-		if t.name(r) == "" || strings.Contains(t.name(r), "/") {
-			return change{}, fmt.Errorf("%s: %q is no name", t.kind, t.name(r))
-		}
-		nk := nameKey(t.kind, t.name(r))
-		c.guards = append(c.guards, clientv3.Compare(clientv3.CreateRevision(nk), "=", 0))
-		c.ops = append(c.ops, clientv3.OpPut(nk, t.id(r)))
-	}
-	return c, nil
-}
-
-func (t *Table[T]) put(r T) (change, error) {
-	value, err := t.encode(r)
-	if err != nil {
-		return change{}, err
-	}
-	key := t.key(t.id(r))
-	return change{
-		what:    t.describe(r),
-		guards:  t.unchanged(r),
-		ops:     []clientv3.Op{clientv3.OpPut(key, value)},
-		refused: ErrConflict,
-		done:    func(rev int64) { t.setRevision(r, rev) },
-	}, nil
-}
-
-func (t *Table[T]) remove(r T) (change, error) {
-	c := change{
-		what:    t.describe(r),
-		guards:  t.unchanged(r),
-		ops:     []clientv3.Op{clientv3.OpDelete(t.key(t.id(r)))},
-		refused: ErrConflict,
-		done:    func(int64) {},
-	}
-	if t.name != nil {
-		c.ops = append(c.ops, clientv3.OpDelete(nameKey(t.kind, t.name(r))))
-	}
-	return c, nil
-}
-
-func (t *Table[T]) unchanged(r T) []clientv3.Cmp {
-	return []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(t.key(t.id(r))), "=", t.revision(r))}
-}
-
-func (t *Table[T]) describe(r T) string {
-	if t.name != nil {
-		return fmt.Sprintf("%s %q", t.kind, t.name(r))
-	}
-	return t.kind + " " + t.id(r)
-}
-
-// commit carries changes out, all or none.
-func commit(ctx context.Context, cli *clientv3.Client, changes []change) error {
-	var guards []clientv3.Cmp
-	var ops []clientv3.Op
-	for _, c := range changes {
-		guards = append(guards, c.guards...)
-		ops = append(ops, c.ops...)
-	}
-	res, err := cli.Txn(ctx).If(guards...).Then(ops...).Commit()
-	if err != nil {
-		return fmt.Errorf("catalog: write %s: %w", changes[0].what, err)
-	}
-	if !res.Succeeded {
-		return blame(ctx, cli, changes)
-	}
-	for _, c := range changes {
-		c.done(res.Header.Revision)
-	}
-	return nil
-}
-
-// blame finds which change was refused, to say so.
-func blame(ctx context.Context, cli *clientv3.Client, changes []change) error {
-	for _, c := range changes {
-		res, err := cli.Txn(ctx).If(c.guards...).Commit()
-		if err != nil {
-			return fmt.Errorf("catalog: write %s: %w", c.what, err)
-		}
-		if !res.Succeeded {
-			return fmt.Errorf("%s: %w", c.what, c.refused)
-		}
-	}
-	return fmt.Errorf("%s: %w", changes[0].what, ErrConflict)
-}
-
-// Txn is a change of several records, of any kind, all or none. Not safe for
-// concurrent use. Each record may be in it once.
-type Txn struct {
-	store   *Store
-	changes []change
-	err     error
-}
-
-// Txn begins a transaction.
-func (s *Store) Txn() *Txn { return &Txn{store: s} }
-
-// Create adds a new record; see Table.Create.
-func (x *Txn) Create(r Record) *Txn { return x.add(r, creating) }
-
-// Put adds a changed record; see Table.Put.
-func (x *Txn) Put(r Record) *Txn { return x.add(r, putting) }
-
-// Delete adds a record to delete; see Table.Delete.
-func (x *Txn) Delete(r Record) *Txn { return x.add(r, deleting) }
-
-// Empty tells whether there is nothing to commit.
-func (x *Txn) Empty() bool { return len(x.changes) == 0 && x.err == nil }
-
-// Commit carries everything out, or nothing. ErrExists and ErrConflict name
-// the record that stood in the way.
-func (x *Txn) Commit(ctx context.Context) error {
-	if x.err != nil || len(x.changes) == 0 {
-		return x.err
-	}
-	return commit(ctx, x.store.cli, x.changes)
-}
-
-type verb uint8
-
-const (
-	creating verb = iota
-	putting
-	deleting
-)
-
-func (x *Txn) add(r Record, v verb) *Txn {
-	var c change
-	var err error
-	switch r := r.(type) {
-	case *argonv1.Server:
-		c, err = planned(x.store.Servers, r, v)
-	case *argonv1.Image:
-		c, err = planned(x.store.Images, r, v)
-	case *argonv1.Volume:
-		c, err = planned(x.store.Volumes, r, v)
-	case *argonv1.Machine:
-		c, err = planned(x.store.Machines, r, v)
-	case *argonv1.Token:
-		c, err = planned(x.store.Tokens, r, v)
-	default:
-		err = fmt.Errorf("catalog: no table for %T", r)
-	}
-	if err != nil && x.err == nil {
-		x.err = err
-	}
-	x.changes = append(x.changes, c)
-	return x
-}
-
-func planned[T Record](t *Table[T], r T, v verb) (change, error) {
-	switch v {
-	case creating:
-		return t.create(r)
-	case putting:
-		return t.put(r)
-	default:
-		return t.remove(r)
-	}
-}
-
-// newest keeps the last n.
-func newest[T any](list []T, n int) []T {
-	if n > 0 && len(list) > n {
-		return slices.Clone(list[len(list)-n:])
-	}
-	return list
-}
-
-// eventTTL is how long an event is kept.
-const eventTTL = 7 * 24 * time.Hour

@@ -5,93 +5,97 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"strings"
 	"sync"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/protobuf/proto"
-
-	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"google.golang.org/grpc/metadata"
 )
 
-// State is the whole catalog at one revision, without events, tokens and
-// secrets. It is shared and must not be changed; its maps are by id, Leases by
-// the server's id.
-type State struct {
-	Revision     int64
-	Cluster      *argonv1.Cluster
-	Servers      map[string]*argonv1.Server
-	Images       map[string]*argonv1.Image
-	Volumes      map[string]*argonv1.Volume
-	Machines     map[string]*argonv1.Machine
-	VolumeStatus map[string]*argonv1.VolumeStatus
-	Leases       map[string]*argonv1.Lease
-}
-
-func newState() *State {
-	return &State{
-		Servers:      map[string]*argonv1.Server{},
-		Images:       map[string]*argonv1.Image{},
-		Volumes:      map[string]*argonv1.Volume{},
-		Machines:     map[string]*argonv1.Machine{},
-		VolumeStatus: map[string]*argonv1.VolumeStatus{},
-		Leases:       map[string]*argonv1.Lease{},
-	}
-}
-
-// clone copies the maps; records are replaced, never changed, so they are
-// shared.
-func (st *State) clone() *State {
-	c := *st
-	c.Servers, c.Images = maps.Clone(st.Servers), maps.Clone(st.Images)
-	c.Volumes, c.Machines = maps.Clone(st.Volumes), maps.Clone(st.Machines)
-	c.VolumeStatus, c.Leases = maps.Clone(st.VolumeStatus), maps.Clone(st.Leases)
-	return &c
-}
+const (
+	// silence is how long nothing may come from the watch until it is asked
+	// how far it is, and then until it is given up: an etcd may be frozen, or
+	// its host have lost its power, and nothing tells so. A lease that has
+	// ended must show in a view well within the next lease.
+	silence = time.Second
+	// askEvery is how often a watch is asked again how far it is: the answer
+	// is left out while it is behind.
+	askEvery   = 20 * time.Millisecond
+	firstPause = 50 * time.Millisecond
+	maxPause   = time.Second
+	// pageSize is how many records are read at once.
+	pageSize = 2000
+)
 
 // View keeps a copy of the catalog up to date, for loops that compare what
 // should be with what is. Safe for concurrent use.
+//
+// What it shows is true of some instant, and may be of an old one: while etcd
+// is away, the view stays as it is. It never goes back, and no change is shown
+// by half.
 type View struct {
-	store *Store
-	log   *slog.Logger
+	store   *Store
+	log     *slog.Logger
+	silence time.Duration
+	// ask makes Run ask the watch how far it is.
+	ask chan struct{}
+	// trouble is what Run has complained of last; empty while all is well.
+	trouble string
 
-	mu      sync.Mutex
-	state   *State
-	changed chan struct{}
+	mu    sync.Mutex
+	state *State
+	// advanced is closed when state is replaced, changed when a record is.
+	advanced, changed chan struct{}
 }
 
 // NewView makes a view; it is empty until Run has read the catalog.
 func NewView(s *Store, log *slog.Logger) *View {
-	return &View{store: s, log: log, changed: make(chan struct{})}
+	return &View{
+		store: s, log: log, silence: silence, ask: make(chan struct{}, 1),
+		advanced: make(chan struct{}), changed: make(chan struct{}),
+	}
 }
 
 // State is the newest known; nil before the first was read.
 func (v *View) State() *State {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.state
+	st, _ := v.now()
+	return st
 }
 
-// Changed is closed when State changes next. Take it before State: then no
-// change is missed.
+// Changed is closed when a record in State changes next. Take it before State:
+// then no change is missed.
 func (v *View) Changed() <-chan struct{} {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.changed
 }
 
-// WaitFor waits until the view has the revision.
+// now is the state, and what is closed when there is a newer one.
+func (v *View) now() (*State, <-chan struct{}) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.state, v.advanced
+}
+
+// WaitFor waits until the view has everything up to the revision. Run must be
+// running. Only ctx bounds it.
 func (v *View) WaitFor(ctx context.Context, revision int64) error {
+	again := time.NewTimer(askEvery)
+	defer again.Stop()
 	for {
-		changed := v.Changed()
-		if st := v.State(); st != nil && st.Revision >= revision {
+		st, advanced := v.now()
+		if st != nil && st.Revision >= revision {
 			return nil
 		}
+		// What was written last may be no record: then nothing comes unasked.
 		select {
-		case <-changed:
+		case v.ask <- struct{}{}:
+		default:
+		}
+		again.Reset(askEvery)
+		select {
+		case <-advanced:
+		case <-again.C:
 		case <-ctx.Done():
 			return fmt.Errorf("catalog: wait for revision %d: %w", revision, ctx.Err())
 		}
@@ -99,186 +103,191 @@ func (v *View) WaitFor(ctx context.Context, revision int64) error {
 }
 
 // Sync waits until the view has everything that was written before the call.
+// It needs a majority of the voters; see Unavailable.
 func (v *View) Sync(ctx context.Context) error {
 	// A linearizable read of one key gives the revision of the whole.
-	res, err := v.store.cli.Get(ctx, clusterKey, clientv3.WithCountOnly())
+	res, err := v.store.etcd.Get(ctx, schemaKey, clientv3.WithCountOnly())
 	if err != nil {
 		return fmt.Errorf("catalog: ask for the newest revision: %w", err)
 	}
-	// The watch tells of revisions below prefix only; ask for the newest such.
-	return v.waitForPrefix(ctx, res.Header.Revision)
+	return v.WaitFor(ctx, res.Header.Revision)
 }
-
-// waitForPrefix waits for a revision that may not concern the catalog, by
-// asking the watch how far it is.
-func (v *View) waitForPrefix(ctx context.Context, revision int64) error {
-	for {
-		changed := v.Changed()
-		if st := v.State(); st != nil && st.Revision >= revision {
-			return nil
-		}
-		if err := v.store.cli.RequestProgress(clientv3.WithRequireLeader(ctx)); err != nil {
-			return fmt.Errorf("catalog: ask the watch how far it is: %w", err)
-		}
-		t := time.NewTimer(20 * time.Millisecond)
-		select {
-		case <-changed:
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return fmt.Errorf("catalog: wait for revision %d: %w", revision, ctx.Err())
-		}
-		t.Stop()
-	}
-}
-
-const (
-	readTimeout = 5 * time.Second
-	firstPause  = 50 * time.Millisecond
-	maxPause    = time.Second
-)
 
 // Run reads the catalog and follows it until ctx ends. Whatever happens to
-// etcd or the connection, it begins again; a history that was compacted in
-// between is read as a whole.
+// etcd or the connection, it begins again; when the history that it missed was
+// compacted, it reads the whole.
 func (v *View) Run(ctx context.Context) error {
-	pause := firstPause
-	for {
-		began := time.Now()
-		err := v.follow(ctx)
+	for failures := 1; ; failures++ {
+		followed, err := v.follow(ctx, patience(failures))
 		if ctx.Err() != nil {
 			return nil
 		}
-		if time.Since(began) > maxPause {
-			pause = firstPause
+		if followed {
+			failures = 1
 		}
-		v.log.Warn("the catalog cannot be followed; trying again", "err", err)
-		t := time.NewTimer(pause)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if err.Error() != v.trouble {
+			v.trouble = err.Error()
+			v.log.Warn("the catalog cannot be followed; it is tried again until it can", "err", err)
+		}
+		if err := sleep(ctx, pauseAfter(failures)); err != nil {
 			return nil
 		}
-		pause = min(2*pause, maxPause)
+	}
+}
+
+// patience is how long the reading of everything may take: short at first, as
+// another try may find another etcd.
+func patience(failures int) time.Duration {
+	return min(silence<<min(failures-1, 10), answerTimeout)
+}
+
+// pauseAfter so many failures in a row.
+func pauseAfter(failures int) time.Duration {
+	return min(firstPause<<min(failures-1, 10), maxPause)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
 // follow reads everything once and then applies changes until something
-// breaks.
-func (v *View) follow(ctx context.Context) error {
+// breaks. It returns whether the watch told anything.
+func (v *View) follow(ctx context.Context, patience time.Duration) (followed bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	st, err := v.load(ctx)
+	st, err := v.load(ctx, patience)
 	if err != nil {
-		return err
+		return false, err
 	}
-	v.publish(st)
-	w := v.store.cli.Watch(clientv3.WithRequireLeader(ctx), prefix, clientv3.WithPrefix(), clientv3.WithRev(st.Revision+1))
-	for res := range w {
-		if err := res.Err(); err != nil {
-			return fmt.Errorf("catalog: watch: %w", err)
-		}
-		next := st.clone()
-		next.Revision = max(st.Revision, res.Header.Revision)
-		for _, e := range res.Events {
-			if err := v.apply(next, e.Type == mvccpb.Event_PUT, e.Kv); err != nil {
-				return err
+	if err := v.publish(st, true); err != nil {
+		return false, err
+	}
+	if v.trouble != "" {
+		v.log.Info("the catalog is followed again", "revision", st.Revision)
+		v.trouble = ""
+	}
+	// A stream of its own: etcd answers how far it is only when every watch on
+	// the stream is up to date.
+	ctx = metadata.AppendToOutgoingContext(clientv3.WithRequireLeader(ctx), "argon-watch", "view")
+	watch := v.store.etcd.Watch(ctx, statePrefix, clientv3.WithPrefix(), clientv3.WithRev(st.Revision+1))
+	quiet := time.NewTimer(v.silence)
+	defer quiet.Stop()
+	v.askProgress(ctx)
+	asked := true
+	for {
+		select {
+		case res, ok := <-watch:
+			if !ok {
+				return followed, errors.New("catalog: the watch ended")
 			}
-		}
-		if next.Revision == st.Revision && len(res.Events) == 0 {
+			if st, err = v.advance(st, res); err != nil {
+				return followed, err
+			}
+			asked, followed = false, true
+		case <-v.ask:
+			v.askProgress(ctx)
 			continue
+		case <-quiet.C:
+			if asked {
+				return followed, fmt.Errorf("catalog: the watch has been silent for %s", v.silence)
+			}
+			v.askProgress(ctx)
+			asked = true
 		}
-		st = next
-		v.publish(st)
+		quiet.Reset(v.silence)
 	}
-	return errors.Join(errors.New("catalog: the watch ended"), ctx.Err())
 }
 
-func (v *View) load(ctx context.Context) (*State, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+// askProgress asks the watch how far it is. That it can't be asked shows in
+// its silence.
+func (v *View) askProgress(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, askEvery)
 	defer cancel()
-	// Events and secrets are read by those who want them.
-	ranges := []string{schemaKey, clusterKey, leases}
-	for _, kind := range []string{"server", "image", "volume", "machine", "volume-status"} {
-		ranges = append(ranges, prefix+kind+"/")
+	if err := v.store.etcd.RequestProgress(ctx); err != nil && ctx.Err() == nil {
+		v.log.Debug("the catalog's watch cannot be asked how far it is", "err", err)
 	}
-	var ops []clientv3.Op
-	for _, r := range ranges {
-		ops = append(ops, clientv3.OpGet(r, clientv3.WithPrefix()))
+}
+
+// advance applies what the watch tells.
+func (v *View) advance(st *State, res clientv3.WatchResponse) (*State, error) {
+	if err := res.Err(); err != nil {
+		return st, fmt.Errorf("catalog: watch: %w", err)
 	}
-	res, err := v.store.cli.Txn(ctx).Then(ops...).Commit()
-	if err != nil {
-		return nil, fmt.Errorf("catalog: read everything: %w", err)
+	next := st.edit(v.store)
+	switch {
+	case len(res.Events) > 0:
+		// The header's revision is etcd's newest, which a watch that is behind
+		// has not reached.
+		next.Revision = res.Events[len(res.Events)-1].Kv.ModRevision
+	case res.IsProgressNotify():
+		next.Revision = max(st.Revision, res.Header.Revision)
 	}
-	st := newState()
-	st.Revision = res.Header.Revision
-	for _, r := range res.Responses {
-		for _, kv := range r.GetResponseRange().Kvs {
-			if err := v.apply(st, true, kv); err != nil {
+	for _, e := range res.Events {
+		if err := next.apply(e.Type == clientv3.EventTypePut, e.Kv); err != nil {
+			return st, err
+		}
+	}
+	if next.Revision == st.Revision {
+		return st, nil
+	}
+	return next.State, v.publish(next.State, len(res.Events) > 0)
+}
+
+// load reads everything as it is at one revision.
+func (v *View) load(ctx context.Context, patience time.Duration) (*State, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	from, end := statePrefix, clientv3.GetPrefixRangeEnd(statePrefix)
+	var e *edition
+	for {
+		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(pageSize)}
+		if e != nil {
+			opts = append(opts, clientv3.WithRev(e.Revision))
+		}
+		res, err := v.store.etcd.Get(ctx, from, opts...)
+		if err != nil {
+			return nil, fmt.Errorf("catalog: read everything: %w", err)
+		}
+		if e == nil {
+			e = newState(res.Header.Revision).edit(v.store)
+		}
+		for _, kv := range res.Kvs {
+			if err := e.apply(true, kv); err != nil {
 				return nil, err
 			}
 		}
+		if !res.More {
+			break
+		}
+		from = string(res.Kvs[len(res.Kvs)-1].Key) + "\x00"
 	}
-	if st.Cluster == nil {
-		return nil, fmt.Errorf("catalog: %w", ErrNoCluster)
+	if e.Cluster == nil {
+		return nil, errNoCluster()
 	}
-	return st, nil
+	return e.State, nil
 }
 
-func (v *View) publish(st *State) {
+// publish shows a newer state. It refuses an older one: that is of another
+// etcd, or of a copy of it that was restored.
+func (v *View) publish(st *State, changed bool) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.state != nil && st.Revision < v.state.Revision {
+		return fmt.Errorf("catalog: etcd is at revision %d, was at %d before: if it was restored from a copy, restart argon on this server", st.Revision, v.state.Revision)
+	}
 	v.state = st
-	close(v.changed)
-	v.changed = make(chan struct{})
-}
-
-// apply puts one key into the state, or takes it out.
-func (v *View) apply(st *State, put bool, kv *mvccpb.KeyValue) error {
-	kind, id, _ := strings.Cut(strings.TrimPrefix(string(kv.Key), prefix), "/")
-	switch kind {
-	case "cluster":
-		st.Cluster = &argonv1.Cluster{}
-		return proto.Unmarshal(kv.Value, st.Cluster)
-	case "leases":
-		return applyLease(st.Leases, put, id, kv.Value)
-	case v.store.Servers.kind:
-		return apply(v.store.Servers, st.Servers, put, id, kv)
-	case v.store.Images.kind:
-		return apply(v.store.Images, st.Images, put, id, kv)
-	case v.store.Volumes.kind:
-		return apply(v.store.Volumes, st.Volumes, put, id, kv)
-	case v.store.Machines.kind:
-		return apply(v.store.Machines, st.Machines, put, id, kv)
-	case v.store.status.kind:
-		return apply(v.store.status, st.VolumeStatus, put, id, kv)
+	close(v.advanced)
+	v.advanced = make(chan struct{})
+	if changed {
+		close(v.changed)
+		v.changed = make(chan struct{})
 	}
-	return nil
-}
-
-func apply[T Record](t *Table[T], m map[string]T, put bool, id string, kv *mvccpb.KeyValue) error {
-	if !put {
-		delete(m, id)
-		return nil
-	}
-	r, err := t.decode(kv.Value, kv.ModRevision)
-	if err != nil {
-		return err
-	}
-	m[id] = r
-	return nil
-}
-
-func applyLease(m map[string]*argonv1.Lease, put bool, id string, value []byte) error {
-	if !put {
-		delete(m, id)
-		return nil
-	}
-	l := &argonv1.Lease{}
-	if err := proto.Unmarshal(value, l); err != nil {
-		return fmt.Errorf("catalog: the lease of server %s is damaged: %w", id, err)
-	}
-	m[id] = l
 	return nil
 }

@@ -1,0 +1,244 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+)
+
+// Txn is a change of several records, of any kind, all or none. Not safe for
+// concurrent use. Each record may be in it once.
+//
+// It takes records as they are when they are added, and reads them only: those
+// of a View's State can be put without a copy, which says that nothing may
+// have changed them. Only Create fills the record's id and time of creation.
+// The new revisions are learned by reading the records again.
+//
+// etcd takes 128 operations at once by default, which are 60 records.
+type Txn struct {
+	store   *Store
+	changes []change
+	err     error
+}
+
+// Txn begins a transaction.
+func (s *Store) Txn() *Txn { return &Txn{store: s} }
+
+// Create adds a new record; see Table.Create.
+func (x *Txn) Create(r Record) *Txn { return x.add(r, creating) }
+
+// Put adds a changed record; see Table.Put.
+func (x *Txn) Put(r Record) *Txn { return x.add(r, putting) }
+
+// Delete adds a record to delete; see Table.Delete.
+func (x *Txn) Delete(r Record) *Txn { return x.add(r, deleting) }
+
+// Empty tells whether there is nothing to commit.
+func (x *Txn) Empty() bool { return len(x.changes) == 0 && x.err == nil }
+
+// Commit carries everything out, or nothing. ErrExists, ErrConflict and
+// ErrNotFound name the record that stood in the way. One transaction can be
+// committed once.
+func (x *Txn) Commit(ctx context.Context) error {
+	if x.err != nil || len(x.changes) == 0 {
+		return x.err
+	}
+	_, err := commit(ctx, x.store.etcd, x.changes)
+	return err
+}
+
+func (x *Txn) add(r Record, v verb) *Txn {
+	c, err := x.store.change(r, v)
+	for _, other := range x.changes {
+		if err == nil && other.key == c.key {
+			err = fmt.Errorf("catalog: %s is twice in one transaction", c.what)
+		}
+	}
+	if err != nil && x.err == nil {
+		x.err = err
+	}
+	x.changes = append(x.changes, c)
+	return x
+}
+
+// change finds the table of a record.
+func (s *Store) change(r Record, v verb) (change, error) {
+	switch r := r.(type) {
+	case *argonv1.Server:
+		return s.Servers.change(r, v)
+	case *argonv1.Image:
+		return s.Images.change(r, v)
+	case *argonv1.Volume:
+		return s.Volumes.change(r, v)
+	case *argonv1.Machine:
+		return s.Machines.change(r, v)
+	case *argonv1.Token:
+		return s.Tokens.change(r, v)
+	}
+	return change{}, fmt.Errorf("catalog: %T cannot be part of a transaction", r)
+}
+
+// verb is what happens to a record.
+type verb uint8
+
+const (
+	creating verb = iota
+	putting
+	deleting
+)
+
+// change is one record's part of a transaction.
+type change struct {
+	what   string // for errors
+	key    string
+	guards []guard
+	ops    []clientv3.Op
+}
+
+// guard is a condition on one key.
+type guard struct {
+	key string
+	// revision is that of the key's last change; 0: there is no such key.
+	revision int64
+	// value, where it is given, is compared instead of the revision.
+	value string
+	// refused says what it means that found is there instead; nil: nothing.
+	refused func(found *mvccpb.KeyValue) error
+}
+
+func (g guard) compare() clientv3.Cmp {
+	if g.value != "" {
+		return clientv3.Compare(clientv3.Value(g.key), "=", g.value)
+	}
+	return clientv3.Compare(clientv3.ModRevision(g.key), "=", g.revision)
+}
+
+// holds is what compare tells etcd, for a key that was read.
+func (g guard) holds(found *mvccpb.KeyValue) bool {
+	if g.value != "" {
+		return found != nil && string(found.Value) == g.value
+	}
+	return found.GetModRevision() == g.revision
+}
+
+func taken(*mvccpb.KeyValue) error { return ErrExists }
+
+func changed(found *mvccpb.KeyValue) error {
+	if found == nil {
+		return ErrNotFound
+	}
+	return ErrConflict
+}
+
+func renamed(*mvccpb.KeyValue) error { return errors.New("a name cannot be changed") }
+
+// ofSchema keeps a program that was overtaken by a newer one from writing
+// what the newer one does not expect.
+func ofSchema() guard {
+	return guard{key: schemaKey, value: strconv.Itoa(SchemaVersion), refused: func(found *mvccpb.KeyValue) error {
+		if found == nil {
+			return errNoCluster()
+		}
+		return checkSchema(string(found.Value))
+	}}
+}
+
+// change says what a verb does to a record, and under which conditions.
+func (t traits[T]) change(r T, v verb) (change, error) {
+	if v == creating {
+		t.prepare(r)
+	}
+	if err := t.check(r); err != nil {
+		return change{}, err
+	}
+	c := change{what: t.describe(r), key: t.key(t.id(r))}
+	switch {
+	case v == creating:
+		c.guards = []guard{{key: c.key, refused: taken}}
+	case t.revision(r) == 0: // as a guard this would mean that there is none
+		return change{}, fmt.Errorf("catalog: %s is written without having been read", c.what)
+	default:
+		c.guards = []guard{{key: c.key, revision: t.revision(r), refused: changed}}
+	}
+	if v == deleting {
+		c.ops = []clientv3.Op{clientv3.OpDelete(c.key)}
+	} else {
+		value, err := t.encode(r)
+		if err != nil {
+			return change{}, err
+		}
+		c.ops = []clientv3.Op{clientv3.OpPut(c.key, value)}
+	}
+	if t.name != nil {
+		t.changeName(&c, r, v)
+	}
+	return c, nil
+}
+
+// changeName adds what happens to the key that makes the record's name unique.
+func (t traits[T]) changeName(c *change, r T, v verb) {
+	key := t.nameKey(t.name(r))
+	switch v {
+	case creating:
+		c.guards = append(c.guards, guard{key: key, refused: taken})
+		c.ops = append(c.ops, clientv3.OpPut(key, t.id(r)))
+	case putting:
+		c.guards = append(c.guards, guard{key: key, value: t.id(r), refused: renamed})
+	case deleting:
+		c.guards = append(c.guards, guard{key: key, value: t.id(r), refused: renamed})
+		c.ops = append(c.ops, clientv3.OpDelete(key))
+	}
+}
+
+// commit carries changes out, all or none, and returns the revision.
+func commit(ctx context.Context, e etcd, changes []change) (int64, error) {
+	schema := ofSchema()
+	guards := []clientv3.Cmp{schema.compare()}
+	reads := []clientv3.Op{clientv3.OpGet(schema.key)} // to say what stood in the way
+	var ops []clientv3.Op
+	for _, c := range changes {
+		for _, g := range c.guards {
+			guards = append(guards, g.compare())
+			reads = append(reads, clientv3.OpGet(g.key))
+		}
+		ops = append(ops, c.ops...)
+	}
+	res, err := e.Txn(ctx, guards, ops, reads)
+	if err != nil {
+		return 0, fmt.Errorf("catalog: write %s: %w", changes[0].what, err)
+	}
+	if res.Succeeded {
+		return res.Header.Revision, nil
+	}
+	found := make([]*mvccpb.KeyValue, len(res.Responses))
+	for i, r := range res.Responses {
+		if kvs := r.GetResponseRange().GetKvs(); len(kvs) > 0 {
+			found[i] = kvs[0]
+		}
+	}
+	return 0, blame(schema, changes, found)
+}
+
+// blame finds the guard that did not hold. found is what the transaction read
+// at the keys of the guards: nil for those that there are not.
+func blame(schema guard, changes []change, found []*mvccpb.KeyValue) error {
+	if !schema.holds(found[0]) {
+		return schema.refused(found[0])
+	}
+	found = found[1:]
+	for _, c := range changes {
+		for i, g := range c.guards {
+			if !g.holds(found[i]) {
+				return fmt.Errorf("%s: %w", c.what, g.refused(found[i]))
+			}
+		}
+		found = found[len(c.guards):]
+	}
+	return fmt.Errorf("%s: %w", changes[0].what, ErrConflict)
+}
