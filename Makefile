@@ -44,6 +44,16 @@ test: needs-test build $(GUEST) ## unit, simulation and end-to-end tests
 	go test -race -timeout 10m $$(go list ./... | grep -v '/argon/test/')
 	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -race -p 1 -timeout 18m ./test/...
 
+SEEDS ?= 20000
+
+.PHONY: sim
+sim: ## the volume protocol in a simulated world, SEEDS worlds
+	go test -timeout 0 ./internal/volume/mirror/sim -run TestSeeds -seeds $(SEEDS)
+
+.PHONY: soak
+soak: ## the same with other seeds each time, until it fails
+	while go test -timeout 0 ./internal/volume/mirror/sim -run TestSeeds -seeds $(SEEDS) -first $$(date +%s%N); do :; done
+
 .PHONY: bench
 bench: needs-test build $(GUEST) ## failover, start and idle measurements
 	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./bench/...
