@@ -125,6 +125,10 @@ type phase uint8
 
 const (
 	opening phase = iota
+	// settling: the source is chosen, the catalog not told yet. Replicas may
+	// differ, and until the choice is recorded the next holder might choose
+	// another: nothing may be read from this one.
+	settling
 	serving
 	closing
 	ended
@@ -156,6 +160,8 @@ type Core struct {
 	blocked  []*op // in the order of their arrival, wait for a range
 
 	proposed  *Proposal
+	barrier   *op // flushes those that stay, before others leave; nil: not begun
+	flushed   bool
 	patience  time.Duration // when waiting for more answers ends; 0: none came
 	quiet     bool          // closing: everything was flushed
 	untouched bool          // closing: nothing was served in this epoch
@@ -199,10 +205,13 @@ func (c *Core) event(now time.Duration, step func()) []Effect {
 		return nil
 	}
 	step()
+	if c.phase == settling && c.proposed == nil {
+		c.reopen()
+	}
 	if c.phase == opening {
 		c.tryOpen()
 	}
-	if c.phase == serving || c.phase == closing {
+	if c.phase == settling || c.phase == serving || c.phase == closing {
 		c.review()
 		c.tryPropose()
 	}
@@ -262,7 +271,10 @@ func (c *Core) RecordChanged(now time.Duration, v *argonv1.Volume) []Effect {
 // released. Ended is true when it is done.
 func (c *Core) Detach(now time.Duration) []Effect {
 	return c.event(now, func() {
-		c.untouched = c.phase == opening
+		if c.phase == closing {
+			return
+		}
+		c.untouched = c.phase < serving
 		c.phase = closing
 		for _, p := range c.peers {
 			c.stopSync(p)
@@ -353,10 +365,32 @@ func (c *Core) tryOpen() {
 			}
 		}
 	}
-	// Requests may start now; a leaving peer is still required, so none is
-	// answered before the set without it was committed (I3).
+	if len(ch.keep) < len(c.set) {
+		c.phase = settling
+		return
+	}
 	c.phase = serving
 	c.startBlocked()
+}
+
+// reopen takes back the choice of a source that was lost before the catalog
+// was told: another one may have more.
+func (c *Core) reopen() {
+	for _, p := range c.peers {
+		if p.role == member && !p.healthy() {
+			c.phase = opening
+		}
+	}
+	if c.phase == settling {
+		return
+	}
+	c.barrier, c.flushed = nil, false
+	for _, p := range c.peers {
+		if c.inSet(p.id) {
+			c.putOutside(p)
+		}
+	}
+	c.settleAll()
 }
 
 // brokenAnswers makes choose see what it must not, for tests.
@@ -388,12 +422,37 @@ func (c *Core) inSet(id uint32) bool {
 }
 
 // tryPropose asks for the in-sync set that the peers' states call for.
+//
+// Before a replica leaves, those that stay are flushed, while nothing is
+// acknowledged. One of them may have lost power a moment ago, unnoticed: then
+// the flush does not succeed, and the one that was to leave is still in the
+// set, with all it has. Once it has succeeded, losing power loses nothing that
+// was acknowledged.
 func (c *Core) tryPropose() {
 	want := c.wantedSet()
 	if c.proposed != nil || c.untouched || len(want) == 0 || sameSet(want, c.set) {
 		return
 	}
+	if c.removes(want) && !c.flushed {
+		if c.barrier == nil {
+			c.barrier = &op{kind: barrier}
+			c.start(c.barrier)
+		}
+		return
+	}
 	c.propose(Proposal{InSync: want, Reasons: c.reasons()})
+}
+
+// removes tells whether a recorded member is not wanted any more.
+func (c *Core) removes(want []Member) bool {
+	return slices.ContainsFunc(c.set, func(m Member) bool {
+		return !slices.ContainsFunc(want, func(w Member) bool { return w.ID == m.ID })
+	})
+}
+
+// anyLeaving tells whether a replica is on its way out of the set.
+func (c *Core) anyLeaving() bool {
+	return slices.ContainsFunc(c.peers, func(p *peer) bool { return p.role == leaving })
 }
 
 func (c *Core) propose(p Proposal) {
@@ -415,8 +474,13 @@ func (c *Core) Committed(now time.Duration, v *argonv1.Volume) []Effect {
 			return
 		}
 		c.set = inSync(v)
+		c.barrier, c.flushed = nil, false
 		c.adoptSet()
 		c.syncPeers(v)
+		if c.phase == settling {
+			c.phase = serving
+			c.startBlocked()
+		}
 		c.settleAll()
 	})
 }
@@ -475,7 +539,7 @@ func (c *Core) Status() *argonv1.VolumeStatus {
 	switch {
 	case c.phase == ended:
 		st.Condition, st.Detail = "refused", fmt.Sprint(errOr(c.err, ErrDeposed))
-	case c.phase == opening:
+	case c.phase == opening || c.phase == settling:
 		st.Condition, st.Detail = "waiting", "for replicas in sync to answer"
 	case c.anyFull():
 		st.Condition, st.Detail = "full", "a replica's disk has no room"

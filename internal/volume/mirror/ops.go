@@ -17,6 +17,7 @@ const (
 	clientChange
 	clientFlush
 	finalFlush
+	barrier // a flush of those that stay in the set
 	beginSync
 	copyRead  // a chunk is read from a member ...
 	copyWrite // ... and written to the replica that is copied to
@@ -80,7 +81,7 @@ func (c *Core) Submit(now time.Duration, r *volume.Request) []Effect {
 
 // submit starts an operation, or lines it up behind those it must not pass.
 func (c *Core) submit(o *op) {
-	if c.phase == opening || c.mustWait(o, c.blocked) {
+	if c.phase < serving || c.mustWait(o, c.blocked) {
 		c.blocked = append(c.blocked, o)
 		return
 	}
@@ -98,7 +99,7 @@ func (c *Core) mustWait(o *op, earlier []*op) bool {
 // startBlocked starts what may start now. An operation still never passes an
 // earlier one that overlaps it.
 func (c *Core) startBlocked() {
-	if c.phase == opening || len(c.blocked) == 0 {
+	if c.phase < serving || len(c.blocked) == 0 {
 		return
 	}
 	waiting := c.blocked
@@ -129,6 +130,8 @@ func (c *Core) start(o *op) {
 		return
 	case clientFlush, finalFlush:
 		o.pending = c.requiredMask()
+	case barrier:
+		o.pending = c.wantedMask()
 	case clientChange:
 		o.pending = c.requiredMask() | c.syncingMask()
 	case beginSync, endSync, copyWrite:
@@ -144,7 +147,7 @@ func (c *Core) start(o *op) {
 
 // send asks a peer to do its part, if it is there; PeerUp asks again.
 func (c *Core) send(o *op, p *peer) {
-	if p.session == 0 || p.lost {
+	if p.session == 0 || p.lost || p.role == leaving {
 		return
 	}
 	e := Effect{Send: true, Peer: p.id, Session: p.session, ID: o.id, Off: o.off, Len: o.len}
@@ -157,7 +160,7 @@ func (c *Core) send(o *op, p *peer) {
 		e.Verb, e.Data = VerbWrite, o.data
 	case clientChange:
 		e.Verb, e.Data, e.FUA = verbOf(o.req.Op), o.req.Data, o.req.FUA
-	case clientFlush, finalFlush:
+	case clientFlush, finalFlush, barrier:
 		e.Verb = VerbFlush
 	case beginSync:
 		e.Verb = VerbBeginSync
@@ -237,7 +240,7 @@ func (c *Core) Reply(now time.Duration, peerID uint32, session, id uint64, out O
 func (c *Core) readReply(o *op, p *peer, out Outcome, err error) {
 	if out != Done {
 		if c.otherHealthy(p) {
-			c.lose(p, fmt.Sprintf("a read failed: %v", err))
+			c.loseDisk(p, "a read", err)
 			c.assignReader(o)
 			return
 		}
@@ -270,7 +273,7 @@ func (c *Core) changeReply(o *op, p *peer, out Outcome, info Info, err error) {
 	case errors.Is(err, ErrDeposed):
 		// The shell finds out and calls Deposed.
 	default:
-		c.lose(p, fmt.Sprintf("its disk failed: %v", err))
+		c.loseDisk(p, "its disk", err)
 		if c.breaks(BreakIgnoreFailure) {
 			o.pending &^= p.bit
 		}
@@ -280,7 +283,19 @@ func (c *Core) changeReply(o *op, p *peer, out Outcome, info Info, err error) {
 
 // settle answers an operation's client and ends the operation when it may.
 func (c *Core) settle(o *op) {
-	if o.kind != clientRead && o.kind != copyRead {
+	switch o.kind {
+	case clientRead, copyRead:
+	case barrier:
+		if o.pending&c.wantedMask() != 0 {
+			return
+		}
+	case clientChange, clientFlush:
+		// While one leaves, nothing is acknowledged: see tryPropose.
+		if c.anyLeaving() && !c.breaks(BreakAckBeforeShrink) {
+			return
+		}
+		fallthrough
+	default:
 		if o.pending&(c.requiredMask()|c.syncingMask()|o.ownTarget()) != 0 {
 			return
 		}
@@ -297,6 +312,8 @@ func (c *Core) settle(o *op) {
 	switch o.kind {
 	case finalFlush:
 		c.quiet = true
+	case barrier:
+		c.flushed = c.flushed || o == c.barrier
 	case copyRead, copyWrite:
 		c.chunkDone(o)
 	}

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -159,6 +160,17 @@ func (c *Core) requiredMask() uint32 {
 	return m
 }
 
+// wantedMask has the peers that wantedSet has.
+func (c *Core) wantedMask() uint32 {
+	var m uint32
+	for _, p := range c.peers {
+		if p.role == member || p.role == joining && p.caughtUp {
+			m |= p.bit
+		}
+	}
+	return m
+}
+
 func (c *Core) syncingMask() uint32 {
 	var m uint32
 	for _, p := range c.peers {
@@ -193,24 +205,27 @@ func (c *Core) PeerUp(now time.Duration, id uint32, session uint64, info Info) [
 		}
 		switch {
 		case info.Health != Good && !c.breaks(BreakIgnoreFailure):
-			p.failed = true
-			c.lose(p, "its disk failed")
+			c.loseDisk(p, "its disk", errors.New("earlier"))
 			return
 		case info.Incarnation != p.incarnation && !c.breaks(BreakIgnoreIncarnation):
 			c.lose(p, "it was restarted and may have lost writes")
 			return
 		}
-		for _, o := range slices.Clone(c.inflight) {
-			if o.pending&p.bit != 0 {
-				c.send(o, p)
-			}
-		}
+		c.sendPending(p)
 		for _, o := range slices.Clone(c.inflight) {
 			if (o.kind == clientRead || o.kind == copyRead) && o.reader == nil && o.held == 0 {
 				c.assignReader(o)
 			}
 		}
 	})
+}
+
+func (c *Core) sendPending(p *peer) {
+	for _, o := range slices.Clone(c.inflight) {
+		if o.pending&p.bit != 0 && o.held&p.bit == 0 {
+			c.send(o, p)
+		}
+	}
 }
 
 // PeerDown tells that a session is over, and that nothing of it touches a
@@ -277,9 +292,16 @@ func (c *Core) lose(p *peer, reason string) {
 	p.lost, p.reason = true, reason
 }
 
+// loseDisk notes that a member said that its disk failed (I8).
+func (c *Core) loseDisk(p *peer, what string, err error) {
+	p.failed, p.info.Health = true, Failed
+	c.lose(p, fmt.Sprintf("%s failed: %v", what, err))
+}
+
 // leave takes a peer out, as soon as the catalog agrees.
 func (c *Core) leave(p *peer, reason string) {
 	p.role, p.reason, p.caughtUp, p.ending = leaving, reason, false, false
+	c.barrier, c.flushed = nil, false
 	if !c.inSet(p.id) && c.proposed == nil {
 		c.putOutside(p)
 	}
@@ -301,6 +323,7 @@ func (c *Core) forget(p *peer) {
 // review finds the members that have to leave. One may do so only while
 // another can carry on.
 func (c *Core) review() {
+	c.takeBack()
 	members, hopeless, failed := 0, 0, 0
 	for _, p := range c.peers {
 		if p.role != member {
@@ -329,6 +352,20 @@ func (c *Core) review() {
 		c.end(fmt.Errorf("the disk of the last replica in sync failed: see `argon volume promote`: %w", ErrReplicasLost), false)
 	default:
 		c.end(ErrRestarted, false)
+	}
+}
+
+// takeBack keeps those in the set that were to leave, when none that was to
+// stay is healthy any more. The record still has them.
+func (c *Core) takeBack() {
+	if c.proposed != nil || slices.ContainsFunc(c.peers, (*peer).healthy) {
+		return
+	}
+	for _, p := range c.peers {
+		if p.role == leaving && !p.lost && c.inSet(p.id) && !c.breaks(BreakAckBeforeShrink) {
+			p.role = member
+			c.sendPending(p)
+		}
 	}
 }
 

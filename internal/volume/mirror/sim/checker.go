@@ -123,7 +123,7 @@ func (c *Checker) Check() ([][]value, error) {
 	s := newSearch(c.sectors)
 	for n, e := range c.log {
 		if err := s.step(e); err != nil {
-			return nil, fmt.Errorf("line %d of the history, holder %d: %w", n, e.op.holder, err)
+			return nil, fmt.Errorf("line %d of the history, operation %d of holder %d: %w", n, e.op.id, e.op.holder, err)
 		}
 	}
 	end := make([][]value, c.sectors)

@@ -212,6 +212,7 @@ func (h *holder) submit() {
 		q.id = w.checker.Flush(h.number)
 	}
 	h.bytes[r] = q
+	w.trace("holder %d: operation %d: %s sectors %d to %d, write %d", h.number, q.id, r.Op, first, first+n-1, w.values)
 	h.do(func(now time.Duration) []mirror.Effect { return h.core.Submit(now, r) })
 }
 
@@ -225,6 +226,7 @@ func (h *holder) answered(q *request, err error) {
 		return
 	}
 	h.w.stats.Operations++
+	h.w.trace("holder %d: operation %d is answered", h.number, q.id)
 	var got []value
 	if q.read {
 		for off := 0; off < len(q.req.Data); off += volume.SectorSize {
