@@ -65,8 +65,8 @@ func (r *Replica) Seal(epoch uint64) (*Session, Info, error) {
 			// Whoever has a session may write.
 			sb.Clean = false
 		})
-		if err != nil {
-			return nil, Info{}, r.fail(err)
+		if err = r.judge(err); err != nil {
+			return nil, Info{}, err
 		}
 	}
 	r.sealed = max(r.sealed, epoch)
@@ -81,9 +81,10 @@ func (r *Replica) end() {
 	r.current = nil
 }
 
-// fail marks the replica as failed, on disk if that still takes it (I8).
-func (r *Replica) fail(err error) error {
-	if r.opts.Hooks.IgnoreFailure {
+// judge marks the replica as failed if there is an error, on disk if that
+// still takes it (I8).
+func (r *Replica) judge(err error) error {
+	if err == nil || r.opts.Hooks.IgnoreFailure {
 		return nil
 	}
 	r.failure.Lock()
@@ -166,20 +167,14 @@ func (s *Session) change(off, n int64, fua bool, op func(*Replica) error) error 
 		if err == nil && fua {
 			err = r.sync()
 		}
-		if err != nil {
-			return r.fail(err)
-		}
-		return nil
+		return r.judge(err)
 	})
 }
 
 // Flush makes everything that was answered before survive a power cut.
 func (s *Session) Flush() error {
 	return s.do(func(r *Replica) error {
-		if err := r.sync(); err != nil {
-			return r.fail(err)
-		}
-		return nil
+		return r.judge(r.sync())
 	})
 }
 
@@ -204,8 +199,8 @@ func (s *Session) BeginSync() (Info, error) {
 		sb.Incarnation++
 		sb.Health = layer.Syncing
 	})
-	if err != nil {
-		return Info{}, r.fail(err)
+	if err = r.judge(err); err != nil {
+		return Info{}, err
 	}
 	r.failure.Lock()
 	r.failed = false
@@ -220,10 +215,7 @@ func (s *Session) EndSync() error {
 		if err == nil {
 			err = r.files.Update(func(sb *layer.Superblock) { sb.Health = layer.Good })
 		}
-		if err != nil {
-			return r.fail(err)
-		}
-		return nil
+		return r.judge(err)
 	})
 }
 
@@ -240,8 +232,8 @@ func (s *Session) Close(clean bool) error {
 	if !clean || r.health(layer.Good) == layer.Failed {
 		return nil
 	}
-	if err := r.sync(); err != nil {
-		return r.fail(err)
+	if err := r.judge(r.sync()); err != nil {
+		return err
 	}
 	return r.files.Update(func(sb *layer.Superblock) { sb.Clean = sb.Health == layer.Good })
 }

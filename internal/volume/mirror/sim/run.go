@@ -21,7 +21,7 @@ func Run(o Options) Result {
 	if o.Length == 0 {
 		o.Length = 20 * time.Second
 	}
-	w := &world{opts: o, rng: rand.New(rand.NewPCG(o.Seed, 0)), cut: map[[2]int]bool{}, checker: NewChecker(sectors)}
+	w := newWorld(o)
 	if err := w.build(1 + w.rng.IntN(3)); err != nil {
 		w.fail("building the world: %w", err)
 		return w.result()
@@ -34,6 +34,10 @@ func Run(o Options) Result {
 		w.heal()
 	}
 	return w.result()
+}
+
+func newWorld(o Options) *world {
+	return &world{opts: o, rng: rand.New(rand.NewPCG(o.Seed, 0)), cut: map[[2]int]bool{}, checker: NewChecker(sectors)}
 }
 
 // build makes servers and a volume of so many replicas, all in sync.

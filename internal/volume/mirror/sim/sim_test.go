@@ -1,12 +1,16 @@
 package sim
 
 import (
+	"errors"
 	"flag"
 	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 	"github.com/argon-cluster/argon/internal/volume/replica"
@@ -89,7 +93,6 @@ func TestBrokenRules(t *testing.T) {
 		{rule: "I7: a restarted replica stays in the set", brk: mirror.BreakIgnoreIncarnation},
 		{rule: "I7: a power cut goes unnoticed", hooks: replica.Hooks{KeepIncarnation: true}},
 		{rule: "I8: a failed replica goes on", hooks: replica.Hooks{IgnoreFailure: true}},
-		{rule: "I9: served though the catalog is behind", brk: mirror.BreakIgnoreAhead},
 	}
 	for _, tt := range tests {
 		t.Run(tt.rule, func(t *testing.T) {
@@ -110,6 +113,54 @@ func TestBrokenRules(t *testing.T) {
 			})
 			if found.Load() == 0 {
 				t.Errorf("not noticed in %d runs", within)
+			}
+		})
+	}
+}
+
+// TestRestoredCatalog puts the catalog back to an older state, in which a
+// replica was in sync that has missed a lot since (I9). The others know better,
+// so nobody may serve.
+func TestRestoredCatalog(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		brk     mirror.Breakage
+		noticed bool
+	}{
+		{name: "kept"},
+		{name: "broken", brk: mirror.BreakIgnoreAhead, noticed: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for seed := range uint64(20) {
+				w := newWorld(Options{Seed: seed, Break: tt.brk})
+				if err := w.build(3); err != nil {
+					t.Fatal(err)
+				}
+				never := func() bool { return false }
+				w.move(w.servers[3])
+				w.run(2*time.Second, never)
+				old := proto.CloneOf(w.catalog.volume)
+				for _, n := range []int{1, 2, 4} {
+					w.cut[[2]int{3, n}], w.cut[[2]int{n, 3}] = true, true
+				}
+				for range 3 {
+					w.move(w.servers[0])
+					w.run(w.now+3*time.Second, never)
+				}
+				w.current.over = true
+				w.catalog.volume = old
+				clear(w.cut)
+				w.move(w.servers[3])
+				w.run(w.now+20*time.Second, never)
+				if w.current.served != tt.noticed {
+					t.Errorf("seed %d: a holder served: %v, it ended with %v", seed, w.current.served, w.current.core.Err())
+				}
+				if _, err := w.checker.Check(); (err != nil) != tt.noticed {
+					t.Errorf("seed %d: the checker says %v", seed, err)
+				}
+				if !tt.noticed && !errors.Is(w.current.core.Err(), mirror.ErrCatalogBehind) {
+					t.Errorf("seed %d: the attachment ended with %v", seed, w.current.core.Err())
+				}
 			}
 		})
 	}

@@ -133,7 +133,6 @@ type catalog struct {
 	volume   *argonv1.Volume
 	revision int64
 	away     bool
-	old      *argonv1.Volume // an old copy, for restoring
 }
 
 const catalogPause = 200 * time.Millisecond
