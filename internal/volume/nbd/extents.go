@@ -3,85 +3,82 @@ package nbd
 import (
 	"encoding/binary"
 
-	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/nbd/proto"
 )
 
 // Extents is implemented by a device that knows where it stores nothing. With
 // it, clients that copy a volume skip its holes (NBD_CMD_BLOCK_STATUS).
 type Extents interface {
-	// Extents appends to dst, until that is full, what is known of the range
-	// from its beginning on, and returns it: at least one extent, none of
-	// length 0. The last may reach beyond the range, not beyond the device.
+	// Extents tells what is known of a range, from its beginning on: it calls
+	// found for one stretch after the other until that returns false or it
+	// knows no more. n is the stretch's length, in bytes, a multiple of
+	// volume.SectorSize; the last may reach beyond the range, not beyond the
+	// device. A hole takes no space in the store; zero reads as zeros.
+	// Neither is always a right answer.
 	//
-	// An extent with Zero must have read as zeros at an instant between call
+	// What is called zero must have read as zeros at an instant between call
 	// and return; a write that was acknowledged before counts. It is called
 	// from many goroutines and must not wait for the network: the connection
 	// reads no further requests meanwhile.
-	Extents(off, length int64, dst []Extent) ([]Extent, error)
+	Extents(off, length int64, found func(n int64, hole, zero bool) (more bool)) error
 }
 
-// Extent is a stretch of a device. Neither flag is always a right answer.
-type Extent struct {
-	Len  int64 // a multiple of volume.SectorSize
-	Hole bool  // takes no space in the store
-	Zero bool  // reads as zeros
+const (
+	// allocationID is the context's number on the wire.
+	allocationID uint32 = 1
+	// maxExtents is how many extents one answer has.
+	maxExtents = 500
+	// maxExtentLen keeps a length within 32 bits and aligned.
+	maxExtentLen = 1<<32 - 4096
+)
+
+// statusAnswer collects the payload of a block status chunk.
+type statusAnswer struct {
+	b    []byte
+	left int64 // of what was asked for
+	one  bool  // NBD_CMD_FLAG_REQ_ONE
+	n    int
 }
 
-// allocationID is the context's number on the wire.
-const allocationID uint32 = 1
+func newStatusAnswer(b []byte, length int64, one bool) *statusAnswer {
+	return &statusAnswer{b: binary.BigEndian.AppendUint32(b, allocationID), left: length, one: one}
+}
 
-// maxExtents is how many extents one answer has.
-const maxExtents = 512
-
-// maxStatusSize is the payload of an answer with maxExtents.
-const maxStatusSize = 4 + 8*maxExtents
-
-// maxExtentLen keeps a length within 32 bits and aligned.
-const maxExtentLen = 1<<32 - 4096
-
-// appendStatus appends the payload of a block status chunk. With one, there is
-// one extent only, and it does not reach beyond length.
-func appendStatus(b []byte, extents []Extent, length int64, one bool) []byte {
-	b = binary.BigEndian.AppendUint32(b, allocationID)
-	for i, e := range extents {
-		n := min(e.Len, maxExtentLen)
-		if one {
-			n = min(n, length)
-		}
-		var flags uint32
-		if e.Hole {
-			flags |= proto.StateHole
-		}
-		if e.Zero {
-			flags |= proto.StateZero
-		}
-		b = binary.BigEndian.AppendUint32(b, uint32(n))
-		b = binary.BigEndian.AppendUint32(b, flags)
-		// Whoever cuts an extent short ends the answer; all but the last must
-		// also stay within the request.
-		length -= n
-		if one || n < e.Len || length <= 0 || i+1 == maxExtents {
-			break
-		}
+// add tells whether one more extent may follow. Only the last may reach beyond
+// what was asked for, and with REQ_ONE not even that.
+func (a *statusAnswer) add(n int64, hole, zero bool) bool {
+	cut := min(n, maxExtentLen)
+	if a.one {
+		cut = min(cut, a.left)
 	}
-	return b
+	var flags uint32
+	if hole {
+		flags |= proto.StateHole
+	}
+	if zero {
+		flags |= proto.StateZero
+	}
+	a.b = binary.BigEndian.AppendUint32(a.b, uint32(cut))
+	a.b = binary.BigEndian.AppendUint32(a.b, flags)
+	a.left -= cut
+	a.n++
+	return !a.one && cut == n && a.left > 0 && a.n < maxExtents
 }
 
-// status fills r's buffer with the answer to a block status request.
+// payload is the whole. Of a device that told nothing, nothing is known.
+func (a *statusAnswer) payload() []byte {
+	if a.n == 0 {
+		a.add(a.left, false, false)
+	}
+	return a.b
+}
+
+// status puts the answer to a block status request into its buffer.
 func (c *conn) status(r *request, h proto.Request) error {
-	one := h.Flags&proto.CmdFlagReqOne != 0
-	dst := c.extents[:0:maxExtents]
-	if one {
-		dst = c.extents[:0:1]
-	}
-	got, err := c.device.(Extents).Extents(int64(h.Off), int64(h.Len), dst)
-	if err != nil {
+	a := newStatusAnswer((*r.buf)[:0], int64(h.Len), h.Flags&proto.CmdFlagReqOne != 0)
+	if err := c.device.(Extents).Extents(int64(h.Off), int64(h.Len), a.add); err != nil {
 		return err
 	}
-	if len(got) == 0 {
-		got = append(dst, Extent{Len: int64(h.Len)})
-	}
-	r.dev.Data = appendStatus((*r.buf)[:0], got, int64(h.Len), one)
+	r.dev.Data = a.payload()
 	return nil
 }

@@ -58,6 +58,7 @@ type Server struct {
 	stopOnce   sync.Once
 	stopping   chan struct{} // closed: no new connections, no new requests
 	wg         sync.WaitGroup
+	buffers    buffers
 
 	mu    sync.Mutex
 	conns map[uint64]*conn
