@@ -89,14 +89,20 @@ func (c *conn) serve() {
 	defer close(c.done)
 	err := c.handshake()
 	if err == nil {
-		var wg sync.WaitGroup
-		wg.Go(c.write)
-		err = c.read()
-		c.finish()
-		wg.Wait()
+		err = c.transmit()
 	}
 	_ = c.nc.Close()
 	c.log.Debug("NBD client is gone", "err", err)
+}
+
+// transmit is the transmission phase. It tells why the reader ended.
+func (c *conn) transmit() error {
+	var wg sync.WaitGroup
+	wg.Go(c.write)
+	err := c.read()
+	c.finish()
+	wg.Wait()
+	return err
 }
 
 func (c *conn) handshake() error {

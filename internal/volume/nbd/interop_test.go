@@ -1,0 +1,174 @@
+package nbd_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The clients here were written by others.
+
+// run runs a program, or skips the test if this host does not have it.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		t.Skipf("%s is not installed", name)
+	}
+	out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func uri(path string) string { return "nbd+unix:///disk?socket=" + path }
+
+func TestNbdinfo(t *testing.T) {
+	d := memDevice(t)
+	path, _ := serve(t, d)
+	var info struct {
+		Protocol   string
+		Structured bool
+		Exports    []struct {
+			Name       string   `json:"export-name"`
+			Size       int64    `json:"export-size"`
+			Contexts   []string `json:"contexts"`
+			DF         bool     `json:"can_df"`
+			FUA        bool     `json:"can_fua"`
+			Flush      bool     `json:"can_flush"`
+			FastZero   bool     `json:"can_fast_zero"`
+			MultiConn  bool     `json:"can_multi_conn"`
+			Trim       bool     `json:"can_trim"`
+			Zero       bool     `json:"can_zero"`
+			ReadOnly   bool     `json:"is_read_only"`
+			BlockMin   int      `json:"block_size_minimum"`
+			BlockPref  int      `json:"block_size_preferred"`
+			MaxPayload int      `json:"block_size_maximum"`
+		}
+	}
+	out := run(t, "nbdinfo", "--json", "--list", uri(path))
+	if err := json.Unmarshal([]byte(out), &info); err != nil {
+		t.Fatal(err)
+	}
+	if info.Protocol != "newstyle-fixed" || !info.Structured || len(info.Exports) != 1 {
+		t.Fatalf("%s", out)
+	}
+	e := info.Exports[0]
+	if e.Name != "disk" || e.Size != testSize || e.ReadOnly || e.BlockMin != 512 || e.BlockPref != 4096 || e.MaxPayload != 32<<20 {
+		t.Errorf("%s", out)
+	}
+	if !e.DF || !e.FUA || !e.Flush || !e.FastZero || !e.MultiConn || !e.Trim || !e.Zero {
+		t.Errorf("%s", out)
+	}
+	if len(e.Contexts) != 1 || e.Contexts[0] != "base:allocation" {
+		t.Errorf("contexts %v", e.Contexts)
+	}
+}
+
+func TestNbdinfoMap(t *testing.T) {
+	d := memDevice(t)
+	path, _ := serve(t, d)
+	run(t, "qemu-io", "-f", "raw", "-c", "write -P 7 64k 8k", uri(path))
+	var extents []struct {
+		Offset, Length int64
+		Type           int
+	}
+	out := run(t, "nbdinfo", "--json", "--map", uri(path))
+	if err := json.Unmarshal([]byte(out), &extents); err != nil {
+		t.Fatal(err)
+	}
+	if len(extents) != 3 || extents[1].Offset != 64<<10 || extents[1].Length != 8<<10 || extents[1].Type != 0 || extents[0].Type != 3 {
+		t.Errorf("%s", out)
+	}
+}
+
+func TestNbdcopy(t *testing.T) {
+	d := memDevice(t)
+	path, _ := serve(t, d)
+	dir := t.TempDir()
+	in, out := filepath.Join(dir, "in"), filepath.Join(dir, "out")
+	want := make([]byte, testSize)
+	copy(want[1<<20:], pattern(1<<20, 3))
+	if err := os.WriteFile(in, want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "nbdcopy", "--flush", in, uri(path))
+	if !bytes.Equal(d.Bytes(), want) {
+		t.Error("the copy in differs")
+	}
+	d.PowerCut()
+	run(t, "nbdcopy", uri(path), out)
+	got, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("the copy out differs")
+	}
+}
+
+func TestQemuIO(t *testing.T) {
+	d := memDevice(t)
+	path, _ := serve(t, d)
+	out := run(t, "qemu-io", "-f", "raw",
+		"-c", "write -P 1 0 1M",
+		"-c", "write -f -P 2 512 512",
+		"-c", "write -z 4k 4k",
+		"-c", "write -z -u 8k 4k",
+		"-c", "discard 16k 64k",
+		"-c", "flush",
+		"-c", "aio_write -P 3 100k 100k",
+		"-c", "aio_read -P 1 512k 100k",
+		"-c", "aio_flush",
+		"-c", "read -P 1 0 512",
+		"-c", "read -P 2 512 512",
+		"-c", "read -P 0 4k 8k",
+		"-c", "read -P 3 100k 100k",
+		uri(path))
+	for _, bad := range []string{"failed", "error", "Pattern"} {
+		if strings.Contains(out, bad) {
+			t.Fatalf("%s", out)
+		}
+	}
+	if out := run(t, "qemu-io", "-r", "-f", "raw", "-c", "read -P 2 512 512", uri(path)); strings.Contains(out, "Pattern") {
+		t.Errorf("%s", out)
+	}
+}
+
+func TestQemuImg(t *testing.T) {
+	d := memDevice(t)
+	path, _ := serve(t, d)
+	qcow := filepath.Join(t.TempDir(), "in.qcow2")
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", qcow, fmt.Sprint(testSize))
+	run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 9 1M 300k", qcow)
+	if _, err := dial(t, path, dialects["default export"]).WriteAt(pattern(testSize, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "qemu-img", "convert", "-n", "-f", "qcow2", "-O", "raw", qcow, uri(path))
+	run(t, "qemu-img", "compare", "-f", "qcow2", "-F", "raw", qcow, uri(path))
+	back := filepath.Join(t.TempDir(), "out.qcow2")
+	run(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", uri(path), back)
+	run(t, "qemu-img", "compare", qcow, back)
+}
+
+func TestFio(t *testing.T) {
+	if _, err := exec.LookPath("fio"); err != nil {
+		t.Skip("fio is not installed")
+	}
+	if !strings.Contains(run(t, "fio", "--enghelp"), "\tnbd\n") {
+		t.Skip("this fio has no NBD engine")
+	}
+	d := memDevice(t)
+	path, _ := serve(t, d)
+	out := run(t, "fio", "--name=verify", "--ioengine=nbd", "--uri="+uri(path),
+		"--rw=randwrite", "--bs=4k", "--iodepth=32", "--size="+fmt.Sprint(testSize),
+		"--verify=crc32c", "--do_verify=1", "--verify_fatal=1")
+	if !strings.Contains(out, "err= 0") {
+		t.Errorf("%s", out)
+	}
+}
