@@ -20,8 +20,7 @@ import (
 )
 
 const (
-	// Suffix ends the names of images' files.
-	Suffix     = ".raw"
+	suffix     = ".raw"
 	tempPrefix = ".part-"
 )
 
@@ -108,8 +107,12 @@ func (s *Store) path(id string) (string, error) {
 	if id == "" || strings.ContainsAny(id, "/\x00") || strings.HasPrefix(id, ".") {
 		return "", fmt.Errorf("image id %q: %w", id, fs.ErrInvalid)
 	}
-	return filepath.Join(s.dir, id+Suffix), nil
+	return filepath.Join(s.dir, id+suffix), nil
 }
+
+// Path is the file of an image, for those who copy it by its name. It may not
+// be there.
+func (s *Store) Path(id string) string { return filepath.Join(s.dir, id+suffix) }
 
 // List returns the ids of the stored images, sorted, without those that are
 // just being imported and may not be in the catalog yet.
@@ -122,7 +125,7 @@ func (s *Store) List() ([]string, error) {
 	}
 	var ids []string
 	for _, e := range entries {
-		id, ok := strings.CutSuffix(e.Name(), Suffix)
+		id, ok := strings.CutSuffix(e.Name(), suffix)
 		if ok && !strings.HasPrefix(id, ".") && !s.fresh[id] {
 			ids = append(ids, id)
 		}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 )
 
 // Etcd is an embedded etcd that a test can stop and start again. Its methods
@@ -29,6 +31,7 @@ type Etcd struct {
 	mu sync.Mutex
 	// at is the address that clients reach it at; empty while it is stopped.
 	at    string
+	cut   map[string]bool
 	conns map[string][]*conn // by the name it was dialled by
 }
 
@@ -51,7 +54,7 @@ func StartEtcd(t testing.TB) (*Etcd, *clientv3.Client) {
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = anyPort, anyPort
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = anyPort, anyPort
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	e := &Etcd{t: t, cfg: *cfg, conns: map[string][]*conn{}}
+	e := &Etcd{t: t, cfg: *cfg, cut: map[string]bool{}, conns: map[string][]*conn{}}
 	e.Start()
 	t.Cleanup(e.Stop)
 	return e, e.Client("etcd")
@@ -67,7 +70,12 @@ func (e *Etcd) Client(names ...string) *clientv3.Client {
 	}
 	cli, err := clientv3.New(clientv3.Config{
 		Endpoints: endpoints, Logger: zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithContextDialer(e.dial)},
+		DialOptions: []grpc.DialOption{
+			grpc.WithContextDialer(e.dial),
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
+				BaseDelay: 10 * time.Millisecond, Multiplier: 1.6, MaxDelay: 100 * time.Millisecond,
+			}}),
+		},
 	})
 	if err != nil {
 		e.t.Fatal(err)
@@ -76,7 +84,7 @@ func (e *Etcd) Client(names ...string) *clientv3.Client {
 	return cli
 }
 
-// Start starts it again, with what it had.
+// Start starts it again, with what it had, after Stop.
 func (e *Etcd) Start() {
 	e.t.Helper()
 	cfg := e.cfg
@@ -98,14 +106,35 @@ func (e *Etcd) Stop() {
 	}
 	e.mu.Lock()
 	e.at = ""
-	for _, conns := range e.conns {
-		for _, c := range conns {
-			_ = c.Close()
-		}
+	for name := range e.conns {
+		e.hangUp(name)
 	}
 	e.mu.Unlock()
 	e.srv.Close()
 	e.srv = nil
+}
+
+// Cut breaks the connections to a name and lets no new ones through.
+func (e *Etcd) Cut(name string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.cut[name] = true
+	e.hangUp(name)
+}
+
+// Heal ends Cut.
+func (e *Etcd) Heal(name string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.cut, name)
+}
+
+// hangUp needs mu.
+func (e *Etcd) hangUp(name string) {
+	for _, c := range e.conns[name] {
+		_ = c.Close()
+	}
+	delete(e.conns, name)
 }
 
 // Freeze lets connections to a name live and pass nothing on, as when a host
@@ -132,9 +161,12 @@ func (e *Etcd) dial(ctx context.Context, address string) (net.Conn, error) {
 	}
 	e.mu.Lock()
 	at := e.at
+	if e.cut[name] {
+		at = ""
+	}
 	e.mu.Unlock()
 	if at == "" {
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: net.ErrClosed}
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
 	}
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "tcp", at)
@@ -145,6 +177,9 @@ func (e *Etcd) dial(ctx context.Context, address string) (net.Conn, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.conns[name] = append(e.conns[name], mine)
+	if e.cut[name] || e.at != at { // since it was asked
+		e.hangUp(name)
+	}
 	return mine, nil
 }
 

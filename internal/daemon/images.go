@@ -1,0 +1,62 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"connectrpc.com/connect"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/image"
+)
+
+// imageCopies is this server's store of images as the agent sees it.
+type imageCopies struct {
+	store *image.Store
+	peers *peers
+	log   *slog.Logger
+}
+
+// List implements agent.Images.
+func (c imageCopies) List(context.Context) ([]string, error) { return c.store.List() }
+
+// Remove implements agent.Images.
+func (c imageCopies) Remove(_ context.Context, imageID string) error { return c.store.Remove(imageID) }
+
+// Fetch implements agent.Images: the first server that has the image whole is
+// enough.
+func (c imageCopies) Fetch(ctx context.Context, i *argonv1.Image, from []*argonv1.Server) error {
+	err := errors.New("no server that has it is alive")
+	for _, s := range from {
+		if err = c.fetchFrom(ctx, i, s); err == nil || ctx.Err() != nil {
+			return err
+		}
+		c.log.Warn("an image could not be copied from a server", "image", i.GetMeta().GetName(), "server", s.GetMeta().GetName(), "err", err)
+	}
+	return fmt.Errorf("copying image %s: %w", i.GetMeta().GetName(), err)
+}
+
+func (c imageCopies) fetchFrom(ctx context.Context, i *argonv1.Image, s *argonv1.Server) error {
+	images, err := c.peers.images(s.GetMeta().GetId())
+	if err != nil {
+		return err
+	}
+	stream, err := images.FetchImage(ctx, connect.NewRequest(&argonv1.FetchImageRequest{Id: i.GetMeta().GetId()}))
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	next := func() (image.Piece, error) {
+		if !stream.Receive() {
+			if err := stream.Err(); err != nil {
+				return image.Piece{}, err
+			}
+			return image.Piece{}, io.EOF
+		}
+		return image.Piece{Offset: int64(stream.Msg().GetOffset()), Data: stream.Msg().GetData()}, nil
+	}
+	return c.store.Fetch(ctx, i.GetMeta().GetId(), int64(i.GetSizeBytes()), i.GetSha256(), next, func(int64) {})
+}

@@ -1,0 +1,72 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxSocketPath is what a unix socket's address holds, less one for the end.
+const maxSocketPath = 103
+
+// paths are where a server keeps things.
+type paths struct {
+	dir    string // survives a reboot
+	runDir string // sockets
+}
+
+func (p paths) adminSocket() string           { return filepath.Join(p.runDir, "admin.sock") }
+func (p paths) images() string                { return filepath.Join(p.dir, "images") }
+func (p paths) volumes() string               { return filepath.Join(p.dir, "volumes") }
+func (p paths) machine(guestID string) string { return filepath.Join(p.runDir, "machines", guestID) }
+
+func (p paths) nbd(volumeID string) string {
+	return filepath.Join(p.runDir, "volumes", volumeID+".nbd")
+}
+
+// make makes the directories, readable by their owner only.
+func (p paths) make() error {
+	longest := filepath.Join(p.machine("01ARZ3NDEKTSV4RRFFQ69G5FAV-999999"), "console.sock")
+	if n := len(longest); n > maxSocketPath {
+		return fmt.Errorf("the directory %s is too long for the sockets in it: choose one of at most %d characters", p.runDir, len(p.runDir)-(n-maxSocketPath))
+	}
+	for _, d := range []string{p.dir, p.runDir, p.volumes(), filepath.Dir(p.machine("x")), filepath.Dir(p.nbd("x"))} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fmt.Errorf("making the server's directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// lock keeps a second server away from the same directory. It ends with the
+// process, or with Close.
+func (p paths) lock() (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(p.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("locking the server's directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another server uses the directory %s: stop it, or choose another with --dir", p.dir)
+		}
+		return nil, fmt.Errorf("locking the directory %s: %w", p.dir, err)
+	}
+	return f, nil
+}
+
+// guestDirs keeps the directories of guests; see agent.Dirs.
+type guestDirs struct{ paths }
+
+func (d guestDirs) Make(guestID string) (string, error) {
+	dir := d.machine(guestID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("making the guest's directory: %w", err)
+	}
+	return dir, nil
+}
+
+func (d guestDirs) Remove(guestID string) { _ = os.RemoveAll(d.machine(guestID)) }

@@ -1,0 +1,121 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/agent"
+	"github.com/argon-cluster/argon/internal/image"
+	"github.com/argon-cluster/argon/internal/volume/layer"
+	"github.com/argon-cluster/argon/internal/volume/mirror"
+	"github.com/argon-cluster/argon/internal/volume/replica"
+)
+
+// bootID names this boot of the kernel.
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("finding out which boot this is: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// replicas is this server's store of replicas as the agent sees it.
+type replicas struct {
+	store  *replica.Store
+	images string // the directory of images
+}
+
+// List implements agent.Replicas.
+func (r replicas) List(context.Context) (map[string][]uint32, error) {
+	list := map[string][]uint32{}
+	for _, i := range r.store.List() {
+		list[i.VolumeID] = append(list[i.VolumeID], i.ReplicaID)
+	}
+	return list, nil
+}
+
+// Create implements agent.Replicas.
+func (r replicas) Create(_ context.Context, req agent.CreateReplica) (incarnation uint64, err error) {
+	spec := replica.CreateSpec{VolumeID: req.VolumeID, ReplicaID: req.ReplicaID, Size: int64(req.SizeBytes)}
+	if req.ImageID != "" {
+		spec.Base = filepath.Join(r.images, req.ImageID+image.Suffix)
+	}
+	info, err := r.store.Create(spec)
+	return info.Incarnation, err
+}
+
+// Remove implements agent.Replicas.
+func (r replicas) Remove(_ context.Context, volumeID string, replicaID uint32) error {
+	return r.store.Remove(volumeID, replicaID)
+}
+
+// dialer reaches replicas, here and on other servers; see mirror.Dialer.
+type dialer struct {
+	serverID string
+	store    *replica.Store
+	remote   mirror.Dialer
+}
+
+// Dial implements mirror.Dialer.
+func (d dialer) Dial(ctx context.Context, v *argonv1.Volume, r *argonv1.Replica, epoch uint64) (mirror.Link, mirror.Info, error) {
+	if r.GetServerId() != d.serverID {
+		return d.remote.Dial(ctx, v, r, epoch)
+	}
+	here, err := d.store.Get(v.GetMeta().GetId(), r.GetId())
+	if err != nil {
+		return nil, mirror.Info{}, err
+	}
+	session, info, err := here.Seal(epoch)
+	var sealed *replica.SealedError
+	if errors.As(err, &sealed) {
+		return nil, mirror.Info{}, &mirror.SealedError{Epoch: sealed.Epoch}
+	}
+	if err != nil {
+		return nil, mirror.Info{}, err
+	}
+	return mirror.NewLocalLink(localCopy{session}), mirrorInfo(info), nil
+}
+
+func mirrorInfo(i replica.Info) mirror.Info {
+	health := mirror.Failed
+	switch i.Health {
+	case layer.Good:
+		health = mirror.Good
+	case layer.Syncing:
+		health = mirror.Syncing
+	}
+	return mirror.Info{Incarnation: i.Incarnation, Health: health}
+}
+
+// localCopy is a session with a replica here, in the words of the holder.
+type localCopy struct{ s *replica.Session }
+
+func (c localCopy) ReadAt(p []byte, off int64) error { return over(c.s.ReadAt(p, off)) }
+
+func (c localCopy) WriteAt(p []byte, off int64, fua bool) error {
+	return over(c.s.WriteAt(p, off, fua))
+}
+func (c localCopy) Zero(off, n int64, fua bool) error { return over(c.s.Zero(off, n, fua)) }
+func (c localCopy) Trim(off, n int64, fua bool) error { return over(c.s.Trim(off, n, fua)) }
+func (c localCopy) Flush() error                      { return over(c.s.Flush()) }
+func (c localCopy) EndSync() error                    { return over(c.s.EndSync()) }
+func (c localCopy) Close(clean bool) error            { return c.s.Close(clean) }
+
+func (c localCopy) BeginSync() (mirror.Info, error) {
+	info, err := c.s.BeginSync()
+	return mirrorInfo(info), over(err)
+}
+
+// over translates the end of a session.
+func over(err error) error {
+	if errors.Is(err, replica.ErrFenced) {
+		return mirror.ErrSessionOver
+	}
+	return err
+}
