@@ -1,0 +1,282 @@
+package mirror
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/argon-cluster/argon/internal/volume"
+	"github.com/argon-cluster/argon/internal/volume/wire"
+)
+
+const (
+	pingEvery = time.Second
+	// silence is how long a replica's server may say nothing, though asked,
+	// before its connection counts as broken. TCP alone would wait for
+	// minutes when packets just vanish.
+	silence = 3 * time.Second
+)
+
+// remoteLink is a Link to a replica on another server.
+type remoteLink struct {
+	nc    net.Conn
+	in    *bufio.Reader
+	wg    sync.WaitGroup
+	done  chan struct{}
+	queue chan *Message
+
+	mu      sync.Mutex
+	err     error
+	closed  bool
+	nextID  uint64
+	pending map[uint64]*Message
+}
+
+// NewRemoteLink seals a replica over an authenticated connection, which it
+// owns from now on. ctx bounds the sealing.
+func NewRemoteLink(ctx context.Context, nc net.Conn, g wire.Greeting) (Link, Info, error) {
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
+	l := &remoteLink{
+		nc: nc, in: bufio.NewReaderSize(nc, 64<<10), done: make(chan struct{}),
+		queue: make(chan *Message, localQueue), pending: map[uint64]*Message{},
+	}
+	info, err := l.hello(g)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, Info{}, errors.Join(err, nc.Close())
+	}
+	l.wg.Go(l.write)
+	l.wg.Go(l.read)
+	return l, info, nil
+}
+
+func (l *remoteLink) hello(g wire.Greeting) (Info, error) {
+	payload := g.Marshal()
+	b := make([]byte, wire.HeaderSize, wire.HeaderSize+len(payload))
+	wire.Header{Type: wire.Hello, Payload: uint32(len(payload))}.Put(b)
+	if _, err := l.nc.Write(append(b, payload...)); err != nil {
+		return Info{}, fmt.Errorf("seal replica %d: %w", g.ReplicaID, err)
+	}
+	h, err := wire.ReadHeader(l.in, b)
+	if err != nil {
+		return Info{}, fmt.Errorf("seal replica %d: %w", g.ReplicaID, err)
+	}
+	answer := make([]byte, h.Payload)
+	if _, err := io.ReadFull(l.in, answer); err != nil {
+		return Info{}, fmt.Errorf("seal replica %d: %w", g.ReplicaID, err)
+	}
+	if h.Status != wire.OK {
+		return Info{}, fmt.Errorf("seal replica %d: %w", g.ReplicaID, refusal(h, answer))
+	}
+	return parseInfo(answer)
+}
+
+func parseInfo(b []byte) (Info, error) {
+	i, err := wire.ParseInfo(b)
+	return Info{Incarnation: i.Incarnation, Health: Health(i.Health)}, err
+}
+
+// refusal is what a status that is not OK means.
+func refusal(h wire.Header, text []byte) error {
+	switch h.Status {
+	case wire.Sealed:
+		return &SealedError{Epoch: uint64(h.Off)}
+	case wire.NoSpace:
+		return volume.ErrNoSpace
+	case wire.Fenced:
+		return ErrSessionOver
+	default:
+		return errors.New(string(text))
+	}
+}
+
+func (l *remoteLink) Done() <-chan struct{} { return l.done }
+
+// Send hands a message to the writer. The queue has room for everything that
+// a holder has in flight.
+func (l *remoteLink) Send(m *Message) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || l.err != nil {
+		l.wg.Go(func() { m.Done(Info{}, ErrSessionOver) })
+		return
+	}
+	l.queue <- m
+}
+
+// Close ends the session. The writer sends what is queued before a clean
+// close; nothing is in flight then.
+func (l *remoteLink) Close(clean bool) {
+	if clean {
+		finished := make(chan struct{})
+		l.Send(&Message{Verb: verbClose, Done: func(Info, error) { close(finished) }})
+		select {
+		case <-finished:
+		case <-l.done:
+		}
+	}
+	l.fail(net.ErrClosed)
+	l.wg.Wait()
+}
+
+// verbClose and verbPing are the connection's own messages.
+const (
+	verbClose Verb = 200 + iota
+	verbPing
+)
+
+var types = map[Verb]wire.Type{
+	VerbRead: wire.Read, VerbWrite: wire.Write, VerbZero: wire.Zero, VerbTrim: wire.Trim, VerbFlush: wire.Flush,
+	VerbBeginSync: wire.BeginSync, VerbEndSync: wire.EndSync, verbClose: wire.Close, verbPing: wire.Ping,
+}
+
+// fail ends the connection, once. Pending messages are answered by the reader
+// and the writer when they end: until then buffers may be in use.
+func (l *remoteLink) fail(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return
+	}
+	l.err, l.closed = err, true
+	close(l.done)
+	close(l.queue)
+	_ = l.nc.Close()
+}
+
+// write sends messages, and a ping every second.
+func (l *remoteLink) write() {
+	t := time.NewTicker(pingEvery)
+	defer t.Stop()
+	out := bufio.NewWriterSize(l.nc, 64<<10)
+	for {
+		select {
+		case m, ok := <-l.queue:
+			if !ok {
+				return
+			}
+			l.send(out, m)
+			for len(l.queue) > 0 { // several at once, in one system call
+				if m, ok = <-l.queue; ok {
+					l.send(out, m)
+				}
+			}
+		case <-t.C:
+			l.send(out, &Message{Verb: verbPing, Done: func(Info, error) {}})
+		}
+		if err := out.Flush(); err != nil {
+			l.fail(err)
+		}
+	}
+}
+
+// send writes one message. After an error the rest of the queue only passes
+// through, to be answered.
+func (l *remoteLink) send(out *bufio.Writer, m *Message) {
+	h := wire.Header{Type: types[m.Verb], FUA: m.FUA, Off: m.Off, Len: m.Len}
+	if m.Verb == VerbWrite {
+		h.Payload = uint32(len(m.Data))
+	}
+	l.mu.Lock()
+	l.nextID++
+	h.ID = l.nextID
+	l.pending[h.ID] = m
+	failed := l.err != nil
+	l.mu.Unlock()
+	if failed {
+		return
+	}
+	var head [wire.HeaderSize]byte
+	h.Put(head[:])
+	_, err := out.Write(head[:])
+	if err == nil && h.Payload > 0 {
+		_, err = out.Write(m.Data)
+	}
+	if err != nil {
+		l.fail(err)
+	}
+}
+
+// read takes answers until the connection ends, and then answers what is left.
+func (l *remoteLink) read() {
+	var buf [wire.HeaderSize]byte
+	for {
+		if err := l.readOne(buf[:]); err != nil {
+			l.fail(err)
+			break
+		}
+	}
+	l.wg.Go(l.abandon)
+}
+
+// abandon answers what the connection's end left unanswered, once the writer
+// is through with the queue.
+func (l *remoteLink) abandon() {
+	for m := range l.queue {
+		m.Done(Info{}, ErrSessionOver)
+	}
+	l.mu.Lock()
+	left := l.pending
+	l.pending = map[uint64]*Message{}
+	l.mu.Unlock()
+	for _, m := range left {
+		m.Done(Info{}, ErrSessionOver)
+	}
+}
+
+func (l *remoteLink) readOne(buf []byte) error {
+	if err := l.nc.SetReadDeadline(time.Now().Add(silence)); err != nil {
+		return err
+	}
+	h, err := wire.ReadHeader(l.in, buf)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	m := l.pending[h.ID]
+	delete(l.pending, h.ID)
+	l.mu.Unlock()
+	if m == nil {
+		return fmt.Errorf("an answer to nothing: %w", wire.ErrFrame)
+	}
+	info, status, err := l.payload(h, m)
+	if err != nil {
+		m.Done(Info{}, ErrSessionOver)
+		return err
+	}
+	m.Done(info, status)
+	if errors.Is(status, ErrSessionOver) {
+		return status
+	}
+	return nil
+}
+
+// payload reads what comes with an answer; status is what the answer says, err
+// that the connection is of no use.
+func (l *remoteLink) payload(h wire.Header, m *Message) (info Info, status, err error) {
+	if h.Status == wire.OK && m.Verb == VerbRead {
+		if int(h.Payload) != len(m.Data) {
+			return info, nil, fmt.Errorf("%d bytes for a read of %d: %w", h.Payload, len(m.Data), wire.ErrFrame)
+		}
+		_, err = io.ReadFull(l.in, m.Data)
+		return info, nil, err
+	}
+	b := make([]byte, h.Payload)
+	if _, err = io.ReadFull(l.in, b); err != nil {
+		return info, nil, err
+	}
+	if h.Status != wire.OK {
+		return info, refusal(h, b), nil
+	}
+	if m.Verb == VerbBeginSync {
+		info, err = parseInfo(b)
+	}
+	return info, nil, err
+}
