@@ -1,0 +1,157 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+)
+
+// Admit lets a server join: the member's side of Join. The token is used up in
+// the transaction that makes the server's record, so one token lets one server
+// in. ErrToken; catalog.ErrExists if the name or the address is taken.
+func (m *Member) Admit(ctx context.Context, req *argonv1.AdmitRequest) (*argonv1.AdmitResponse, error) {
+	p, err := m.running()
+	if err != nil {
+		return nil, err
+	}
+	tok, err := parseToken(req.GetToken())
+	if err != nil {
+		return nil, err
+	}
+	now := m.opts.Now()
+	rec, err := p.store.Tokens.Get(ctx, tok.id)
+	if errors.Is(err, catalog.ErrNotFound) {
+		rec, err = &argonv1.Token{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := tok.check(rec, now); err != nil {
+		return nil, err
+	}
+	server, err := candidate(req.GetServer())
+	if err != nil {
+		return nil, err
+	}
+	servers, err := p.store.Servers.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkAddressFree(server, servers); err != nil {
+		return nil, err
+	}
+	ca, err := p.authority(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := ca.issueServer(req.GetCertificateRequest(), server, now)
+	if err != nil {
+		return nil, err
+	}
+	server.CertificateSerial = serialOf(cert)
+	rec.UsedBy = server.GetMeta().GetId()
+	err = p.store.Txn().Create(server).Put(rec).Commit(ctx)
+	if errors.Is(err, catalog.ErrConflict) {
+		return nil, fmt.Errorf("%w: somebody else uses it at this moment: make one for each server with `argon token create`", ErrToken)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.opts.Log.Info("a server was admitted", "server", server.GetMeta().GetName(), "id", server.GetMeta().GetId())
+	return &argonv1.AdmitResponse{
+		Cluster: p.cluster, Server: server,
+		CertificatePem: string(encodeCertificate(cert)),
+		EtcdEndpoints:  endpointsOf(servers),
+	}, nil
+}
+
+// candidate is the record of a server that joins: only what it may say about
+// itself is taken over.
+func candidate(s *argonv1.Server) (*argonv1.Server, error) {
+	ip := net.ParseIP(s.GetAddress())
+	if s.GetAddress() == "" || ip.IsUnspecified() {
+		return nil, fmt.Errorf("address %q: others cannot reach the server there: start it with --address", s.GetAddress())
+	}
+	ports := []uint32{s.GetApiPort(), s.GetDataPort(), s.GetPeerPort(), s.GetEtcdPort()}
+	for i, p := range ports {
+		if p == 0 || p > 65535 {
+			return nil, fmt.Errorf("port %d of server %q: give 1 to 65535", p, s.GetMeta().GetName())
+		}
+		for _, other := range ports[:i] {
+			if p == other {
+				return nil, fmt.Errorf("port %d of server %q is given twice: choose another", p, s.GetMeta().GetName())
+			}
+		}
+	}
+	return &argonv1.Server{
+		Meta:    &argonv1.Meta{Id: catalog.NewID(), Name: s.GetMeta().GetName(), Labels: s.GetMeta().GetLabels()},
+		Address: s.GetAddress(),
+		ApiPort: s.GetApiPort(), DataPort: s.GetDataPort(), PeerPort: s.GetPeerPort(), EtcdPort: s.GetEtcdPort(),
+		Zone: s.GetZone(), Witness: s.GetWitness(),
+		VoterRole: argonv1.VoterRole_VOTER_ROLE_CLIENT,
+		Capacity:  s.GetCapacity(), Acceleration: s.GetAcceleration(), Version: s.GetVersion(),
+	}, nil
+}
+
+// checkAddressFree refuses a server at an address where another is.
+func checkAddressFree(s *argonv1.Server, servers []*argonv1.Server) error {
+	for _, other := range servers {
+		if other.GetAddress() == s.GetAddress() && (other.GetPeerPort() == s.GetPeerPort() || other.GetEtcdPort() == s.GetEtcdPort() ||
+			other.GetApiPort() == s.GetApiPort() || other.GetDataPort() == s.GetDataPort()) {
+			return fmt.Errorf("address %s is that of server %s: remove that one with `argon server rm`, or use another address or other ports: %w",
+				s.GetAddress(), other.GetMeta().GetName(), catalog.ErrExists)
+		}
+	}
+	return nil
+}
+
+// IssueClient signs the certificate of a remote administrator. request is the
+// DER of a PKCS #10 request; life is how long the certificate is good.
+func (m *Member) IssueClient(ctx context.Context, name string, request []byte, life time.Duration) (string, error) {
+	p, err := m.running()
+	if err != nil {
+		return "", err
+	}
+	ca, err := p.authority(ctx)
+	if err != nil {
+		return "", err
+	}
+	cert, err := ca.issueClient(request, name, life, m.opts.Now())
+	if err != nil {
+		return "", err
+	}
+	return string(encodeCertificate(cert)), nil
+}
+
+// authority reads the authority's key; it is kept nowhere but in the catalog.
+func (p *parts) authority(ctx context.Context) (*authority, error) {
+	key, err := p.store.GetSecret(ctx, authoritySecret)
+	if err != nil {
+		return nil, err
+	}
+	return parseAuthority(encodeCertificate(p.creds.ca), key)
+}
+
+// maxEndpoints bounds how many servers that do not vote are remembered.
+const maxEndpoints = 16
+
+// endpointsOf are the places to look for etcd: the voters, then some that may
+// become voters.
+func endpointsOf(servers []*argonv1.Server) []string {
+	var voters, others []string
+	for _, s := range servers {
+		url := urlString(s.GetAddress(), int(s.GetEtcdPort()))
+		switch {
+		case s.GetVoterRole() == argonv1.VoterRole_VOTER_ROLE_VOTER:
+			voters = append(voters, url)
+		case len(others) < maxEndpoints:
+			others = append(others, url)
+		}
+	}
+	return append(voters, others...)
+}

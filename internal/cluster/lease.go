@@ -1,0 +1,177 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+)
+
+// leaseState is the lease that this server has. Safe for concurrent use.
+type leaseState struct {
+	mu      sync.Mutex
+	id      clientv3.LeaseID // NoLease: none
+	until   time.Duration    // on the boottime clock
+	changed chan struct{}
+}
+
+// get tells the lease, until when it is this server's for sure, and a channel
+// that is closed at the next change.
+func (l *leaseState) get() (clientv3.LeaseID, time.Duration, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.changed == nil {
+		l.changed = make(chan struct{})
+	}
+	return l.id, l.until, l.changed
+}
+
+func (l *leaseState) set(id clientv3.LeaseID, until time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.id, l.until = id, until
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
+}
+
+// errLeaseLost: etcd does not know the lease any more.
+var errLeaseLost = errors.New("the lease has ended")
+
+// leaseTimes follow from how long a lease lasts.
+type leaseTimes struct {
+	ttl      time.Duration
+	interval time.Duration // between renewals
+	attempt  time.Duration // for one renewal
+	// margin is kept between what this server believes and what others may:
+	// for clocks that run at different speeds, and for guests to be ended in.
+	margin time.Duration
+}
+
+func timesOf(s *argonv1.Settings) leaseTimes {
+	ttl := time.Duration(withDefaults(s).GetLeaseSeconds()) * time.Second
+	return leaseTimes{ttl: ttl, interval: ttl / 6, attempt: ttl / 4, margin: ttl / 10}
+}
+
+// leaseRetry is the pause after a renewal that failed at once.
+const leaseRetry = 50 * time.Millisecond
+
+// KeepLease holds this server's lease until ctx ends. After each renewal it
+// calls onRenewed with the instant, on CLOCK_BOOTTIME, until which this server
+// may run workloads: when the renewal was sent, plus the lease's time, less a
+// margin. So others see the lease gone only after that instant, whatever the
+// network and this process did in between. A lease that was lost is replaced
+// by a new one. When ctx ends the lease is left to end by itself: guests may
+// outlive the daemon.
+func (m *Member) KeepLease(ctx context.Context, onRenewed func(until time.Duration)) error {
+	p, err := m.running()
+	if err != nil {
+		return err
+	}
+	k := &leaseKeeper{
+		member: m, parts: p, times: timesOf(p.cluster.GetSettings()), onRenewed: onRenewed,
+		record: &argonv1.Lease{ServerId: p.id.ServerID, RunId: catalog.NewID()},
+	}
+	defer m.lease.set(clientv3.NoLease, 0)
+	for ctx.Err() == nil {
+		if err := k.hold(ctx); err != nil && ctx.Err() == nil {
+			m.opts.Log.Warn("the server's lease is not held; trying again", "err", err)
+			m.lease.set(clientv3.NoLease, 0)
+		}
+		_ = sleep(ctx, leaseRetry)
+	}
+	return nil
+}
+
+type leaseKeeper struct {
+	member    *Member
+	parts     *parts
+	times     leaseTimes
+	record    *argonv1.Lease
+	onRenewed func(until time.Duration)
+}
+
+// hold gets a lease and renews it until it is lost.
+func (k *leaseKeeper) hold(ctx context.Context) error {
+	id, err := k.grant(ctx)
+	if err != nil {
+		return err
+	}
+	pause := k.times.interval
+	for {
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+		err := k.renew(ctx, id)
+		if errors.Is(err, errLeaseLost) {
+			return err
+		}
+		pause = k.times.interval
+		if err != nil {
+			k.member.opts.Log.Debug("the server's lease was not renewed", "err", err)
+			pause = leaseRetry
+		}
+	}
+}
+
+// grant gets a lease and writes the record that goes with it.
+func (k *leaseKeeper) grant(ctx context.Context) (clientv3.LeaseID, error) {
+	ctx, cancel := context.WithTimeout(ctx, k.times.ttl)
+	defer cancel()
+	sent := k.member.opts.Boottime()
+	res, err := k.parts.client.Grant(ctx, int64(k.times.ttl/time.Second))
+	if err != nil {
+		return clientv3.NoLease, fmt.Errorf("ask for the server's lease: %w", err)
+	}
+	k.record.Since = timestamppb.New(k.member.opts.Now())
+	k.record.TtlSeconds = uint32(k.times.ttl / time.Second)
+	if err := k.parts.store.PutLease(ctx, res.ID, k.record); err != nil {
+		return clientv3.NoLease, err
+	}
+	k.held(res.ID, sent)
+	return res.ID, nil
+}
+
+// renew renews the lease once. errLeaseLost if there is nothing to renew.
+func (k *leaseKeeper) renew(ctx context.Context, id clientv3.LeaseID) error {
+	ctx, cancel := context.WithTimeout(ctx, k.times.attempt)
+	defer cancel()
+	sent := k.member.opts.Boottime()
+	// One stream for each renewal: where the last one hung, the next goes
+	// elsewhere. The client's own keep-alive does not tell when it sent.
+	stream, err := etcdserverpb.NewLeaseClient(k.parts.client.ActiveConnection()).LeaseKeepAlive(clientv3.WithRequireLeader(ctx))
+	if err != nil {
+		return fmt.Errorf("renew the server's lease: %w", err)
+	}
+	if err := stream.Send(&etcdserverpb.LeaseKeepAliveRequest{ID: int64(id)}); err != nil {
+		return fmt.Errorf("renew the server's lease: %w", err)
+	}
+	res, err := stream.Recv()
+	switch {
+	case err != nil && errors.Is(rpctypes.Error(err), rpctypes.ErrLeaseNotFound):
+		return errLeaseLost
+	case err != nil:
+		return fmt.Errorf("renew the server's lease: %w", err)
+	case res.TTL <= 0:
+		return errLeaseLost
+	}
+	k.held(id, sent)
+	return nil
+}
+
+// held tells everybody that a renewal that was sent then has succeeded.
+func (k *leaseKeeper) held(id clientv3.LeaseID, sent time.Duration) {
+	until := sent + k.times.ttl - k.times.margin
+	k.member.lease.set(id, until)
+	k.onRenewed(until)
+}

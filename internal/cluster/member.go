@@ -1,0 +1,397 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+)
+
+// Errors that callers decide by.
+var (
+	// ErrConfigured: the directory belongs to a cluster already.
+	ErrConfigured = errors.New("this server is part of a cluster already")
+	// ErrUnconfigured: init or join comes first.
+	ErrUnconfigured = errors.New("this server is not part of a cluster: run `argon init` or `argon join`")
+	// ErrRemoved: the cluster does not know this server any more.
+	ErrRemoved = errors.New("this server was removed from its cluster")
+	// ErrNotRunning: Start comes first, or Stop came.
+	ErrNotRunning = errors.New("this server has not started")
+)
+
+// Ports are those of a server, on its one address.
+type Ports struct {
+	API  int `json:"api"`
+	Data int `json:"data"`
+	Peer int `json:"peer"`
+	Etcd int `json:"etcd"`
+}
+
+// Options are what a Member is made with.
+type Options struct {
+	// Dir is the server's directory.
+	Dir string
+	// Address is what other servers reach this one at: an IP address or a name,
+	// without a port. It and the ports cannot be changed once the server is
+	// part of a cluster; empty and zero then mean what it was made with.
+	Address string
+	Ports   Ports
+	// Capacity and Version go into the server's record at init and join.
+	Capacity *argonv1.Resources
+	Version  string
+	Log      *slog.Logger
+	// Heartbeat and Election are etcd's times; 0: 100 ms and 500 ms. A lost
+	// leader of etcd is replaced in one to two Elections, and leases are
+	// prolonged by one; an Election is at least five Heartbeats.
+	Heartbeat, Election time.Duration
+	// Now is the wall clock, for certificates and tokens; nil: the real one.
+	Now func() time.Time
+	// Boottime is the clock that leases are counted on; nil: CLOCK_BOOTTIME.
+	Boottime func() time.Duration
+}
+
+// Member is this server as a part of its cluster, or as one that may become
+// one. Safe for concurrent use.
+type Member struct {
+	opts  Options
+	dir   directory
+	lease leaseState
+
+	// setup is held during init, join, Start and Stop.
+	setup sync.Mutex
+
+	mu       sync.Mutex
+	identity *identity
+	creds    *credentials
+	parts    *parts
+
+	// etcd is nil where none runs. Its own lock, since stopping takes time.
+	etcdMu sync.Mutex
+	etcd   *etcdServer
+}
+
+// parts are what there is between Start and Stop.
+type parts struct {
+	id     *identity
+	creds  *credentials
+	client *clientv3.Client
+	store  *catalog.Store
+	// cluster is as it was at the start.
+	cluster *argonv1.Cluster
+}
+
+// Open reads who the server is. It starts nothing. It fails if the directory
+// was made by a newer version, is damaged, or was made with other addresses.
+func Open(opts Options) (*Member, error) {
+	if opts.Heartbeat == 0 {
+		opts.Heartbeat = 100 * time.Millisecond
+	}
+	if opts.Election == 0 {
+		opts.Election = 500 * time.Millisecond
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	if opts.Boottime == nil {
+		opts.Boottime = boottime
+	}
+	m := &Member{opts: opts, dir: directory(opts.Dir)}
+	id, creds, err := m.dir.load()
+	if err != nil {
+		return nil, err
+	}
+	if id != nil {
+		if err := checkAddress(id, opts); err != nil {
+			return nil, err
+		}
+	}
+	m.identity, m.creds = id, creds
+	return m, nil
+}
+
+// checkAddress refuses a change of what the certificate and etcd's members
+// say.
+func checkAddress(id *identity, opts Options) error {
+	if opts.Address != "" && opts.Address != id.Address {
+		return fmt.Errorf("this server was made with address %s, not %s: start it with --address %s", id.Address, opts.Address, id.Address)
+	}
+	for _, p := range []struct {
+		flag      string
+		now, made int
+	}{
+		{"api", opts.Ports.API, id.Ports.API},
+		{"data", opts.Ports.Data, id.Ports.Data},
+		{"peer", opts.Ports.Peer, id.Ports.Peer},
+		{"etcd", opts.Ports.Etcd, id.Ports.Etcd},
+	} {
+		if p.now != 0 && p.now != p.made {
+			return fmt.Errorf("this server was made with %s port %d, not %d: start it with --%s-port %d", p.flag, p.made, p.now, p.flag, p.made)
+		}
+	}
+	return nil
+}
+
+// boottime is CLOCK_BOOTTIME: it goes on while the host is suspended, and
+// nobody sets it.
+func boottime() time.Duration {
+	var t unix.Timespec
+	// It cannot fail: the clock exists, and so does t.
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t)
+	return time.Duration(t.Nano())
+}
+
+// Configured tells whether the server is part of a cluster.
+func (m *Member) Configured() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.identity != nil
+}
+
+// ID is the server's id; empty while it is unconfigured.
+func (m *Member) ID() string { return m.about().ServerID }
+
+// Name is the server's name; empty while it is unconfigured.
+func (m *Member) Name() string { return m.about().ServerName }
+
+// Address is the server's address and ports; those of the options while it is
+// unconfigured.
+func (m *Member) Address() (string, Ports) {
+	if !m.Configured() {
+		return m.opts.Address, m.opts.Ports
+	}
+	id := m.about()
+	return id.Address, id.Ports
+}
+
+func (m *Member) about() identity {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.identity == nil {
+		return identity{}
+	}
+	return *m.identity
+}
+
+// Start starts etcd if this server votes, and opens the catalog; it waits for
+// a majority until ctx ends. ErrUnconfigured, ErrRemoved, catalog.ErrSchema. It
+// does nothing if the member runs, as it does after Init and Join.
+func (m *Member) Start(ctx context.Context) error {
+	m.setup.Lock()
+	defer m.setup.Unlock()
+	return m.start(ctx)
+}
+
+// start needs setup held.
+func (m *Member) start(ctx context.Context) (err error) {
+	m.mu.Lock()
+	id, creds, running := m.identity, m.creds, m.parts != nil
+	m.mu.Unlock()
+	if running {
+		return nil
+	}
+	if id == nil {
+		return ErrUnconfigured
+	}
+	if exists(m.dir.etcd()) {
+		if err := m.startEtcd(ctx, m.etcdConfig(id)); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil {
+				m.stopEtcd()
+			}
+		}()
+	}
+	endpoints := slices.Clone(id.Endpoints)
+	if own := urlString(id.Address, id.Ports.Etcd); m.runsEtcd() && !slices.Contains(endpoints, own) {
+		endpoints = append(endpoints, own)
+	}
+	cli, err := newEtcdClient(creds, endpoints)
+	if err != nil {
+		return err
+	}
+	p := &parts{id: id, creds: creds, client: cli}
+	if err := p.open(ctx); err != nil {
+		return errors.Join(err, cli.Close())
+	}
+	m.mu.Lock()
+	m.parts = p
+	m.mu.Unlock()
+	return nil
+}
+
+const (
+	openAttempt = 5 * time.Second
+	openPause   = 100 * time.Millisecond
+)
+
+// open opens the catalog as soon as a majority answers, and checks that this
+// server belongs to it.
+func (p *parts) open(ctx context.Context) error {
+	for {
+		bounded, cancel := context.WithTimeout(ctx, openAttempt)
+		err := p.tryOpen(bounded)
+		cancel()
+		if err == nil || !catalog.Unavailable(err) && !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+			return err
+		}
+		if err := sleep(ctx, openPause); err != nil {
+			return err
+		}
+	}
+}
+
+func (p *parts) tryOpen(ctx context.Context) error {
+	store, err := catalog.Open(ctx, p.client)
+	if err != nil {
+		return err
+	}
+	c, err := store.Cluster(ctx)
+	if err != nil {
+		return err
+	}
+	if c.GetId() != p.id.ClusterID {
+		return fmt.Errorf("this server belongs to cluster %s, but its etcd holds cluster %s: restore its directory, or choose another with --dir", p.id.ClusterID, c.GetId())
+	}
+	s, err := store.Servers.Get(ctx, p.id.ServerID)
+	if errors.Is(err, catalog.ErrNotFound) || err == nil && s.GetCertificateSerial() != serialOf(p.creds.own.Leaf) {
+		return fmt.Errorf("%w %s: empty its directory and run `argon join` to add it again", ErrRemoved, p.id.ClusterName)
+	}
+	if err != nil {
+		return err
+	}
+	p.store, p.cluster = store, c
+	return nil
+}
+
+// Stop closes the catalog and stops etcd. It does not give the lease up:
+// guests may outlive the daemon. Whoever uses Store, Client or the loops must
+// have ended.
+func (m *Member) Stop() error {
+	m.setup.Lock()
+	defer m.setup.Unlock()
+	m.mu.Lock()
+	p := m.parts
+	m.parts = nil
+	m.mu.Unlock()
+	var err error
+	if p != nil {
+		err = p.client.Close()
+	}
+	m.stopEtcd()
+	return err
+}
+
+// running is what there is between Start and Stop. ErrNotRunning.
+func (m *Member) running() (*parts, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.parts == nil {
+		return nil, ErrNotRunning
+	}
+	return m.parts, nil
+}
+
+// Store is the catalog; nil unless the member runs.
+func (m *Member) Store() *catalog.Store {
+	if p, err := m.running(); err == nil {
+		return p.store
+	}
+	return nil
+}
+
+// Client is the client of etcd; nil unless the member runs.
+func (m *Member) Client() *clientv3.Client {
+	if p, err := m.running(); err == nil {
+		return p.client
+	}
+	return nil
+}
+
+// Server reads this server's record.
+func (m *Member) Server(ctx context.Context) (*argonv1.Server, error) {
+	p, err := m.running()
+	if err != nil {
+		return nil, err
+	}
+	return p.store.Servers.Get(ctx, p.id.ServerID)
+}
+
+// ServerTLS is for this server's listeners: TLS 1.3, client certificates of
+// this cluster only. Call it after the server was configured; nil before.
+func (m *Member) ServerTLS(clients tls.ClientAuthType, protocols ...string) *tls.Config {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.creds == nil {
+		return nil
+	}
+	return m.creds.server(clients, protocols)
+}
+
+// ClientTLS is for connections to one server of the cluster: it accepts no
+// other at that address. nil before the server was configured.
+func (m *Member) ClientTLS(serverID string, protocols ...string) *tls.Config {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.creds == nil {
+		return nil
+	}
+	return m.creds.client(serverID, protocols)
+}
+
+func (m *Member) etcdConfig(id *identity) etcdConfig {
+	return etcdConfig{
+		dir: m.dir, clusterID: id.ClusterID, serverID: id.ServerID,
+		address: id.Address, ports: id.Ports,
+		peers:     id.ServerID + "=" + urlString(id.Address, id.Ports.Peer),
+		heartbeat: m.opts.Heartbeat, election: m.opts.Election,
+	}
+}
+
+func (m *Member) startEtcd(ctx context.Context, c etcdConfig) error {
+	m.etcdMu.Lock()
+	defer m.etcdMu.Unlock()
+	s, err := startEtcd(ctx, c, m.opts.Log)
+	if err != nil {
+		return err
+	}
+	m.etcd = s
+	return nil
+}
+
+func (m *Member) stopEtcd() {
+	m.etcdMu.Lock()
+	defer m.etcdMu.Unlock()
+	if m.etcd != nil {
+		m.etcd.close()
+		m.etcd = nil
+	}
+}
+
+func (m *Member) runsEtcd() bool {
+	m.etcdMu.Lock()
+	defer m.etcdMu.Unlock()
+	return m.etcd != nil
+}
+
+// sleep waits; it returns early, with an error, when ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
