@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -28,7 +27,7 @@ func bootID() (string, error) {
 // replicas is this server's store of replicas as the agent sees it.
 type replicas struct {
 	store  *replica.Store
-	images string // the directory of images
+	images *image.Store
 }
 
 // List implements agent.Replicas.
@@ -44,7 +43,7 @@ func (r replicas) List(context.Context) (map[string][]uint32, error) {
 func (r replicas) Create(_ context.Context, req agent.CreateReplica) (incarnation uint64, err error) {
 	spec := replica.CreateSpec{VolumeID: req.VolumeID, ReplicaID: req.ReplicaID, Size: int64(req.SizeBytes)}
 	if req.ImageID != "" {
-		spec.Base = filepath.Join(r.images, req.ImageID+image.Suffix)
+		spec.Base = r.images.Path(req.ImageID)
 	}
 	info, err := r.store.Create(spec)
 	return info.Incarnation, err

@@ -42,7 +42,7 @@ func (v *volumes) Attach(ctx context.Context, req agent.AttachRequest) (agent.At
 		Note:     func(n mirror.Note) { v.note(req.VolumeID, n) },
 	})
 	if err != nil {
-		return nil, err
+		return nil, startAfresh(err)
 	}
 	a, err := serveNBD(m, req.VolumeID, v.paths.nbd(req.VolumeID), v.log)
 	if err != nil {

@@ -1,0 +1,188 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"time"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/agent"
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/cluster"
+	"github.com/argon-cluster/argon/internal/image"
+	"github.com/argon-cluster/argon/internal/network"
+	"github.com/argon-cluster/argon/internal/rpc"
+	"github.com/argon-cluster/argon/internal/volume/layer"
+	"github.com/argon-cluster/argon/internal/volume/replica"
+	"github.com/argon-cluster/argon/internal/volume/wire"
+)
+
+// reserveBytes of the disk stay free for the catalog and the logs.
+const reserveBytes = 64 << 20
+
+// memberParts are those of a server that is part of a cluster.
+type memberParts struct {
+	store    *catalog.Store
+	view     *catalog.View
+	news     *news
+	images   *image.Store
+	replicas *replica.Store
+	peers    *peers
+	volumes  *volumes
+	ports    *network.Ports
+	agent    *agent.Agent
+	gate     *gate
+	data     *dataPort
+}
+
+// build makes the parts of a member whose catalog is open. Nothing runs yet.
+func (s *server) build(ctx context.Context) (m *memberParts, err error) {
+	id := s.member.ID()
+	m = &memberParts{store: s.member.Store(), gate: newGate(boottime)}
+	about, err := m.store.Cluster(ctx)
+	if err != nil {
+		return nil, err
+	}
+	clusterID := about.GetId()
+	m.view = catalog.NewView(m.store, s.Log)
+	m.news = newNews(id, m.store.Events, s.Log)
+	m.peers = &peers{
+		server: func(id string) *argonv1.Server { return m.view.State().Servers[id] },
+		config: s.member.ClientTLS,
+	}
+	if m.images, err = image.NewStore(image.Options{Dir: s.paths.images(), Log: s.Log}); err != nil {
+		return nil, err
+	}
+	if m.replicas, err = s.openReplicas(clusterID); err != nil {
+		return nil, err
+	}
+	local := newGuestPorts(id)
+	m.ports = network.NewPorts(network.Options{
+		Address: s.Address, ServerID: id,
+		Published: func() ([]network.Publication, <-chan struct{}) {
+			changed := m.view.Changed()
+			return publications(m.view.State()), changed
+		},
+		LocalPort: local.lookup,
+		Dial: func(ctx context.Context, serverID string) (net.Conn, error) {
+			return m.peers.dialData(ctx, serverID, network.ALPN)
+		},
+		Busy: m.portBusy,
+		Log:  s.Log,
+	})
+	m.volumes = &volumes{
+		serverID: id, store: m.store, view: m.view, paths: s.paths, news: m.news, log: s.Log,
+		dialer: dialer{id, m.replicas, noRemote{}},
+	}
+	m.agent = agent.New(agent.Options{
+		ServerID: id, Store: m.store, View: m.view, Gate: m.gate,
+		Volumes:  m.volumes,
+		Replicas: replicas{m.replicas, m.images},
+		Images:   imageCopies{m.images, m.peers, s.Log},
+		Ports:    local,
+		Dirs:     guestDirs{s.paths},
+		Monitor:  s.Monitor,
+		Now:      time.Now, Log: s.Log,
+	})
+	m.volumes.agent = m.agent
+	m.data = s.newDataPort(m, clusterID)
+	return m, nil
+}
+
+// close ends what does not end by itself.
+func (m *memberParts) close(log *slog.Logger) {
+	m.peers.close()
+	if err := m.replicas.Close(); err != nil {
+		log.Warn("closing the replicas", "err", err)
+	}
+}
+
+// renewed tells the guard and the agent how long guests may run.
+func (m *memberParts) renewed(ctx context.Context, s *server) func(time.Duration) {
+	return func(until time.Duration) {
+		if err := s.Guard.SetDeadline(ctx, until); err != nil {
+			s.Log.Error("the guard was not told of the lease", "err", err)
+		}
+		m.gate.renewed(until)
+	}
+}
+
+func (s *server) openReplicas(clusterID string) (*replica.Store, error) {
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	return replica.Open(replica.Options{
+		FS: layer.OS{}, Dir: s.paths.volumes(), ClusterID: clusterID, BootID: boot,
+		ReserveBytes: reserveBytes, Log: s.Log,
+	})
+}
+
+// newDataPort leads what other servers send to the replicas and to the guests.
+func (s *server) newDataPort(m *memberParts, clusterID string) *dataPort {
+	server := replica.NewServer(m.replicas, clusterID, s.Log)
+	return &dataPort{
+		config: s.member.ServerTLS(tls.RequireAndVerifyClientCert, wire.Protocol, network.ALPN),
+		allow:  func(state tls.ConnectionState) (string, error) { return allowServer(m.view.State(), state) },
+		serve: map[string]func(context.Context, *tls.Conn, string){
+			wire.Protocol: func(ctx context.Context, conn *tls.Conn, _ string) { server.Serve(ctx, conn) },
+			network.ALPN:  func(ctx context.Context, conn *tls.Conn, _ string) { m.ports.ServeTunnel(ctx, conn) },
+		},
+		log: s.Log,
+	}
+}
+
+// allowServer refuses whoever is not a server of this cluster any more.
+func allowServer(st *catalog.State, state tls.ConnectionState) (string, error) {
+	id, err := cluster.PeerIdentity(state)
+	if err != nil {
+		return "", err
+	}
+	if st == nil {
+		return "", errors.New("the catalog was not read yet")
+	}
+	s := st.Servers[id.ID]
+	if id.Kind != cluster.KindServer || s == nil || s.GetCertificateSerial() != id.Serial {
+		return "", fmt.Errorf("%s is not a server of this cluster", id.ID)
+	}
+	return id.ID, nil
+}
+
+// portBusy tells that a published port can't be served here.
+func (m *memberParts) portBusy(p network.Publication, err error) {
+	m.news.tell(&argonv1.Event{
+		Severity: argonv1.Severity_SEVERITY_WARNING, Kind: "machine", SubjectId: p.Target.MachineID, SubjectName: p.Machine,
+		Reason:  "port-busy",
+		Message: fmt.Sprintf("port %d can't be opened on this server: %v; it is tried again", p.Port, err),
+	})
+}
+
+// rpcParts are what the API's handlers get to see.
+func (s *server) rpcParts(m *memberParts) *rpc.Parts {
+	return &rpc.Parts{
+		ServerID: s.member.ID(), Store: m.store, View: m.view,
+		Members: s.member, Images: m.images, Volumes: m.volumes,
+		Consoles: consoles{m.agent}, Peers: m.peers,
+		Now: time.Now, Log: s.Log,
+	}
+}
+
+// consoles opens the consoles of this server's guests; see rpc.Consoles.
+type consoles struct{ agent *agent.Agent }
+
+func (c consoles) Open(ctx context.Context, machineID string) (io.ReadWriteCloser, error) {
+	g, err := c.agent.Guest(machineID)
+	if errors.Is(err, agent.ErrNotHere) {
+		return nil, fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, err
+	}
+	return g.Console(ctx)
+}

@@ -1,0 +1,270 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/cluster"
+	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/rpc"
+)
+
+// Options are what a server is started with.
+type Options struct {
+	// Dir keeps what survives a reboot, RunDir the sockets.
+	Dir, RunDir string
+	// Address is the one that other servers reach this one at.
+	Address string
+	// The TCP ports; 0: 7440, 7441, 7442, 7443.
+	APIPort, DataPort, PeerPort, EtcdPort int
+
+	Version string
+	// Monitor runs guests.
+	Monitor hypervisor.Monitor
+	// Guard ends the guests when the deadline passes.
+	Guard Guard
+	Log   *slog.Logger
+}
+
+// Guard is the parent process that outlives the daemon.
+type Guard interface {
+	// SetDeadline says until when, by CLOCK_BOOTTIME, guests may run.
+	SetDeadline(ctx context.Context, until time.Duration) error
+}
+
+// The ports of a server unless told otherwise.
+const (
+	DefaultAPIPort  = 7440
+	DefaultDataPort = 7441
+	DefaultPeerPort = 7442
+	DefaultEtcdPort = 7443
+)
+
+// DefaultRunDir is where a server with this directory has its sockets.
+func DefaultRunDir(dir string) string {
+	if filepath.Clean(dir) == "/var/lib/argon" {
+		return "/run/argon"
+	}
+	return filepath.Join(dir, "run")
+}
+
+// openMember finds out who this server is, and fills in what the options leave
+// open: a member of a cluster has the address and the ports that it was made
+// with.
+func openMember(o *Options) (*cluster.Member, error) {
+	capacity, _, err := measure(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	open := func() (*cluster.Member, error) {
+		return cluster.Open(cluster.Options{
+			Dir: o.Dir, Address: o.Address,
+			Ports:    cluster.Ports{API: o.APIPort, Data: o.DataPort, Peer: o.PeerPort, Etcd: o.EtcdPort},
+			Capacity: capacity, Version: o.Version, Log: o.Log,
+		})
+	}
+	m, err := open()
+	if err != nil {
+		return nil, err
+	}
+	if m.Configured() {
+		address, ports := m.Address()
+		o.Address, o.APIPort, o.DataPort, o.PeerPort, o.EtcdPort = address, ports.API, ports.Data, ports.Peer, ports.Etcd
+		return m, nil
+	}
+	o.Address = cmp.Or(o.Address, ownAddress())
+	o.APIPort = cmp.Or(o.APIPort, DefaultAPIPort)
+	o.DataPort = cmp.Or(o.DataPort, DefaultDataPort)
+	o.PeerPort = cmp.Or(o.PeerPort, DefaultPeerPort)
+	o.EtcdPort = cmp.Or(o.EtcdPort, DefaultEtcdPort)
+	return open()
+}
+
+// ownAddress is the one that this host would use to talk to others; loopback
+// when it has no network.
+func ownAddress() string {
+	// Nothing is sent: the kernel only looks for the way.
+	conn, err := net.Dial("udp", "192.0.2.1:9")
+	if err != nil {
+		return "127.0.0.1"
+	}
+	defer conn.Close()
+	return conn.LocalAddr().(*net.UDPAddr).IP.String()
+}
+
+// Run runs a server until ctx ends, or until it cannot go on. Guests go on
+// running after it. Errors at the start say what to do: a port in use, a
+// directory in use or of another cluster.
+func Run(ctx context.Context, o Options) error {
+	o.RunDir = cmp.Or(o.RunDir, DefaultRunDir(o.Dir))
+	p := paths{dir: o.Dir, runDir: o.RunDir}
+	if err := p.make(); err != nil {
+		return err
+	}
+	lock, err := p.lock()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	member, err := openMember(&o)
+	if err != nil {
+		return err
+	}
+	s := &server{Options: o, paths: p, member: member, configured: make(chan struct{}), ready: make(chan struct{}), stopped: make(chan struct{})}
+	if member.Configured() {
+		close(s.configured)
+	}
+	return s.run(ctx)
+}
+
+// server is one running server.
+type server struct {
+	Options
+	paths  paths
+	member *cluster.Member
+	// configured is closed once this server is part of a cluster, ready once
+	// its parts are there, stopped once they are not to come.
+	configured, ready, stopped chan struct{}
+
+	// configuring lets one Init or Join at a time through.
+	configuring sync.Mutex
+	mu          sync.Mutex
+	parts       *rpc.Parts
+}
+
+// run listens on every port first, so that one in use is told at the start.
+func (s *server) run(ctx context.Context) error {
+	admin, err := listenUnix(ctx, s.paths.adminSocket())
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	public, err := listenTCP(ctx, "api", s.Address, s.APIPort)
+	if err != nil {
+		return err
+	}
+	defer public.Close()
+	data, err := listenTCP(ctx, "data", s.Address, s.DataPort)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+
+	handler := rpc.New(s, s.Log).Handler()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return serve(ctx, newHTTPServer(rpc.ForSocket(handler), s.Log), admin) })
+	g.Go(func() error {
+		return serve(ctx, newHTTPServer(rpc.ForTLS(handler, s.identify), s.Log), tls.NewListener(public, s.publicTLS()))
+	})
+	g.Go(func() error {
+		select {
+		case <-s.configured:
+			defer close(s.stopped)
+			return s.runMember(ctx, data)
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	s.Log.Info("serving", "address", public.Addr().String(), "socket", s.paths.adminSocket(), "dir", s.Dir)
+	return g.Wait()
+}
+
+// publicTLS turns callers away while there is no certificate to show them.
+func (s *server) publicTLS() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{"h2", "http/1.1"},
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			select {
+			case <-s.configured:
+				return s.member.ServerTLS(tls.VerifyClientCertIfGiven, "h2", "http/1.1"), nil
+			default:
+				return nil, errors.New("this server is not part of a cluster yet")
+			}
+		},
+	}
+}
+
+// identify says who a TLS connection is from.
+func (s *server) identify(state tls.ConnectionState) (rpc.Caller, error) {
+	id, err := cluster.PeerIdentity(state)
+	if err != nil {
+		return rpc.Caller{}, err
+	}
+	c := rpc.Caller{Kind: rpc.Client, ID: id.ID}
+	if id.Kind == cluster.KindServer {
+		c.Kind, c.Serial = rpc.Server, id.Serial
+	}
+	return c, nil
+}
+
+// Version implements rpc.Local.
+func (s *server) Version() string { return s.Options.Version }
+
+// Parts implements rpc.Local.
+func (s *server) Parts() *rpc.Parts {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.parts
+}
+
+// Condition implements rpc.Local.
+func (s *server) Condition() (state, detail string) {
+	switch {
+	case !isClosed(s.configured):
+		return "unconfigured", ""
+	case !isClosed(s.ready):
+		return "starting", "this server waits for a majority of the cluster's voters: start the others"
+	}
+	return "ready", ""
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// Init implements rpc.Local.
+func (s *server) Init(ctx context.Context, req *argonv1.InitRequest) (*argonv1.InitResponse, error) {
+	return configure(ctx, s, func() (*argonv1.InitResponse, error) { return s.member.Init(ctx, req) })
+}
+
+// Join implements rpc.Local.
+func (s *server) Join(ctx context.Context, req *argonv1.JoinRequest) (*argonv1.JoinResponse, error) {
+	return configure(ctx, s, func() (*argonv1.JoinResponse, error) { return s.member.Join(ctx, req) })
+}
+
+// configure makes this server part of a cluster and waits until it serves as
+// one.
+func configure[R any](ctx context.Context, s *server, do func() (*R, error)) (*R, error) {
+	s.configuring.Lock()
+	defer s.configuring.Unlock()
+	res, err := do()
+	if err != nil {
+		return nil, err
+	}
+	close(s.configured)
+	select {
+	case <-s.ready:
+		return res, nil
+	case <-s.stopped:
+		return nil, errors.New("this server is part of the cluster now, but has stopped: see its log, then start it again")
+	case <-ctx.Done():
+		return nil, fmt.Errorf("this server is part of the cluster now, and still starting: %w", ctx.Err())
+	}
+}

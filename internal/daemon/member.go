@@ -1,0 +1,102 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/controller"
+)
+
+// runMember runs what only a member of a cluster has. The order of the end is
+// that of what needs what: first the agent, which detaches volumes from
+// replicas here and elsewhere, then what it needs for that.
+func (s *server) runMember(ctx context.Context, data net.Listener) error {
+	background := context.WithoutCancel(ctx)
+	if err := s.member.Start(ctx); err != nil {
+		return err
+	}
+	defer s.stopMember()
+	m, err := s.build(ctx)
+	if err != nil {
+		return err
+	}
+	defer m.close(s.Log)
+
+	below, endBelow := context.WithCancel(background)
+	defer endBelow()
+	base, below := errgroup.WithContext(below)
+	base.Go(func() error { return m.view.Run(below) })
+	base.Go(func() error { return m.news.run(below) })
+	base.Go(func() error { return m.gate.run(below, m.view) })
+	base.Go(func() error { return s.member.KeepLease(below, m.renewed(below, s)) })
+	base.Go(func() error { return m.data.run(below, data) })
+
+	above, endAbove := context.WithCancel(below)
+	defer endAbove()
+	stop := context.AfterFunc(ctx, endAbove)
+	defer stop()
+	err = s.runAbove(above, m)
+	endBelow()
+	return errors.Join(err, ignoreCancel(base.Wait()))
+}
+
+// runAbove runs what stops first.
+func (s *server) runAbove(ctx context.Context, m *memberParts) error {
+	if err := s.waitForCatalog(ctx, m.view); err != nil {
+		return nil
+	}
+	s.mu.Lock()
+	s.parts = s.rpcParts(m)
+	s.mu.Unlock()
+	close(s.ready)
+	g, ctx := errgroup.WithContext(ctx)
+	for _, loop := range []func(context.Context) error{
+		m.agent.Run,
+		m.ports.Run,
+		s.member.RunVoters,
+		func(ctx context.Context) error { return s.reportUsage(ctx, m) },
+		func(ctx context.Context) error {
+			return s.member.Lead(ctx, func(ctx context.Context) error {
+				return controller.Run(ctx, controller.Options{
+					ServerID: s.member.ID(), Store: s.member.Store(), View: m.view, Now: time.Now, Log: s.Log,
+				})
+			})
+		},
+	} {
+		g.Go(func() error { return ignoreCancel(loop(ctx)) })
+	}
+	return g.Wait()
+}
+
+// stopMember closes the catalog and stops etcd.
+func (s *server) stopMember() {
+	if err := s.member.Stop(); err != nil {
+		s.Log.Warn("leaving the catalog", "err", err)
+	}
+}
+
+func ignoreCancel(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func (s *server) waitForCatalog(ctx context.Context, view *catalog.View) error {
+	for {
+		changed := view.Changed()
+		if view.State() != nil {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,72 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+)
+
+const (
+	// usageEvery is how often this server looks at what it has and uses, and
+	// usageAtLeast how often it tells even when little has changed.
+	usageEvery   = 5 * time.Second
+	usageAtLeast = time.Minute
+)
+
+// reportUsage keeps this server's record true about what it has.
+func (s *server) reportUsage(ctx context.Context, m *memberParts) error {
+	tick := time.NewTicker(usageEvery)
+	defer tick.Stop()
+	var told time.Time
+	for {
+		if err := s.tellUsage(ctx, m, time.Since(told) >= usageAtLeast); err == nil {
+			told = time.Now()
+		} else if ctx.Err() == nil && !isUnchanged(err) {
+			s.Log.Warn("what this server uses was not recorded", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func isUnchanged(err error) bool { return err == catalog.ErrUnchanged }
+
+// tellUsage returns catalog.ErrUnchanged when there is nothing to tell.
+func (s *server) tellUsage(ctx context.Context, m *memberParts, anyway bool) error {
+	capacity, used, err := measure(s.Dir)
+	if err != nil {
+		return err
+	}
+	known := m.view.State().Servers[s.member.ID()]
+	if known == nil {
+		return catalog.ErrUnchanged
+	}
+	news := usageNews(known, capacity, used, s.Version())
+	if !news && (!anyway || proto.Equal(known.GetUsed(), used)) {
+		return catalog.ErrUnchanged
+	}
+	ctx, cancel := context.WithTimeout(ctx, usageEvery)
+	defer cancel()
+	_, err = m.store.Servers.Update(ctx, s.member.ID(), func(r *argonv1.Server) error {
+		r.Capacity, r.Used, r.Version = capacity, used, s.Version()
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("writing this server's record: %w", err)
+	}
+	return nil
+}
+
+// usageNews tells whether the record is wrong by more than a hundredth.
+func usageNews(known *argonv1.Server, capacity, used *argonv1.Resources, version string) bool {
+	return known.GetCapacity() == nil || known.GetVersion() != version ||
+		differs(capacity, known.GetCapacity(), capacity) || differs(capacity, known.GetUsed(), used)
+}
