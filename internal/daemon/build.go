@@ -78,7 +78,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 	})
 	m.volumes = &volumes{
 		serverID: id, store: m.store, view: m.view, paths: s.paths, news: m.news, log: s.Log,
-		dialer: dialer{id, m.replicas, noRemote{}},
+		dialer: dialer{serverID: id, clusterID: clusterID, store: m.replicas, connect: m.peers.dialData},
 	}
 	m.agent = agent.New(agent.Options{
 		ServerID: id, Store: m.store, View: m.view, Gate: m.gate,
@@ -126,13 +126,16 @@ func (s *server) openReplicas(clusterID string) (*replica.Store, error) {
 
 // newDataPort leads what other servers send to the replicas and to the guests.
 func (s *server) newDataPort(m *memberParts, clusterID string) *dataPort {
-	server := replica.NewServer(m.replicas, clusterID, s.Log)
 	return &dataPort{
 		config: s.member.ServerTLS(tls.RequireAndVerifyClientCert, wire.Protocol, network.ALPN),
 		allow:  func(state tls.ConnectionState) (string, error) { return allowServer(m.view.State(), state) },
 		serve: map[string]func(context.Context, *tls.Conn, string){
-			wire.Protocol: func(ctx context.Context, conn *tls.Conn, _ string) { server.Serve(ctx, conn) },
-			network.ALPN:  func(ctx context.Context, conn *tls.Conn, _ string) { m.ports.ServeTunnel(ctx, conn) },
+			wire.Protocol: func(ctx context.Context, conn *tls.Conn, serverID string) {
+				if err := replica.Serve(ctx, conn, m.replicas); err != nil {
+					s.Log.Debug("a holder's connection ended", "server", serverID, "err", err)
+				}
+			},
+			network.ALPN: func(ctx context.Context, conn *tls.Conn, _ string) { m.ports.ServeTunnel(ctx, conn) },
 		},
 		log: s.Log,
 	}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/argon-cluster/argon/internal/volume/layer"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 	"github.com/argon-cluster/argon/internal/volume/replica"
+	"github.com/argon-cluster/argon/internal/volume/wire"
 )
 
 // bootID names this boot of the kernel.
@@ -56,21 +58,32 @@ func (r replicas) Remove(_ context.Context, volumeID string, replicaID uint32) e
 
 // dialer reaches replicas, here and on other servers; see mirror.Dialer.
 type dialer struct {
-	serverID string
-	store    *replica.Store
-	remote   mirror.Dialer
+	serverID, clusterID string
+	store               *replica.Store
+	connect             func(ctx context.Context, serverID, protocol string) (*tls.Conn, error)
 }
 
 // Dial implements mirror.Dialer.
 func (d dialer) Dial(ctx context.Context, v *argonv1.Volume, r *argonv1.Replica, epoch uint64) (mirror.Link, mirror.Info, error) {
-	if r.GetServerId() != d.serverID {
-		return d.remote.Dial(ctx, v, r, epoch)
+	if r.GetServerId() == d.serverID {
+		return d.here(v.GetMeta().GetId(), r.GetId(), epoch)
 	}
-	here, err := d.store.Get(v.GetMeta().GetId(), r.GetId())
+	conn, err := d.connect(ctx, r.GetServerId(), wire.Protocol)
 	if err != nil {
 		return nil, mirror.Info{}, err
 	}
-	session, info, err := here.Seal(epoch)
+	return mirror.NewRemoteLink(ctx, conn, wire.Greeting{
+		ClusterID: d.clusterID, VolumeID: v.GetMeta().GetId(), ReplicaID: r.GetId(), Epoch: epoch,
+	})
+}
+
+// here reaches a replica without a network between.
+func (d dialer) here(volumeID string, replicaID uint32, epoch uint64) (mirror.Link, mirror.Info, error) {
+	r, err := d.store.Get(volumeID, replicaID)
+	if err != nil {
+		return nil, mirror.Info{}, err
+	}
+	session, info, err := r.Seal(epoch)
 	var sealed *replica.SealedError
 	if errors.As(err, &sealed) {
 		return nil, mirror.Info{}, &mirror.SealedError{Epoch: sealed.Epoch}

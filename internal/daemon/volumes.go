@@ -31,18 +31,24 @@ type volumes struct {
 
 // Attach implements agent.Volumes.
 func (v *volumes) Attach(ctx context.Context, req agent.AttachRequest) (agent.Attachment, error) {
+	config := mirror.DefaultConfig()
+	config.Continue = req.GuestRuns
 	m, err := mirror.Attach(ctx, mirror.Options{
 		VolumeID: req.VolumeID,
 		Holder:   mirror.Holder{ServerID: v.serverID, MachineID: req.MachineID},
-		Catalog:  &volumeRecords{store: v.store, expect: req.Epoch},
+		Epoch:    req.Epoch,
+		Catalog:  volumeRecords{v.store},
 		View:     volumeView{v.view},
 		Dialer:   v.dialer,
-		Config:   mirror.DefaultConfig(),
+		Config:   config,
 		Log:      v.log,
 		Note:     func(n mirror.Note) { v.note(req.VolumeID, n) },
 	})
+	if errors.Is(err, mirror.ErrDeposed) {
+		return nil, fmt.Errorf("%w: %w", agent.ErrOvertaken, err)
+	}
 	if err != nil {
-		return nil, startAfresh(err)
+		return nil, err
 	}
 	a, err := serveNBD(m, req.VolumeID, v.paths.nbd(req.VolumeID), v.log)
 	if err != nil {
@@ -62,32 +68,16 @@ func (v *volumes) note(volumeID string, n mirror.Note) {
 }
 
 // volumeRecords is the catalog as an attachment sees it.
-type volumeRecords struct {
-	store *catalog.Store
-	// expect is the epoch that the first change, the taking, must find.
-	expect uint64
-	taken  bool
-}
-
-var errOvertaken = errors.New("somebody else attached the volume in between")
+type volumeRecords struct{ *catalog.Store }
 
 // UpdateVolume implements mirror.Catalog.
-func (r *volumeRecords) UpdateVolume(ctx context.Context, id string, change func(*argonv1.Volume) error) (*argonv1.Volume, error) {
-	v, err := r.store.Volumes.Update(ctx, id, func(v *argonv1.Volume) error {
-		if !r.taken && v.GetEpoch() != r.expect {
-			return errOvertaken
-		}
-		return change(v)
-	})
-	if err == nil {
-		r.taken = true
-	}
-	return v, err
+func (r volumeRecords) UpdateVolume(ctx context.Context, id string, change func(*argonv1.Volume) error) (*argonv1.Volume, error) {
+	return r.Volumes.Update(ctx, id, change)
 }
 
 // GetVolume implements mirror.Catalog.
-func (r *volumeRecords) GetVolume(ctx context.Context, id string) (*argonv1.Volume, error) {
-	return r.store.Volumes.Get(ctx, id)
+func (r volumeRecords) GetVolume(ctx context.Context, id string) (*argonv1.Volume, error) {
+	return r.Volumes.Get(ctx, id)
 }
 
 // volumeView is the cluster as an attachment sees it.

@@ -27,12 +27,14 @@ type remoteLink struct {
 	nc    net.Conn
 	in    *bufio.Reader
 	wg    sync.WaitGroup
-	done  chan struct{}
+	done  chan struct{} // closed when the connection is of no use any more
 	queue chan *Message
+	// written is closed when the writer has ended: no message's data is in
+	// use by it any more, and all that were queued are pending.
+	written chan struct{}
 
 	mu      sync.Mutex
-	err     error
-	closed  bool
+	err     error // why it ended
 	nextID  uint64
 	pending map[uint64]*Message
 }
@@ -42,7 +44,7 @@ type remoteLink struct {
 func NewRemoteLink(ctx context.Context, nc net.Conn, g wire.Greeting) (Link, Info, error) {
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
 	l := &remoteLink{
-		nc: nc, in: bufio.NewReaderSize(nc, 64<<10), done: make(chan struct{}),
+		nc: nc, in: bufio.NewReaderSize(nc, 64<<10), done: make(chan struct{}), written: make(chan struct{}),
 		queue: make(chan *Message, localQueue), pending: map[uint64]*Message{},
 	}
 	info, err := l.hello(g)
@@ -72,6 +74,9 @@ func (l *remoteLink) hello(g wire.Greeting) (Info, error) {
 	if _, err := io.ReadFull(l.in, answer); err != nil {
 		return Info{}, fmt.Errorf("seal replica %d: %w", g.ReplicaID, err)
 	}
+	if h.Type != wire.Hello {
+		return Info{}, fmt.Errorf("seal replica %d: answer of type %d: %w", g.ReplicaID, h.Type, wire.ErrFrame)
+	}
 	if h.Status != wire.OK {
 		return Info{}, fmt.Errorf("seal replica %d: %w", g.ReplicaID, refusal(h, answer))
 	}
@@ -80,6 +85,9 @@ func (l *remoteLink) hello(g wire.Greeting) (Info, error) {
 
 func parseInfo(b []byte) (Info, error) {
 	i, err := wire.ParseInfo(b)
+	if h := Health(i.Health); err == nil && (h < Good || h > Failed) {
+		err = fmt.Errorf("health %d: %w", h, wire.ErrFrame)
+	}
 	return Info{Incarnation: i.Incarnation, Health: Health(i.Health)}, err
 }
 
@@ -104,7 +112,7 @@ func (l *remoteLink) Done() <-chan struct{} { return l.done }
 func (l *remoteLink) Send(m *Message) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || l.err != nil {
+	if l.err != nil {
 		l.wg.Go(func() { m.Done(Info{}, ErrSessionOver) })
 		return
 	}
@@ -137,22 +145,24 @@ var types = map[Verb]wire.Type{
 	VerbBeginSync: wire.BeginSync, VerbEndSync: wire.EndSync, verbClose: wire.Close, verbPing: wire.Ping,
 }
 
-// fail ends the connection, once. Pending messages are answered by the reader
-// and the writer when they end: until then buffers may be in use.
+// fail ends the connection, once. The reader answers what is pending when it
+// ends: until then buffers may be in use.
 func (l *remoteLink) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
 		return
 	}
-	l.err, l.closed = err, true
+	l.err = err
 	close(l.done)
 	close(l.queue)
 	_ = l.nc.Close()
 }
 
-// write sends messages, and a ping every second.
+// write sends messages, and a ping every second, until the queue is closed and
+// empty.
 func (l *remoteLink) write() {
+	defer close(l.written)
 	t := time.NewTicker(pingEvery)
 	defer t.Stop()
 	out := bufio.NewWriterSize(l.nc, 64<<10)
@@ -213,15 +223,7 @@ func (l *remoteLink) read() {
 			break
 		}
 	}
-	l.wg.Go(l.abandon)
-}
-
-// abandon answers what the connection's end left unanswered, once the writer
-// is through with the queue.
-func (l *remoteLink) abandon() {
-	for m := range l.queue {
-		m.Done(Info{}, ErrSessionOver)
-	}
+	<-l.written
 	l.mu.Lock()
 	left := l.pending
 	l.pending = map[uint64]*Message{}

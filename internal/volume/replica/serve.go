@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -19,8 +18,9 @@ const (
 	// workers is how many operations of one connection are under way at once.
 	workers = 8
 	// window is how many requests of one connection may be unanswered before
-	// no more are read.
-	window = 128
+	// no more are read. It is more than a holder ever has in flight, or a slow
+	// disk would hide its pings.
+	window = 1024
 	// helloTimeout bounds how long a connection may take to say what it
 	// wants.
 	helloTimeout = 10 * time.Second
@@ -32,12 +32,12 @@ const (
 // Serve serves one holder's connection, which is one session, until it ends or
 // ctx does. The peer has been authenticated as a server of this cluster. It
 // closes the connection. Garbage ends it with an error.
-func Serve(ctx context.Context, nc net.Conn, store *Store, log *slog.Logger) error {
+func Serve(ctx context.Context, nc net.Conn, store *Store) error {
 	defer nc.Close()
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	defer stop()
 	c := &serverConn{
-		nc: nc, in: bufio.NewReaderSize(nc, 64<<10), log: log,
+		nc: nc, in: bufio.NewReaderSize(nc, 64<<10), out: bufio.NewWriterSize(nc, 64<<10),
 		todo: make(chan *job, window), answers: make(chan *job, window), slots: make(chan struct{}, window),
 	}
 	if err := c.hello(store); err != nil {
@@ -65,7 +65,7 @@ func Serve(ctx context.Context, nc net.Conn, store *Store, log *slog.Logger) err
 type serverConn struct {
 	nc      net.Conn
 	in      *bufio.Reader
-	log     *slog.Logger
+	out     *bufio.Writer // the writer's, after the greeting
 	session *Session
 	todo    chan *job
 	answers chan *job
@@ -124,7 +124,7 @@ func (c *serverConn) hello(store *Store) error {
 	if err == nil {
 		answer.data = wire.Info{Incarnation: info.Incarnation, Health: uint8(info.Health)}.Marshal()
 	}
-	if werr := c.send(answer); werr != nil {
+	if werr := c.send(answer, true); werr != nil {
 		return werr
 	}
 	return err
@@ -245,12 +245,13 @@ func (c *serverConn) carryOut(j *job) {
 	j.judge(err)
 }
 
-// write sends answers, several at once when there are several.
+// write sends answers, several in one system call when there are several. After
+// an error the rest only passes through.
 func (c *serverConn) write() {
 	broken := false
 	for j := range c.answers {
 		if !broken {
-			if err := c.send(j); err != nil {
+			if err := c.send(j, len(c.answers) == 0); err != nil {
 				broken = true
 				_ = c.nc.Close() // the reader ends, too
 			}
@@ -260,14 +261,19 @@ func (c *serverConn) write() {
 	}
 }
 
-func (c *serverConn) send(j *job) error {
+func (c *serverConn) send(j *job, flush bool) error {
+	if err := c.nc.SetWriteDeadline(time.Now().Add(idleTimeout)); err != nil {
+		return err
+	}
 	var head [wire.HeaderSize]byte
 	j.head.Payload = uint32(len(j.data))
 	j.head.Put(head[:])
-	bufs := net.Buffers{head[:]}
-	if len(j.data) > 0 {
-		bufs = append(bufs, j.data)
+	_, err := c.out.Write(head[:])
+	if err == nil {
+		_, err = c.out.Write(j.data)
 	}
-	_, err := bufs.WriteTo(c.nc)
+	if err == nil && flush {
+		err = c.out.Flush()
+	}
 	return err
 }
