@@ -38,8 +38,8 @@ type demand struct {
 type volumeSeen struct {
 	// attached is what it is attached for here; unused if it is not.
 	attached demand
-	// over: the attachment is over.
-	over bool
+	// ready: the attachment has served; over: it is over.
+	ready, over bool
 	// connections counts the users that have it connected here.
 	connections int
 }
@@ -80,7 +80,7 @@ func demandFor(st *catalog.State, v *argonv1.Volume, serverID string, seen volum
 	switch {
 	case seen.connections > 0:
 		return demand{use: forConnection}
-	case repairs(st, v, serverID, seen.attached.use != unused):
+	case repairs(st, v, serverID, seen):
 		return demand{use: forRepair}
 	}
 	return demand{}
@@ -141,16 +141,18 @@ func barred(st *catalog.State, v *argonv1.Volume, serverID string, want demand) 
 // repairs tells whether this server should attach a volume that nobody uses,
 // because it was left unclean or because a replica on a server that is alive
 // is behind. One server does: the one that has it attached, else the one with
-// the lowest in-sync replica that is alive.
-func repairs(st *catalog.State, v *argonv1.Volume, serverID string, attachedHere bool) bool {
+// the lowest in-sync replica that is alive. An attachment for repair lasts until
+// it has served: before that it has found out nothing, and whoever ended it would
+// have to begin again.
+func repairs(st *catalog.State, v *argonv1.Volume, serverID string, seen volumeSeen) bool {
 	if v.GetRemoving() || v.GetEpoch() == 0 || inUse(st, v) {
 		return false
 	}
 	behind := slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool {
 		return r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC && placement.Alive(st, r.GetServerId())
 	})
-	if attachedHere {
-		return behind
+	if seen.attached.use != unused {
+		return behind || seen.attached.use == forRepair && !seen.ready
 	}
 	a := v.GetAttachment()
 	if a != nil && placement.Alive(st, a.GetServerId()) {

@@ -44,7 +44,11 @@ func (a *Agent) volume(id string) *volume {
 }
 
 func (v *volume) see() volumeSeen {
-	return volumeSeen{attached: v.attached, connections: v.connections, over: v.attachment != nil && closed(v.attachment.Done())}
+	s := volumeSeen{attached: v.attached, connections: v.connections}
+	if v.attachment != nil {
+		s.ready, s.over = closed(v.attachment.Ready()), closed(v.attachment.Done())
+	}
+	return s
 }
 
 func closed(c <-chan struct{}) bool {

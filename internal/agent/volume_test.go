@@ -238,7 +238,7 @@ func TestWhoRepairs(t *testing.T) {
 			st, v := threeServers()
 			tt.change(st, v)
 			for _, id := range []string{"a", "b", "c"} {
-				if got := repairs(st, v, id, false); got != (id == tt.want) {
+				if got := repairs(st, v, id, volumeSeen{}); got != (id == tt.want) {
 					t.Errorf("server %s repairs: %v, want %q to", id, got, tt.want)
 				}
 			}
@@ -246,17 +246,27 @@ func TestWhoRepairs(t *testing.T) {
 	}
 }
 
-// Once attached for repair, a volume is let go when all that live are equal.
+// Once attached for repair, a volume is let go when the attachment has served
+// and all that live are equal.
 func TestRepairEnds(t *testing.T) {
+	const behind, inSync = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, argonv1.ReplicaState_REPLICA_STATE_IN_SYNC
 	st, v := threeServers()
 	v.Attachment, v.Clean = &argonv1.Attachment{ServerId: "a"}, false
-	v.Replicas[0].State = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC
-	if !repairs(st, v, "a", true) {
-		t.Error("let go while one is behind")
-	}
-	v.Replicas[0].State = argonv1.ReplicaState_REPLICA_STATE_IN_SYNC
-	if repairs(st, v, "a", true) {
-		t.Error("held although all are in sync")
+	for _, tt := range []struct {
+		ready bool
+		state argonv1.ReplicaState
+		want  bool
+	}{
+		{false, behind, true},
+		{false, inSync, true},
+		{true, behind, true},
+		{true, inSync, false},
+	} {
+		v.Replicas[0].State = tt.state
+		seen := volumeSeen{attached: demand{use: forRepair}, ready: tt.ready}
+		if got := repairs(st, v, "a", seen); got != tt.want {
+			t.Errorf("ready %v, %v: holds on: %v, want %v", tt.ready, tt.state, got, tt.want)
+		}
 	}
 }
 
