@@ -208,6 +208,29 @@ func (c *Cluster) Volume(s *devcluster.Server, name string) (*argonv1.VolumeView
 	return res.GetVolume(), err
 }
 
+// Status asks a server for the cluster's.
+func (c *Cluster) Status(s *devcluster.Server) (*argonv1.StatusResponse, error) {
+	ctx, cancel := context.WithTimeout(c.T.Context(), 10*time.Second)
+	defer cancel()
+	return client.Call(ctx, c.API(s).Cluster.Status, &argonv1.StatusRequest{})
+}
+
+// ByID is the server that the cluster knows by an id, as server s says.
+func (c *Cluster) ByID(s *devcluster.Server, id string) *devcluster.Server {
+	c.T.Helper()
+	res, err := c.Status(s)
+	if err != nil {
+		c.T.Fatal(err)
+	}
+	for _, v := range res.GetServers() {
+		if m := v.GetServer().GetMeta(); m.GetId() == id {
+			return c.ByName(m.GetName())
+		}
+	}
+	c.T.Fatalf("no server has the id %s", id)
+	return nil
+}
+
 // Eventually waits until f returns true; what says what is waited for.
 func (c *Cluster) Eventually(what string, f func() bool) {
 	c.T.Helper()
