@@ -1,0 +1,207 @@
+package guard
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoGuard: this process was not started by a guard, or its guard is gone.
+var ErrNoGuard = errors.New("there is no guard")
+
+// Client is the daemon's end of the connection. Safe for concurrent use.
+type Client struct {
+	nc      net.Conn
+	reading sync.WaitGroup
+
+	sending sync.Mutex
+
+	mu      sync.Mutex
+	seq     uint64
+	waiting map[uint64]chan answer
+	// running has a channel for each guest that is known to run, closed at
+	// its end.
+	running map[string]chan struct{}
+	lost    chan struct{}
+}
+
+// Connect takes up the connection that this process was started with.
+func Connect(ctx context.Context) (*Client, error) {
+	fd, err := strconv.Atoi(os.Getenv(fdName))
+	if err != nil {
+		return nil, fmt.Errorf("%s is not set: %w", fdName, ErrNoGuard)
+	}
+	// Neither of them is for what this process starts.
+	_ = os.Unsetenv(fdName)
+	unix.CloseOnExec(fd)
+	nc, err := connOf(fd)
+	if err != nil {
+		return nil, err
+	}
+	c := newClient(nc)
+	// What runs from before.
+	if _, err := c.List(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func newClient(nc net.Conn) *Client {
+	c := &Client{nc: nc, waiting: map[uint64]chan answer{}, running: map[string]chan struct{}{}, lost: make(chan struct{})}
+	c.reading.Go(c.read)
+	return c
+}
+
+// Lost is closed when the guard is gone: nobody would end the guests.
+func (c *Client) Lost() <-chan struct{} { return c.lost }
+
+// Close ends the connection.
+func (c *Client) Close() error {
+	err := c.nc.Close()
+	c.reading.Wait()
+	return err
+}
+
+// Ready says that the daemon has started: from now on it is started again
+// whenever it ends.
+func (c *Client) Ready(ctx context.Context) error {
+	_, err := c.call(ctx, request{Op: opReady})
+	return err
+}
+
+// SetDeadline says until when, by CLOCK_BOOTTIME, guests may run. It never
+// moves back.
+func (c *Client) SetDeadline(ctx context.Context, until time.Duration) error {
+	_, err := c.call(ctx, request{Op: opDeadline, Until: until})
+	return err
+}
+
+// Start runs a guest. ErrDeadline when no guest may run, ErrExists when one of
+// this id does.
+func (c *Client) Start(ctx context.Context, p Process) (pid int, err error) {
+	// Known before it runs, or its end could come first.
+	gone := c.known(p.ID)
+	a, err := c.call(ctx, request{Op: opStart, Process: &p})
+	if err != nil {
+		if !errors.Is(err, ErrExists) {
+			c.forget(p.ID, gone)
+		}
+		return 0, fmt.Errorf("guest %s: %w", p.ID, err)
+	}
+	return a.PID, nil
+}
+
+// Kill ends a guest and returns when it is gone. One that is not there is no
+// error.
+func (c *Client) Kill(ctx context.Context, id string) error {
+	_, err := c.call(ctx, request{Op: opKill, ID: id})
+	return err
+}
+
+// List names the guests that run.
+func (c *Client) List(ctx context.Context) ([]Running, error) {
+	a, err := c.call(ctx, request{Op: opList})
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range a.Guests {
+		c.known(r.ID)
+	}
+	return a.Guests, nil
+}
+
+// Done is closed when the guest is gone, or if it is not known to run.
+func (c *Client) Done(id string) <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if gone := c.running[id]; gone != nil {
+		return gone
+	}
+	gone := make(chan struct{})
+	close(gone)
+	return gone
+}
+
+func (c *Client) known(id string) chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.running[id] == nil {
+		c.running[id] = make(chan struct{})
+	}
+	return c.running[id]
+}
+
+func (c *Client) forget(id string, gone chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.running[id] == gone {
+		delete(c.running, id)
+		close(gone)
+	}
+}
+
+func (c *Client) call(ctx context.Context, r request) (answer, error) {
+	reply := make(chan answer, 1)
+	c.mu.Lock()
+	c.seq++
+	r.Seq = c.seq
+	c.waiting[r.Seq] = reply
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.waiting, r.Seq)
+	}()
+	line, err := json.Marshal(r)
+	if err != nil {
+		return answer{}, fmt.Errorf("asking the guard: %w", err)
+	}
+	if len(line) >= maxLine {
+		return answer{}, fmt.Errorf("asking the guard: %d bytes are too many", len(line))
+	}
+	c.sending.Lock()
+	_, err = c.nc.Write(append(line, '\n'))
+	c.sending.Unlock()
+	if err != nil {
+		return answer{}, fmt.Errorf("asking the guard: %w: %w", ErrNoGuard, err)
+	}
+	select {
+	case a := <-reply:
+		return a, a.err()
+	case <-c.lost:
+		return answer{}, ErrNoGuard
+	case <-ctx.Done():
+		return answer{}, fmt.Errorf("asking the guard: %w", ctx.Err())
+	}
+}
+
+// read takes answers and news until the connection ends.
+func (c *Client) read() {
+	defer close(c.lost)
+	in := lines(c.nc)
+	for in.Scan() {
+		var a answer
+		if err := json.Unmarshal(in.Bytes(), &a); err != nil {
+			_ = c.nc.Close()
+			return
+		}
+		c.mu.Lock()
+		if a.Exited != "" {
+			if gone := c.running[a.Exited]; gone != nil {
+				delete(c.running, a.Exited)
+				close(gone)
+			}
+		} else if reply := c.waiting[a.Seq]; reply != nil {
+			reply <- a
+		}
+		c.mu.Unlock()
+	}
+}

@@ -1,0 +1,38 @@
+// Package guard is the small parent process of a server's daemon and of its
+// guests. It outlives the daemon, starts it again when it ends, and ends the
+// guests when the server's lease does, whatever state the daemon is in.
+//
+// What lives here: both ends of the connection between guard and daemon, and
+// processes. What must not: what a guest is (hypervisor/), what a lease is
+// (cluster/): the guard knows processes and an instant, and keeps nothing on
+// disk.
+//
+// The daemon tells the guard at each renewal of the lease until when guests may
+// run. When that instant has passed and no later one came, the guard kills them
+// all. If the guard itself ends, the kernel kills daemon and guests
+// (PR_SET_PDEATHSIG): a guest that nobody would end in time must not run.
+package guard
+
+import (
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Errors that callers decide by.
+var (
+	// ErrDeadline: no guest may run now; the server has no lease.
+	ErrDeadline = errors.New("this server has no lease, so no guest may run")
+	// ErrExists: a guest of this id runs.
+	ErrExists = errors.New("a guest of this id runs already")
+)
+
+// boottime is CLOCK_BOOTTIME: unlike the monotonic clock it also counts while
+// the host sleeps, and others' clocks do not stop then.
+func boottime() time.Duration {
+	var ts unix.Timespec
+	// It fails only for clocks that do not exist.
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
+	return time.Duration(ts.Nano())
+}

@@ -1,0 +1,230 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process is what to run as a guest.
+type Process struct {
+	// ID names the guest: one process per id at a time.
+	ID   string   `json:"id"`
+	Path string   `json:"path"`
+	Args []string `json:"args"`
+	// Dir is its working directory.
+	Dir string `json:"dir"`
+	// LogPath is the file that its output is appended to.
+	LogPath string `json:"log_path"`
+}
+
+// Running is a guest that runs.
+type Running struct {
+	ID  string `json:"id"`
+	PID int    `json:"pid"`
+}
+
+// guests is every guest of this server, and until when they may run. Safe for
+// concurrent use.
+type guests struct {
+	now    func() time.Duration
+	thread *thread
+	alarm  *alarm
+	log    *slog.Logger
+	wg     sync.WaitGroup
+
+	mu       sync.Mutex
+	deadline time.Duration
+	closed   bool // no more starts
+	byID     map[string]*guest
+	// told is called, unlocked, for each guest that has ended.
+	told func(id string)
+}
+
+// guest is one process; without a pid it is being started.
+type guest struct {
+	pid  int
+	gone chan struct{}
+	// doomed: it was to be killed while it was being started.
+	doomed bool
+}
+
+// extend moves the deadline forward; it never goes back.
+func (g *guests) extend(until time.Duration) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if until <= g.deadline {
+		return nil
+	}
+	g.deadline = until
+	return g.alarm.set(until)
+}
+
+// enforce kills all guests if the deadline has passed.
+func (g *guests) enforce() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.now() < g.deadline || len(g.byID) == 0 {
+		return
+	}
+	g.log.Warn("the lease has ended; killing all guests", "guests", len(g.byID))
+	g.killAll()
+}
+
+// killAll sends the signals; the caller holds mu.
+func (g *guests) killAll() {
+	for id, one := range g.byID {
+		if one.pid != 0 { // else start finds out itself
+			g.signal(id, one)
+		}
+	}
+}
+
+// signal kills a guest and what it has started. Its pid is its own until it was
+// waited for, which the caller excludes by holding mu.
+func (g *guests) signal(id string, one *guest) {
+	if err := unix.Kill(-one.pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		g.log.Error("a guest can't be killed", "guest", id, "pid", one.pid, "err", err)
+	}
+}
+
+// start runs a process. The deadline is looked at before, and again once the
+// process is there: no guest may outlive it.
+func (g *guests) start(p Process) (pid int, err error) {
+	one := &guest{gone: make(chan struct{})}
+	if err := g.reserve(p.ID, one); err != nil {
+		return 0, err
+	}
+	cmd, err := g.spawn(p)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err != nil {
+		delete(g.byID, p.ID)
+		close(one.gone)
+		return 0, err
+	}
+	one.pid = cmd.Process.Pid
+	g.wg.Go(func() { g.wait(p.ID, one, cmd) })
+	switch {
+	case one.doomed:
+		g.signal(p.ID, one)
+		return 0, fmt.Errorf("guest %s was killed while it was being started", p.ID)
+	case g.closed || g.now() >= g.deadline:
+		g.signal(p.ID, one)
+		return 0, ErrDeadline
+	}
+	return one.pid, nil
+}
+
+func (g *guests) reserve(id string, one *guest) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case id == "":
+		return errors.New("a guest needs an id")
+	case g.byID[id] != nil:
+		return ErrExists
+	case g.closed || g.now() >= g.deadline:
+		return ErrDeadline
+	}
+	g.byID[id] = one
+	return nil
+}
+
+func (g *guests) spawn(p Process) (*exec.Cmd, error) {
+	log, err := os.OpenFile(p.LogPath, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the log of guest %s: %w", p.ID, err)
+	}
+	defer log.Close()
+	cmd := exec.Command(p.Path, p.Args...)
+	cmd.Dir, cmd.Env = p.Dir, guestEnv(os.Environ())
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := g.thread.do(cmd.Start); err != nil {
+		return nil, fmt.Errorf("starting guest %s: %w", p.ID, err)
+	}
+	return cmd, nil
+}
+
+// guestEnv is the guard's own environment without what is for the daemon.
+func guestEnv(env []string) []string {
+	var kept []string
+	for _, e := range env {
+		if !strings.HasPrefix(e, fdName+"=") {
+			kept = append(kept, e)
+		}
+	}
+	return kept
+}
+
+// wait reaps a guest. Its pid may be another's once Wait has returned, so that
+// must not overlap with a signal: first it is only seen to have ended.
+func (g *guests) wait(id string, one *guest, cmd *exec.Cmd) {
+	for {
+		err := unix.Waitid(unix.P_PID, one.pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	g.mu.Lock()
+	delete(g.byID, id)
+	_ = cmd.Wait() // how a guest ends is for its monitor to say
+	g.mu.Unlock()
+	g.log.Info("a guest has ended", "guest", id, "pid", one.pid, "how", cmd.ProcessState.String())
+	close(one.gone)
+	g.told(id)
+}
+
+// kill ends a guest and returns when it is gone. One that is not there is gone.
+func (g *guests) kill(ctx context.Context, id string) error {
+	g.mu.Lock()
+	one := g.byID[id]
+	switch {
+	case one == nil:
+	case one.pid == 0:
+		one.doomed = true
+	default:
+		g.signal(id, one)
+	}
+	g.mu.Unlock()
+	if one == nil {
+		return nil
+	}
+	select {
+	case <-one.gone:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the end of guest %s: %w", id, ctx.Err())
+	}
+}
+
+func (g *guests) list() []Running {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	list := []Running{}
+	for id, one := range g.byID {
+		if one.pid != 0 {
+			list = append(list, Running{ID: id, PID: one.pid})
+		}
+	}
+	return list
+}
+
+// close kills all guests for good and waits until they are gone.
+func (g *guests) close() {
+	g.mu.Lock()
+	g.closed = true
+	g.killAll()
+	g.mu.Unlock()
+	g.wg.Wait()
+}
