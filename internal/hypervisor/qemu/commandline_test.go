@@ -1,0 +1,47 @@
+package qemu
+
+import (
+	"flag"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/argon-cluster/argon/internal/hypervisor"
+)
+
+var update = flag.Bool("update", false, "write testdata anew")
+
+func TestCommandLine(t *testing.T) {
+	for name, spec := range map[string]hypervisor.Spec{
+		"tcg": {
+			ID: "g", Name: "web", CPUs: 2, MemoryBytes: 512 << 20, Acceleration: hypervisor.TCG, Dir: "/run/argon/machines/g",
+			Disks: []hypervisor.Disk{
+				{Socket: "/run/argon/volumes/v.nbd", Export: "v", Serial: "0123456789"},
+				{Socket: "/run/a,b/w.nbd", Export: "w", Serial: "9876543210"},
+			},
+			Ports: []hypervisor.Port{{HostAddress: "127.0.0.1", HostPort: 20000, GuestPort: 80}, {HostAddress: "127.0.0.1", HostPort: 20001, GuestPort: 22}},
+		},
+		"kvm": {ID: "g", Name: "a,b", CPUs: 1, MemoryBytes: 128 << 20, Acceleration: hypervisor.KVM, Dir: "/run/a,b/g"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args, err := commandLine(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := strings.Join(args, "\n") + "\n"
+			path := "testdata/" + name + ".args"
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("got\n%s\nwant\n%s(go test -update writes it anew)", got, want)
+			}
+		})
+	}
+}

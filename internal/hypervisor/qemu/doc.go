@@ -1,0 +1,50 @@
+// Package qemu runs guests with QEMU.
+//
+// What lives here: QEMU's command line, its monitor (qmp/), the guests' serial
+// consoles, and finding out what accelerates them. What must not: which guests
+// should run (agent/), and being their parent process: that is the guard's, so
+// that guests go on when the daemon ends.
+//
+// A guest's directory has
+//
+//	qmp.sock      QEMU's monitor; one client at a time
+//	console.sock  the serial port; one client at a time, which serves many
+//	console.log   what the guest printed last
+//	qemu.log      what QEMU itself says
+package qemu
+
+import (
+	"context"
+	"path/filepath"
+)
+
+// Launcher starts processes that outlive this one. Safe for concurrent use.
+type Launcher interface {
+	// Start runs a program, whose output is appended to logPath, under an id
+	// of its own.
+	Start(ctx context.Context, p Process) (pid int, err error)
+	// Kill ends it and returns when it is gone; one that is not there is gone.
+	Kill(ctx context.Context, id string) error
+	List(ctx context.Context) ([]Running, error)
+	// Done is closed when it is gone, or is not known.
+	Done(id string) <-chan struct{}
+}
+
+// Process is what to run.
+type Process struct {
+	ID, Path string
+	Args     []string
+	Dir      string
+	LogPath  string
+}
+
+// Running is what runs.
+type Running struct {
+	ID  string
+	PID int
+}
+
+func monitorSocket(dir string) string { return filepath.Join(dir, "qmp.sock") }
+func consoleSocket(dir string) string { return filepath.Join(dir, "console.sock") }
+func consoleLog(dir string) string    { return filepath.Join(dir, "console.log") }
+func ownLog(dir string) string        { return filepath.Join(dir, "qemu.log") }

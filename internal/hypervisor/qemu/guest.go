@@ -1,0 +1,114 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/hypervisor/qemu/qmp"
+)
+
+// guest is one QEMU; see hypervisor.Guest.
+type guest struct {
+	id, dir  string
+	pid      int
+	launcher Launcher
+	done     <-chan struct{}
+	console  *console
+
+	mu  sync.Mutex
+	qmp *qmp.Client // nil: let go of
+}
+
+func (g *guest) ID() string            { return g.id }
+func (g *guest) PID() int              { return g.pid }
+func (g *guest) Done() <-chan struct{} { return g.done }
+
+// letGo ends the connection to the monitor.
+func (g *guest) letGo() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.qmp != nil {
+		_ = g.qmp.Close()
+		g.qmp = nil
+	}
+}
+
+// execute runs a command of the monitor.
+func (g *guest) execute(ctx context.Context, command string, result any) error {
+	client, err := g.monitor(ctx)
+	if err == nil {
+		err = client.Execute(ctx, command, nil, result)
+	}
+	if err != nil {
+		return fmt.Errorf("guest %s: %w", g.id, err)
+	}
+	return nil
+}
+
+// monitor is the connection, made anew if it broke while the guest runs on.
+func (g *guest) monitor(ctx context.Context) (*qmp.Client, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.qmp == nil {
+		return nil, errors.New("it is gone")
+	}
+	select {
+	case <-g.qmp.Done():
+	default:
+		return g.qmp, nil
+	}
+	client, err := dialMonitor(ctx, g.dir, g.done)
+	if err != nil {
+		return nil, err
+	}
+	_ = g.qmp.Close()
+	g.qmp = client
+	return client, nil
+}
+
+// Status implements hypervisor.Guest.
+func (g *guest) Status(ctx context.Context) (hypervisor.Status, error) {
+	var answer struct {
+		Running bool   `json:"running"`
+		Status  string `json:"status"`
+	}
+	if err := g.execute(ctx, "query-status", &answer); err != nil {
+		return hypervisor.Status{}, err
+	}
+	return hypervisor.Status{State: runState(answer.Status), Detail: answer.Status}, nil
+}
+
+// runState translates QEMU's RunState (qapi/run-state.json).
+func runState(s string) hypervisor.RunState {
+	switch s {
+	case "running", "suspended": // asleep by its own will
+		return hypervisor.Running
+	case "shutdown":
+		return hypervisor.ShutDown
+	}
+	return hypervisor.Paused
+}
+
+// PowerDown implements hypervisor.Guest.
+func (g *guest) PowerDown(ctx context.Context) error {
+	return g.execute(ctx, "system_powerdown", nil)
+}
+
+// Resume implements hypervisor.Guest. A disk that waits in an I/O error tries
+// again.
+func (g *guest) Resume(ctx context.Context) error { return g.execute(ctx, "cont", nil) }
+
+// Kill implements hypervisor.Guest.
+func (g *guest) Kill(ctx context.Context) error {
+	if err := g.launcher.Kill(ctx, g.id); err != nil {
+		return fmt.Errorf("guest %s: %w", g.id, err)
+	}
+	return nil
+}
+
+// Console implements hypervisor.Guest.
+func (g *guest) Console(context.Context) (io.ReadWriteCloser, error) { return g.console.open() }
