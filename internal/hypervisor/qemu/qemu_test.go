@@ -380,31 +380,38 @@ func TestDiskAway(t *testing.T) {
 	}
 }
 
-// A full volume stops the guest; when there is room it goes on.
-func TestDiskFull(t *testing.T) {
-	w := newWorld(t)
-	var full atomic.Bool
-	w.disk.Judge(func(r *volume.Request) error {
-		if r.Op == volume.OpWrite && full.Load() {
-			return volume.ErrNoSpace
-		}
-		return nil
-	})
-	g := w.start()
-	c := listen(t, g)
-	c.hear("booted")
-	full.Store(true)
-	c.say("w")
-	until(t, g, hypervisor.Status{State: hypervisor.Paused, Detail: "io-error"})
-	if err := g.Resume(t.Context()); err != nil {
-		t.Fatal(err)
+// A volume that fails a write, full or broken, stops the guest; when it works
+// again, the guest goes on and never knew.
+func TestDiskFails(t *testing.T) {
+	for _, failure := range []error{volume.ErrNoSpace, errors.New("broken")} {
+		t.Run(failure.Error(), func(t *testing.T) {
+			w := newWorld(t)
+			var fails atomic.Bool
+			w.disk.Judge(func(r *volume.Request) error {
+				if r.Op == volume.OpWrite && fails.Load() {
+					return failure
+				}
+				return nil
+			})
+			g := w.start()
+			c := listen(t, g)
+			c.hear("booted")
+			fails.Store(true)
+			c.say("w")
+			for range 2 { // the second time after it was told to try again
+				until(t, g, hypervisor.Status{State: hypervisor.Paused, Detail: "io-error"})
+				if err := g.Resume(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			until(t, g, hypervisor.Status{State: hypervisor.Paused, Detail: "io-error"})
+			fails.Store(false)
+			if err := g.Resume(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			c.hear("W")
+		})
 	}
-	until(t, g, hypervisor.Status{State: hypervisor.Paused, Detail: "io-error"})
-	full.Store(false)
-	if err := g.Resume(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	c.hear("W")
 }
 
 // What stops QEMU from starting is told in its own words, and nothing is left.
