@@ -17,6 +17,12 @@ type usageError struct{ text string }
 
 func (e *usageError) Error() string { return e.text }
 
+// toldError: a process that this one started has said what is wrong; only its
+// exit code is left to hand on.
+type toldError struct{ code int }
+
+func (e *toldError) Error() string { return fmt.Sprintf("ended with code %d", e.code) }
+
 // usage makes an error that ends in where to find help.
 func usage(cmd *cobra.Command, format string, args ...any) error {
 	return &usageError{fmt.Sprintf(format, args...) + ": see `" + cmd.CommandPath() + " --help`"}
@@ -26,6 +32,9 @@ func usage(cmd *cobra.Command, format string, args ...any) error {
 func (a *app) exit(err error) int {
 	if err == nil {
 		return exitOK
+	}
+	if told := (*toldError)(nil); errors.As(err, &told) {
+		return told.code
 	}
 	fmt.Fprintln(a.err, "argon: "+describe(err))
 	var wrong *usageError

@@ -41,6 +41,8 @@ type Options struct {
 type Guard interface {
 	// SetDeadline says until when, by CLOCK_BOOTTIME, guests may run.
 	SetDeadline(ctx context.Context, until time.Duration) error
+	// Ready says that the daemon has started: a later end is a crash.
+	Ready(ctx context.Context) error
 }
 
 // The ports of a server unless told otherwise.
@@ -58,6 +60,8 @@ func DefaultRunDir(dir string) string {
 	}
 	return filepath.Join(dir, "run")
 }
+
+func (o *Options) runDir() string { return cmp.Or(o.RunDir, DefaultRunDir(o.Dir)) }
 
 // openMember finds out who this server is, and fills in what the options leave
 // open: a member of a cluster has the address and the ports that it was made
@@ -107,7 +111,7 @@ func ownAddress() string {
 // running after it. Errors at the start say what to do: a port in use, a
 // directory in use or of another cluster.
 func Run(ctx context.Context, o Options) error {
-	o.RunDir = cmp.Or(o.RunDir, DefaultRunDir(o.Dir))
+	o.RunDir = o.runDir()
 	p := paths{dir: o.Dir, runDir: o.RunDir}
 	if err := p.make(); err != nil {
 		return err
@@ -177,6 +181,11 @@ func (s *server) run(ctx context.Context) error {
 		}
 	})
 	s.Log.Info("serving", "address", public.Addr().String(), "socket", s.paths.adminSocket(), "dir", s.Dir)
+	if !isClosed(s.configured) {
+		if err := s.Guard.Ready(ctx); err != nil {
+			s.Log.Error("the guard was not told of the start", "err", err)
+		}
+	}
 	return g.Wait()
 }
 

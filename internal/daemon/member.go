@@ -26,6 +26,9 @@ func (s *server) runMember(ctx context.Context, data net.Listener) error {
 		return err
 	}
 	defer m.close(s.Log)
+	if err := s.Guard.Ready(ctx); err != nil {
+		return err
+	}
 
 	below, endBelow := context.WithCancel(background)
 	defer endBelow()
