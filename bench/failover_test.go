@@ -21,7 +21,7 @@ func BenchmarkFailover(b *testing.B) {
 	c.Argon(s, "machine", "create", "m", "--image", "tiny", "--memory", "128MiB", "--replicas", "3", "--publish", "8080:80")
 	home := c.ByName(c.Running(s, "m"))
 	w := c.Watch(8080, c.Servers()...)
-	answered := func(after int) { c.Eventually("the guest answers", func() bool { return len(w.Sightings()) > after }) }
+	answered := func(after int) { c.Eventually("the guest answers", func() bool { return len(w.Reports()) > after }) }
 	answered(0)
 
 	var elsewhere, back []time.Duration
@@ -31,7 +31,7 @@ func BenchmarkFailover(b *testing.B) {
 		must(b, home.Kill(b.Context()))
 		next := guestElsewhere(b, c, home)
 		elsewhere = append(elsewhere, time.Since(killed))
-		answered(len(w.Sightings()))
+		answered(len(w.Reports()))
 		back = append(back, time.Since(killed))
 		must(b, w.Err())
 		must(b, home.Start(b.Context()))

@@ -14,6 +14,7 @@ import (
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/client"
 	"github.com/argon-cluster/argon/internal/devcluster"
+	"github.com/argon-cluster/argon/internal/devcluster/counter"
 )
 
 func (a *app) demoCommand() *cobra.Command {
@@ -202,16 +203,16 @@ func (d *demo) moveAway() error {
 
 func (d *demo) count(ctx context.Context) (string, error) {
 	d.watch = startWatch(d.cluster, d.witness.Address, demoPort)
-	first, err := d.watch.until(ctx, func(countReport) bool { return true })
+	first, err := d.watch.until(ctx, func(counter.Report) bool { return true })
 	if err != nil {
 		return "", err
 	}
-	d.firstBoot = first.boot
-	now, err := d.watch.until(ctx, func(r countReport) bool { return r.count >= first.count+demoCounts })
+	d.firstBoot = first.Boot
+	now, err := d.watch.until(ctx, func(r counter.Report) bool { return r.Count >= first.Count+demoCounts })
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("http://%s:%d/ (any server's address will do) told %d, then %d", d.witness.Address, demoPort, first.count, now.count), nil
+	return fmt.Sprintf("http://%s:%d/ (any server's address will do) told %d, then %d", d.witness.Address, demoPort, first.Count, now.Count), nil
 }
 
 func (d *demo) kill(ctx context.Context) (string, error) {
@@ -235,23 +236,23 @@ func (d *demo) failover(ctx context.Context) (string, error) {
 }
 
 func (d *demo) countAgain(ctx context.Context) (string, error) {
-	again, err := d.watch.until(ctx, func(r countReport) bool { return r.boot != d.firstBoot })
+	again, err := d.watch.until(ctx, func(r counter.Report) bool { return r.Boot != d.firstBoot })
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("it told %d, %.2fs after the kill", again.count, d.now().Sub(d.killed).Seconds()), nil
+	return fmt.Sprintf("it told %d, %.2fs after the kill", again.Count, d.now().Sub(d.killed).Seconds()), nil
 }
 
 // prove compares what the guest had told by the time it was killed with what
 // it found on its disk when it started again.
 func (d *demo) prove(ctx context.Context) (string, error) {
-	now, err := d.watch.until(ctx, func(r countReport) bool { return r.boot != d.firstBoot })
+	now, err := d.watch.until(ctx, func(r counter.Report) bool { return r.Boot != d.firstBoot })
 	if err != nil {
 		return "", err
 	}
 	promised := d.watch.highest(d.firstBoot)
-	if now.found < promised {
-		return "", fmt.Errorf("LOST: the guest had told %d before the kill, and found only %d on its disk", promised, now.found)
+	if now.Found < promised {
+		return "", fmt.Errorf("LOST: the guest had told %d before the kill, and found only %d on its disk", promised, now.Found)
 	}
-	return fmt.Sprintf("none: told before the kill: %d; found on its disk at boot: %d", promised, now.found), nil
+	return fmt.Sprintf("none: told before the kill: %d; found on its disk at boot: %d", promised, now.Found), nil
 }

@@ -10,10 +10,11 @@ func (a *app) serverCommand() *cobra.Command {
   argon server --dir /srv/argon --address 10.0.0.1
   argon server ls`,
 		a.serverListCommand(), a.serverShowCommand(), a.serverRemoveCommand())
-	cmd.Long = `Runs this host's server until it is interrupted. A new one waits for ` + "`argon init`" + `
-or ` + "`argon join`" + `. It runs as two processes: the guard, which ends the machines here
-when the server is cut off, and the daemon, which does everything else and is
-started again when it ends. An interrupt stops both, and the machines with them.`
+	cmd.Long = `Runs this host's server until it is interrupted. A new one waits for
+"argon init" or "argon join". It runs as two processes: the guard, which ends
+the machines here when the server is cut off, and the daemon, which does
+everything else and is started again when it ends. An interrupt stops both,
+and the machines with them.`
 	f := &serverFlags{}
 	f.add(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return a.runServer(cmd, f) }

@@ -59,14 +59,14 @@ func clocksInOrder(t *testing.T, w *harness.Watcher) {
 	t.Helper()
 	last := make(map[string]time.Time)
 	var boots []string
-	for _, s := range w.Sightings() {
+	for _, s := range w.Reports() {
 		if _, ok := last[s.Boot]; !ok {
 			boots = append(boots, s.Boot)
 		}
 		if s.Boot != boots[len(boots)-1] {
 			t.Errorf("boot %s told %d after a later boot had begun", s.Boot, s.Count)
 		}
-		last[s.Boot] = s.Guest
+		last[s.Boot] = s.Time
 	}
 	for i := 1; i < len(boots); i++ {
 		if !last[boots[i-1]].Before(last[boots[i]]) {
@@ -108,7 +108,7 @@ func TestReplicaLinkCut(t *testing.T) {
 	w2 := c.Watch(port, other)
 	c.Running(other, machine, home.Name)
 	c.Eventually("the guest answers", func() bool { return w2.Highest() > 0 })
-	if s := w2.Sightings()[0]; s.Count < w.Highest() {
+	if s := w2.Reports()[0]; s.Count < w.Highest() {
 		t.Errorf("the guest found %d after it had told %d", s.Count, w.Highest())
 	}
 }

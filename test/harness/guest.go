@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/argon-cluster/argon/internal/devcluster"
+	"github.com/argon-cluster/argon/internal/devcluster/counter"
 )
 
 var (
@@ -70,19 +70,9 @@ type Watcher struct {
 	wg      sync.WaitGroup
 
 	mu      sync.Mutex
-	seen    []Sighting
+	seen    []counter.Report
 	highest uint64
 	wrong   error
-}
-
-// Sighting is one answer of a guest.
-type Sighting struct {
-	At    time.Time
-	Count uint64
-	// Boot names the guest's boot: it changes when it starts afresh.
-	Boot string
-	// Guest is the guest's own clock.
-	Guest time.Time
 }
 
 // Watch begins to ask; it ends with the test.
@@ -109,9 +99,9 @@ func (w *Watcher) Stop() {
 
 func (w *Watcher) loop(ctx context.Context) {
 	for n := 0; ctx.Err() == nil; n++ {
-		s, err := ask(ctx, w.http, w.urls[n%len(w.urls)])
+		r, err := counter.Ask(ctx, w.http, w.urls[n%len(w.urls)])
 		if err == nil {
-			w.note(s)
+			w.note(r)
 		}
 		select {
 		case <-ctx.Done():
@@ -120,32 +110,19 @@ func (w *Watcher) loop(ctx context.Context) {
 	}
 }
 
-func ask(ctx context.Context, c *http.Client, url string) (Sighting, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
-	if err != nil {
-		return Sighting{}, err
-	}
-	res, err := c.Do(req)
-	if err != nil {
-		return Sighting{}, err
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, 4096))
-	if err != nil {
-		return Sighting{}, err
-	}
-	return parseSighting(body)
-}
-
-// note checks that the count never goes back: every answer was on the disk.
-func (w *Watcher) note(s Sighting) {
+// note checks that the count never goes back, and that a boot finds on its disk
+// what was told before it.
+func (w *Watcher) note(r counter.Report) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if s.Count < w.highest && w.wrong == nil {
-		w.wrong = fmt.Errorf("the guest says %d in boot %s, after it had acknowledged %d", s.Count, s.Boot, w.highest)
+	if r.Count < w.highest && w.wrong == nil {
+		w.wrong = fmt.Errorf("the guest says %d in boot %s, after it had acknowledged %d", r.Count, r.Boot, w.highest)
 	}
-	w.highest = max(w.highest, s.Count)
-	w.seen = append(w.seen, s)
+	if n := len(w.seen); n > 0 && w.seen[n-1].Boot != r.Boot && r.Found < w.highest && w.wrong == nil {
+		w.wrong = fmt.Errorf("the guest found %d in boot %s, after it had acknowledged %d", r.Found, r.Boot, w.highest)
+	}
+	w.highest = max(w.highest, r.Count)
+	w.seen = append(w.seen, r)
 }
 
 // Highest is the highest count acknowledged so far.
@@ -156,20 +133,20 @@ func (w *Watcher) Highest() uint64 {
 }
 
 // Last is the newest answer; ok is false when there is none.
-func (w *Watcher) Last() (s Sighting, ok bool) {
+func (w *Watcher) Last() (r counter.Report, ok bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.seen) == 0 {
-		return s, false
+		return r, false
 	}
 	return w.seen[len(w.seen)-1], true
 }
 
-// Sightings are all answers.
-func (w *Watcher) Sightings() []Sighting {
+// Reports are all answers.
+func (w *Watcher) Reports() []counter.Report {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return append([]Sighting(nil), w.seen...)
+	return append([]counter.Report(nil), w.seen...)
 }
 
 // Err is set when an acknowledged count was lost.
@@ -183,7 +160,7 @@ func (w *Watcher) Err() error {
 // a later one had: two copies ran.
 func (w *Watcher) Boots() ([]string, error) {
 	var boots []string
-	for _, s := range w.Sightings() {
+	for _, s := range w.Reports() {
 		for i, b := range boots {
 			if b == s.Boot && i != len(boots)-1 {
 				return boots, errors.New("boot " + b + " answered after a later one: two copies of the machine ran")
