@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/google/renameio/v2"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 	"golang.org/x/sys/unix"
 )
 
@@ -171,6 +172,19 @@ func (d directory) sync() error {
 		return fmt.Errorf("write the server's directory: %w", err)
 	}
 	return nil
+}
+
+// hasEtcd tells whether this server's etcd has data. What an etcd left that was
+// to join others and never did is removed: started with that, it would make a
+// cluster of its own.
+func (d directory) hasEtcd() (bool, error) {
+	if !exists(d.etcd()) {
+		return false, nil
+	}
+	if wal.Exist(filepath.Join(d.etcd(), "member", "wal")) {
+		return true, nil
+	}
+	return false, d.removeEtcd()
 }
 
 // removeEtcd removes etcd's data; at once, so that half of it is never taken

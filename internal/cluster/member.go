@@ -202,7 +202,11 @@ func (m *Member) start(ctx context.Context) (err error) {
 	if id == nil {
 		return ErrUnconfigured
 	}
-	if exists(m.dir.etcd()) {
+	whole, err := m.dir.hasEtcd()
+	if err != nil {
+		return err
+	}
+	if whole {
 		if err := m.startEtcd(ctx, m.etcdConfig(id)); err != nil {
 			return err
 		}

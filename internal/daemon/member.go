@@ -61,18 +61,26 @@ func (s *server) runAbove(ctx context.Context, m *memberParts) error {
 	for _, loop := range []func(context.Context) error{
 		m.agent.Run,
 		m.ports.Run,
-		s.member.RunVoters,
+		func(ctx context.Context) error { return s.member.RunVoters(ctx, m.view) },
 		func(ctx context.Context) error { return s.reportUsage(ctx, m) },
 		func(ctx context.Context) error {
-			return s.member.Lead(ctx, func(ctx context.Context) error {
-				return controller.Run(ctx, controller.Options{
-					ServerID: s.member.ID(), Store: s.member.Store(), View: m.view, Now: time.Now, Log: s.Log,
-				})
-			})
+			return s.member.Lead(ctx, func(ctx context.Context) error { return s.lead(ctx, m) })
 		},
 	} {
 		g.Go(func() error { return ignoreCancel(loop(ctx)) })
 	}
+	return g.Wait()
+}
+
+// lead runs what only the leader does.
+func (s *server) lead(ctx context.Context, m *memberParts) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.member.LeadVoters(ctx, m.view) })
+	g.Go(func() error {
+		return controller.Run(ctx, controller.Options{
+			ServerID: s.member.ID(), Store: s.member.Store(), View: m.view, Now: time.Now, Log: s.Log,
+		})
+	})
 	return g.Wait()
 }
 

@@ -1,0 +1,190 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+)
+
+const (
+	// voterTick bounds how long a change of voters waits that only time brings
+	// about: a grace time that ends.
+	voterTick = 5 * time.Second
+	// learnerTick is how often a learner is asked whether it has caught up.
+	learnerTick = 200 * time.Millisecond
+	// memberTimeout bounds one change of etcd's membership.
+	memberTimeout = 5 * time.Second
+)
+
+// LeadVoters makes the voters those that there should be, one step after the
+// other, until ctx ends. The leader runs it; see Lead. It can be stopped at any
+// point: what etcd's membership is counts, and the records follow it.
+func (m *Member) LeadVoters(ctx context.Context, view *catalog.View) error {
+	p, err := m.running()
+	if err != nil {
+		return err
+	}
+	l := &voterLeader{parts: p, member: m, view: view, missing: map[string]time.Duration{}}
+	for ctx.Err() == nil {
+		changed := view.Changed()
+		again, err := l.pass(ctx)
+		if err != nil && ctx.Err() == nil {
+			m.opts.Log.Warn("the voters can't be changed; trying again", "err", err)
+		}
+		// Not at each change of some record, of which there may be many.
+		_ = sleep(ctx, learnerTick)
+		if again {
+			continue
+		}
+		t := time.NewTimer(voterTick)
+		select {
+		case <-changed:
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		t.Stop()
+	}
+	return nil
+}
+
+type voterLeader struct {
+	parts  *parts
+	member *Member
+	view   *catalog.View
+	// missing is since when, on the boottime clock, this leader sees a server
+	// without a lease.
+	missing map[string]time.Duration
+}
+
+// pass takes one step. again: there is more to do that no record will tell of.
+func (l *voterLeader) pass(ctx context.Context) (again bool, err error) {
+	st := l.view.State()
+	if st == nil {
+		return true, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	list, err := l.parts.client.MemberList(ctx)
+	if err != nil {
+		return true, fmt.Errorf("list etcd's members: %w", err)
+	}
+	members := membersOf(list.Members, st.Servers)
+	if err := l.record(ctx, st, members); err != nil {
+		return true, err
+	}
+	step := planVoters(electorate{
+		servers: l.electors(st), members: members,
+		grace: time.Duration(withDefaults(st.Cluster.GetSettings()).GetVoterGraceSeconds()) * time.Second,
+	})
+	if step.kind == noStep {
+		return learning(members), nil
+	}
+	err = l.carryOut(ctx, st, step)
+	if errors.Is(err, rpctypes.ErrMemberLearnerNotReady) || errors.Is(err, rpctypes.ErrUnhealthy) {
+		return true, nil // it has not caught up, or not everybody has met yet
+	}
+	if err != nil {
+		return true, fmt.Errorf("%v: %w", step, err)
+	}
+	l.member.opts.Log.Info("the voters change", "step", step.String())
+	return true, nil
+}
+
+func learning(members []member) bool {
+	for _, m := range members {
+		if m.learner {
+			return true
+		}
+	}
+	return false
+}
+
+// membersOf says whose each member is, by the address that it was added with.
+func membersOf(list []*etcdserverpb.Member, servers map[string]*argonv1.Server) []member {
+	byPeer := make(map[string]string, len(servers))
+	for id, s := range servers {
+		byPeer[urlString(s.GetAddress(), int(s.GetPeerPort()))] = id
+	}
+	members := make([]member, len(list))
+	for i, m := range list {
+		members[i] = member{id: m.ID, learner: m.IsLearner, started: m.Name != ""}
+		for _, url := range m.PeerURLs {
+			members[i].server = byPeer[url]
+		}
+		// A server that was removed and joined again at the same address is
+		// another one.
+		if m.Name != "" && m.Name != members[i].server {
+			members[i].server = ""
+		}
+	}
+	return members
+}
+
+func (l *voterLeader) electors(st *catalog.State) []elector {
+	now := l.member.opts.Boottime()
+	var all []elector
+	for id, s := range st.Servers {
+		e := elector{id: id, zone: s.GetZone()}
+		if st.Leases[id] != nil {
+			delete(l.missing, id)
+		} else {
+			since, ok := l.missing[id]
+			if !ok {
+				since = now
+				l.missing[id] = now
+			}
+			// Not zero: that is for one that is there.
+			e.away = max(now-since, 1)
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+func (l *voterLeader) carryOut(ctx context.Context, st *catalog.State, step voterStep) error {
+	var err error
+	switch step.kind {
+	case addLearner:
+		s := st.Servers[step.server]
+		_, err = l.parts.client.MemberAddAsLearner(ctx, []string{urlString(s.GetAddress(), int(s.GetPeerPort()))})
+	case promote:
+		_, err = l.parts.client.MemberPromote(ctx, step.member)
+	case remove:
+		_, err = l.parts.client.MemberRemove(ctx, step.member)
+	}
+	return err
+}
+
+// record writes into the servers' records what etcd's membership is. That is
+// what makes a server start or stop its own etcd.
+func (l *voterLeader) record(ctx context.Context, st *catalog.State, members []member) error {
+	for id, s := range st.Servers {
+		role, memberID := argonv1.VoterRole_VOTER_ROLE_CLIENT, uint64(0)
+		for _, m := range members {
+			if m.server == id {
+				role, memberID = argonv1.VoterRole_VOTER_ROLE_VOTER, m.id
+				if m.learner {
+					role = argonv1.VoterRole_VOTER_ROLE_LEARNER
+				}
+			}
+		}
+		if s.GetVoterRole() == role && s.GetMemberId() == memberID {
+			continue
+		}
+		_, err := l.parts.store.Servers.Update(ctx, id, func(s *argonv1.Server) error {
+			s.VoterRole, s.MemberId = role, memberID
+			return nil
+		})
+		if err != nil && !errors.Is(err, catalog.ErrNotFound) {
+			return fmt.Errorf("write down who votes: %w", err)
+		}
+	}
+	return nil
+}

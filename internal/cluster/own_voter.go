@@ -1,0 +1,160 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+)
+
+// ownVoterRetry is the pause after this server's etcd could not be brought to
+// what its record says.
+const ownVoterRetry = 500 * time.Millisecond
+
+// RunVoters makes this server's own etcd follow its record, and the client
+// follow the voters, until ctx ends.
+func (m *Member) RunVoters(ctx context.Context, view *catalog.View) error {
+	p, err := m.running()
+	if err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+		changed := view.Changed()
+		wait := time.Duration(-1)
+		if st := view.State(); st != nil {
+			if err := m.followRecord(ctx, p, st); err != nil && ctx.Err() == nil {
+				m.opts.Log.Warn("this server's etcd is not as it should be; trying again", "err", err)
+				wait = ownVoterRetry
+			}
+			if err := m.followVoters(p, st); err != nil {
+				m.opts.Log.Warn("the voters' addresses can't be kept", "err", err)
+			}
+		}
+		if wait >= 0 {
+			_ = sleep(ctx, wait)
+			continue
+		}
+		select {
+		case <-changed:
+		case <-m.etcdFailed():
+			_ = sleep(ctx, ownVoterRetry)
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// etcdFailed is closed when this server's etcd has ended by itself; nil, which
+// blocks for ever, while it has none.
+func (m *Member) etcdFailed() <-chan struct{} {
+	m.etcdMu.Lock()
+	defer m.etcdMu.Unlock()
+	if m.etcd == nil {
+		return nil
+	}
+	return m.etcd.failed
+}
+
+// ownEtcd tells which member of etcd runs here, 0 for none, and whether it has
+// ended by itself.
+func (m *Member) ownEtcd() (id uint64, failed bool) {
+	m.etcdMu.Lock()
+	defer m.etcdMu.Unlock()
+	if m.etcd == nil {
+		return 0, false
+	}
+	select {
+	case <-m.etcd.failed:
+		failed = true
+	default:
+	}
+	return m.etcd.id(), failed
+}
+
+// followRecord starts or stops etcd here.
+func (m *Member) followRecord(ctx context.Context, p *parts, st *catalog.State) error {
+	own := st.Servers[p.id.ServerID]
+	if own == nil {
+		return nil // removed; the end of the lease ends the rest
+	}
+	running, failed := m.ownEtcd()
+	if running == own.GetMemberId() && !failed {
+		return nil
+	}
+	// What etcd says counts, not a view that may be behind.
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	list, err := p.client.MemberList(ctx)
+	if err != nil {
+		return fmt.Errorf("list etcd's members: %w", err)
+	}
+	members := membersOf(list.Members, st.Servers)
+	mine := slices.IndexFunc(members, func(m member) bool { return m.server == p.id.ServerID })
+	switch {
+	case mine >= 0 && members[mine].id == running && !failed:
+		return nil
+	case mine >= 0 && members[mine].id == running:
+		m.stopEtcd() // and start it again, with what it has
+	default:
+		m.stopEtcd()
+		if err := m.dir.removeEtcd(); err != nil {
+			return err
+		}
+	}
+	if mine < 0 {
+		return nil
+	}
+	return m.joinEtcd(ctx, p, st, members)
+}
+
+// joinEtcd starts etcd as the member that was added for this server.
+func (m *Member) joinEtcd(ctx context.Context, p *parts, st *catalog.State, members []member) error {
+	var peers []string
+	for _, one := range members {
+		s := st.Servers[one.server]
+		if s == nil {
+			return errors.New("etcd has a member whose server is not known yet")
+		}
+		peers = append(peers, one.server+"="+urlString(s.GetAddress(), int(s.GetPeerPort())))
+	}
+	c := m.etcdConfig(p.id)
+	c.peers, c.joining = strings.Join(peers, ","), true
+	// Not bounded: etcd keeps it.
+	return m.startEtcd(context.WithoutCancel(ctx), c)
+}
+
+// followVoters leads the client to the voters, and keeps in server.json where
+// they are, for the next start.
+func (m *Member) followVoters(p *parts, st *catalog.State) error {
+	servers := slices.SortedFunc(maps.Values(st.Servers), func(a, b *argonv1.Server) int {
+		return strings.Compare(a.GetMeta().GetId(), b.GetMeta().GetId())
+	})
+	var voters []string
+	for _, s := range servers {
+		if s.GetVoterRole() == argonv1.VoterRole_VOTER_ROLE_VOTER {
+			voters = append(voters, urlString(s.GetAddress(), int(s.GetEtcdPort())))
+		}
+	}
+	if len(voters) > 0 && !slices.Equal(voters, p.client.Endpoints()) {
+		p.client.SetEndpoints(voters...)
+	}
+	all := endpointsOf(servers)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.identity == nil || slices.Equal(all, m.identity.Endpoints) {
+		return nil
+	}
+	changed := *m.identity
+	changed.Endpoints = all
+	if err := m.dir.saveIdentity(&changed); err != nil {
+		return err
+	}
+	m.identity = &changed
+	return nil
+}
