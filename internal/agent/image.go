@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
@@ -130,11 +129,11 @@ func (a *Agent) setReady(ctx context.Context, id string, ready bool) error {
 }
 
 func (a *Agent) recheckImage(ctx context.Context, id string) error {
-	ids, err := a.Images.List(ctx)
+	here, err := a.Images.Has(ctx, id)
 	if err != nil {
 		return fmt.Errorf("look for the image: %w", err)
 	}
-	if !slices.Contains(ids, id) {
+	if !here {
 		return a.setReady(ctx, id, false)
 	}
 	a.mu.Lock()

@@ -96,6 +96,9 @@ type Images interface {
 	// List names the images that lie here whole, without those that are
 	// being imported and have no record yet.
 	List(ctx context.Context) ([]string, error)
+	// Has tells whether an image lies here whole, even if it is being
+	// imported.
+	Has(ctx context.Context, imageID string) (bool, error)
 	// Fetch copies an image from one of the servers: whole and with the right
 	// checksum, or not at all.
 	Fetch(ctx context.Context, image *argonv1.Image, from []*argonv1.Server) error

@@ -353,6 +353,12 @@ func (i *fakeImages) List(context.Context) ([]string, error) {
 	return ids, nil
 }
 
+func (i *fakeImages) Has(_ context.Context, id string) (bool, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.images[id], nil
+}
+
 func (i *fakeImages) Fetch(_ context.Context, image *argonv1.Image, from []*argonv1.Server) error {
 	source := i.world.hosts[from[0].GetMeta().GetId()]
 	source.mu.Lock()

@@ -161,6 +161,7 @@ func (c etcdConfig) embed(ctx context.Context, log *slog.Logger) (*embed.Config,
 	cfg.TlsMinVersion = "TLS1.3"
 	cfg.TickMs, cfg.ElectionMs = uint(c.heartbeat.Milliseconds()), uint(c.election.Milliseconds())
 	cfg.QuotaBackendBytes = etcdQuota
+	cfg.MaxLearners = maxLearners
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = etcdSnapshotEntries, etcdCatchUpEntries
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, etcdHistory
 	cfg.EnableGRPCGateway = false

@@ -83,17 +83,18 @@ func votersWanted(servers int) int {
 // planVoters names the next step towards the voters that there should be.
 //
 // A new voter is added as a learner, which has no part in majorities until it
-// has caught up, and only then, if there are too many, the one it replaces is
-// removed. No step is taken after which those that are known to live would be
-// no majority.
+// has caught up. All learners are added before the first is promoted: after a
+// promotion etcd takes no other member for a while, and an even number of voters
+// should not last. For the same reason a voter that is lost goes before another
+// comes in its place: while it is there, etcd takes no new member. No step is
+// taken after which those that are known to live would be no majority.
 func planVoters(e electorate) voterStep {
-	if s := e.learnerStep(); s.kind != noStep {
-		return s
+	for _, step := range []func() voterStep{e.dropLearner, e.removal, e.addition, e.promotion} {
+		if s := step(); s.kind != noStep {
+			return s
+		}
 	}
-	if s := e.removalStep(); s.kind != noStep {
-		return s
-	}
-	return e.additionStep()
+	return voterStep{}
 }
 
 // find is the server of an id; nil if there is none.
@@ -120,19 +121,27 @@ func (e electorate) voters() []member {
 	return slices.DeleteFunc(slices.Clone(e.members), func(m member) bool { return m.learner })
 }
 
-// learnerStep goes on with the learner, if there is one: etcd takes no second
-// one.
-func (e electorate) learnerStep() voterStep {
-	for _, m := range e.members {
-		if !m.learner {
-			continue
-		}
+func (e electorate) learners() []member {
+	return slices.DeleteFunc(slices.Clone(e.members), func(m member) bool { return !m.learner })
+}
+
+// dropLearner removes a learner that will not become a voter.
+func (e electorate) dropLearner() voterStep {
+	for _, m := range e.learners() {
 		switch {
-		case !e.alive(m) && (e.lost(m) || !m.started):
+		case e.lost(m), !e.alive(m) && !m.started:
 			return voterStep{kind: remove, member: m.id, why: "the learner's server is lost"}
-		case !e.replaces():
+		case e.missing() <= 0:
 			return voterStep{kind: remove, member: m.id, why: "no more voters are needed"}
-		case m.started && e.alive(m):
+		}
+	}
+	return voterStep{}
+}
+
+// promotion makes a learner a voter; etcd refuses until it has caught up.
+func (e electorate) promotion() voterStep {
+	for _, m := range e.learners() {
+		if m.started && e.alive(m) {
 			return voterStep{kind: promote, member: m.id, why: "it has started"}
 		}
 	}
@@ -144,39 +153,45 @@ func (e electorate) standing() []member {
 	return slices.DeleteFunc(e.voters(), e.lost)
 }
 
-// replaces tells whether one more voter is needed.
-func (e electorate) replaces() bool {
-	return len(e.standing()) < votersWanted(len(e.servers))
+// missing is how many more voters there should be.
+func (e electorate) missing() int {
+	return votersWanted(len(e.servers)) - len(e.standing())
 }
 
-// removalStep removes a voter that is one too many: the lost ones first, then
-// those that share a zone with most others.
-func (e electorate) removalStep() voterStep {
+// removal removes a voter whose server is not part of the cluster any more, one
+// that is one too many, or one that is lost and can be replaced.
+func (e electorate) removal() voterStep {
 	voters := e.voters()
-	gone := slices.IndexFunc(voters, func(m member) bool { return e.find(m.server) == nil })
-	if gone < 0 && len(voters) <= votersWanted(len(e.servers)) {
+	slices.SortFunc(voters, e.worstFirst)
+	worst := voters[0]
+	var why string
+	switch {
+	case e.find(worst.server) == nil:
+		why = "its server was removed"
+	case len(voters) > votersWanted(len(e.servers)):
+		why = "there are more voters than needed"
+	case e.lost(worst) && e.best() != nil:
+		why = "its server is lost, and another can replace it"
+	default:
 		return voterStep{}
 	}
-	why := "its server was removed"
-	if gone < 0 {
-		slices.SortFunc(voters, e.worstFirst)
-		gone, why = 0, "there are more voters than needed"
-	}
-	if !e.survives(voters[gone]) {
+	if !e.survives(worst) {
 		return voterStep{}
 	}
-	return voterStep{kind: remove, member: voters[gone].id, why: why}
+	return voterStep{kind: remove, member: worst.id, why: why}
 }
 
 func (e electorate) worstFirst(a, b member) int {
 	rank := func(m member) int {
 		switch {
-		case e.lost(m):
+		case e.find(m.server) == nil:
 			return 0
-		case !e.alive(m):
+		case e.lost(m):
 			return 1
+		case !e.alive(m):
+			return 2
 		}
-		return 2
+		return 3
 	}
 	return cmp.Or(
 		cmp.Compare(rank(a), rank(b)),
@@ -186,14 +201,14 @@ func (e electorate) worstFirst(a, b member) int {
 	)
 }
 
-// inZone counts the voters in a server's zone.
+// inZone counts the voters, and those that learn, in a server's zone.
 func (e electorate) inZone(server string) int {
 	s := e.find(server)
 	if s == nil {
 		return 0
 	}
 	n := 0
-	for _, m := range e.voters() {
+	for _, m := range e.members {
 		if other := e.find(m.server); other != nil && other.zone == s.zone {
 			n++
 		}
@@ -216,37 +231,46 @@ func (e electorate) survives(without member) bool {
 	return alive > all/2
 }
 
-// additionStep adds a learner where a voter is missing or lost: in the zone
-// with the fewest voters, and there the oldest server.
-func (e electorate) additionStep() voterStep {
-	learning := slices.ContainsFunc(e.members, func(m member) bool { return m.learner })
-	if learning || !e.replaces() {
+// maxLearners is how many may learn at once; etcd is told the same.
+const maxLearners = 2
+
+// addition adds a learner where a voter is missing.
+func (e electorate) addition() voterStep {
+	learners := len(e.learners())
+	best := e.best()
+	// A second voter without a third one to follow would make things worse.
+	if best == nil || learners >= min(e.missing(), maxLearners) || !e.helps() {
 		return voterStep{}
 	}
+	return voterStep{
+		kind: addLearner, server: best.id,
+		why: fmt.Sprintf("%d of %d voters stand", len(e.standing()), votersWanted(len(e.servers))),
+	}
+}
+
+// best is the server that should vote next: in the zone with the fewest
+// voters, and there the oldest. nil if none can.
+func (e electorate) best() *elector {
 	var best *elector
 	for i, s := range e.servers {
-		votes := slices.ContainsFunc(e.members, func(m member) bool { return m.server == s.id })
-		if votes || s.away > 0 {
+		member := slices.ContainsFunc(e.members, func(m member) bool { return m.server == s.id })
+		if member || s.away > 0 {
 			continue
 		}
 		if best == nil || cmp.Or(cmp.Compare(e.inZone(s.id), e.inZone(best.id)), cmp.Compare(s.id, best.id)) < 0 {
 			best = &e.servers[i]
 		}
 	}
-	// A second voter without a third one to follow would make things worse.
-	if best == nil || !e.helps() {
-		return voterStep{}
-	}
-	return voterStep{kind: addLearner, server: best.id, why: fmt.Sprintf("%d of %d voters stand", len(e.standing()), votersWanted(len(e.servers)))}
+	return best
 }
 
-// helps tells whether there are servers enough, alive or voting, to end with an
-// odd number of voters.
+// helps tells whether there are servers enough, alive or voting, to end with
+// more voters, an odd number of them.
 func (e electorate) helps() bool {
 	n := 0
 	for _, s := range e.servers {
-		votes := slices.ContainsFunc(e.standing(), func(m member) bool { return m.server == s.id })
-		if votes || s.away == 0 {
+		stands := slices.ContainsFunc(e.standing(), func(m member) bool { return m.server == s.id })
+		if stands || s.away == 0 {
 			n++
 		}
 	}

@@ -23,6 +23,11 @@ type imageCopies struct {
 // List implements agent.Images.
 func (c imageCopies) List(context.Context) ([]string, error) { return c.store.List() }
 
+// Has implements agent.Images.
+func (c imageCopies) Has(_ context.Context, imageID string) (bool, error) {
+	return c.store.Has(imageID)
+}
+
 // Remove implements agent.Images.
 func (c imageCopies) Remove(_ context.Context, imageID string) error { return c.store.Remove(imageID) }
 

@@ -134,6 +134,23 @@ func (s *Store) List() ([]string, error) {
 	return ids, nil
 }
 
+// Has tells whether an image is here, whole, even one that is just being
+// imported.
+func (s *Store) Has(id string) (bool, error) {
+	path, err := s.path(id)
+	if err != nil {
+		return false, err
+	}
+	switch _, err := os.Stat(path); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	default:
+		return false, fmt.Errorf("looking for image %s: %w", id, err)
+	}
+}
+
 // Open opens an image for reading. fs.ErrNotExist when it is not here. An open
 // image stays readable while it is removed.
 func (s *Store) Open(id string) (*os.File, error) {
