@@ -7,7 +7,6 @@
 package bench_test
 
 import (
-	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -26,8 +25,8 @@ func report(b *testing.B, what string, all []time.Duration) {
 	b.ReportMetric(p50.Seconds(), "s/p50")
 	b.ReportMetric(p99.Seconds(), "s/p99")
 	b.ReportMetric(0, "ns/op")
-	b.Log(fmt.Sprintf("| %s | %d | %.2f s | %.2f s | %.2f s | %.2f s |", what, len(all),
-		slices.Min(all).Seconds(), p50.Seconds(), p99.Seconds(), slices.Max(all).Seconds()))
+	b.Logf("| %s | %d | %.2f s | %.2f s | %.2f s | %.2f s |", what, len(all),
+		slices.Min(all).Seconds(), p50.Seconds(), p99.Seconds(), slices.Max(all).Seconds())
 }
 
 func must(b *testing.B, err error) {

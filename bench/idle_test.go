@@ -2,7 +2,6 @@ package bench_test
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -46,7 +45,7 @@ func BenchmarkIdle(b *testing.B) {
 	for _, s := range c.Servers() {
 		cpu, memory := cost(b, s)
 		share := float64(cpu-before[s.Name]) / float64(idleTime)
-		b.Log(fmt.Sprintf("| %s idle | %.0f MB | %.2f %% of a core |", s.Name, float64(memory)/1e6, 100*share))
+		b.Logf("| %s idle | %.0f MB | %.2f %% of a core |", s.Name, float64(memory)/1e6, 100*share)
 		b.ReportMetric(float64(memory)/1e6, "MB/"+s.Name)
 		b.ReportMetric(100*share, "%CPU/"+s.Name)
 	}

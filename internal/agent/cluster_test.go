@@ -68,7 +68,7 @@ func TestMachineStopsStartsAndGoes(t *testing.T) {
 	}
 
 	w.want(wantRunning)
-	m = w.runs(m.GetPlacement())
+	w.runs(m.GetPlacement())
 	_, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
 		m.Wanted = wantRemoved
 		return nil

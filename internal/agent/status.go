@@ -35,11 +35,11 @@ func observe(m *argonv1.Machine, serverID string, seen machineSeen, allowed bool
 	if !belongs(m, serverID) {
 		return observation{}, false
 	}
-	for _, g := range seen.guests {
-		switch {
-		case g.exited || g.placement != m.GetPlacement():
-			return observation{}, false // about to be forgotten or killed
-		case !g.adopted:
+	if len(seen.guests) > 0 {
+		// One that has exited, or is of another placement, is about to be
+		// forgotten or killed.
+		g := seen.guests[0]
+		if g.exited || g.placement != m.GetPlacement() || !g.adopted {
 			return observation{}, false
 		}
 		return observeGuest(m, g, seen.disks), true

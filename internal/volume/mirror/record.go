@@ -136,14 +136,3 @@ func inSync(v *argonv1.Volume) []Member {
 	}
 	return ms
 }
-
-// copyTargets lists the replicas that exist and are behind.
-func copyTargets(v *argonv1.Volume) []uint32 {
-	var ids []uint32
-	for _, r := range v.GetReplicas() {
-		if r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC {
-			ids = append(ids, r.GetId())
-		}
-	}
-	return ids
-}
