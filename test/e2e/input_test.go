@@ -30,6 +30,7 @@ func TestBadInput(t *testing.T) {
 	whole, err := os.ReadFile(qcow)
 	must(t, err)
 	must(t, os.WriteFile(cut, whole[:len(whole)/2], 0o600))
+	keeper := replicaOf(t, c, "data").Name
 	before := everything(c, s)
 
 	for _, tt := range []struct {
@@ -42,7 +43,7 @@ func TestBadInput(t *testing.T) {
 		{"a machine's name twice", []string{"machine", "create", "m", "--image", "tiny"}, `machine "m" exists already`},
 		{"a name that is none", []string{"volume", "create", "Data!", "--size", "1GiB"}, "use 1 to 63 of a-z"},
 		{"a volume larger than all space", []string{"volume", "create", "huge", "--size", "60TiB"}, "huge"},
-		{"no replicas", []string{"volume", "create", "none", "--size", "1GiB", "--replicas", "9"}, "give 1, 2 or 3"},
+		{"no replicas", []string{"volume", "create", "none", "--size", "1GiB", "--replicas", "9"}, "1, 2 and 3 are possible"},
 		{"an image that is none", []string{"image", "import", "noise", noise, "--format", "qcow2"}, "noise"},
 		{"an image that was cut", []string{"image", "import", "cut", cut}, "cut"},
 		{"an image that is not there", []string{"image", "import", "none", filepath.Join(dir, "none")}, "none"},
@@ -55,7 +56,7 @@ func TestBadInput(t *testing.T) {
 		{"a volume that a machine has", []string{"machine", "create", "m2", "--volume", "m"}, "volume m"},
 		{"removing a volume that a machine has", []string{"volume", "rm", "m"}, "machine m"},
 		{"removing a machine that is not there", []string{"machine", "rm", "none"}, `machine "none" does not exist`},
-		{"removing a server with replicas", []string{"server", "rm", "s2"}, "s2"},
+		{"removing a server with replicas", []string{"server", "rm", keeper}, keeper},
 		{"a wrong token", []string{"join", c.S(2).Address, "nonsense"}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
