@@ -30,7 +30,8 @@ func TestBadInput(t *testing.T) {
 	whole, err := os.ReadFile(qcow)
 	must(t, err)
 	must(t, os.WriteFile(cut, whole[:len(whole)/2], 0o600))
-	keeper := replicaOf(t, c, "data").Name
+	c.Argon(s, "volume", "create", "alone", "--size", "64MiB", "--replicas", "1")
+	keeper := replicaOf(t, c, "alone").Name
 	before := everything(c, s)
 
 	for _, tt := range []struct {
@@ -56,7 +57,7 @@ func TestBadInput(t *testing.T) {
 		{"a volume that a machine has", []string{"machine", "create", "m2", "--volume", "m"}, "volume m"},
 		{"removing a volume that a machine has", []string{"volume", "rm", "m"}, "machine m"},
 		{"removing a machine that is not there", []string{"machine", "rm", "none"}, `machine "none" does not exist`},
-		{"removing a server with replicas", []string{"server", "rm", keeper}, keeper},
+		{"removing a server with the only replica", []string{"server", "rm", keeper}, keeper},
 		{"a wrong token", []string{"join", c.S(2).Address, "nonsense"}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

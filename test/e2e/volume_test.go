@@ -165,10 +165,14 @@ func run(t *testing.T, name string, args ...string) []byte {
 	return out
 }
 
-// A full disk stops the writer, says so, and loses nothing: when there is room
-// again the guest goes on as if nothing had been.
+// A full disk makes the writer wait, says so, and loses nothing: when there is
+// room again it goes on as if nothing had been.
 func TestFullDisk(t *testing.T) {
 	harness.NeedRoot(t)
+	nbdcopy, err := exec.LookPath("nbdcopy")
+	if err != nil {
+		t.Skip("needs nbdcopy, of the package libnbd-bin")
+	}
 	dir, err := os.MkdirTemp("", "argon-e2e-")
 	must(t, err)
 	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1g,mode=0700"))
@@ -181,22 +185,41 @@ func TestFullDisk(t *testing.T) {
 	w := c.Watch(port, home)
 	counts(c, w, 5)
 	boot := lastBoot(t, w)
+	c.Argon(home, "volume", "create", "data", "--size", "128MiB")
+	uri, _ := connect(t, c, home, "data")
+	data := make([]byte, 128<<20)
+	_, _ = rand.Read(data)
+	file := filepath.Join(t.TempDir(), "data")
+	must(t, os.WriteFile(file, data, 0o600))
 
-	// Less than the reserve stays free: replicas take no more writes, and the
-	// catalog still does.
+	// Less than what is written stays free above the reserve: replicas take no
+	// more then, and the catalog still does.
 	filler := filepath.Join(dir, "filler")
-	fill(t, dir, filler, 32<<20)
+	fill(t, dir, filler, 96<<20)
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		run(t, nbdcopy, "--flush", file, uri)
+	}()
 	c.Eventually("an event says that the disk is full", func() bool {
-		return strings.Contains(c.Argon(home, "events"), "full")
+		return strings.Contains(c.Argon(home, "events"), "volume-full")
 	})
-	stopped := w.Highest()
+	select {
+	case <-copied:
+		t.Fatal("the copy did not wait for room")
+	default:
+	}
 	must(t, os.Remove(filler))
-	counts(c, w, 10)
+	<-copied
+	if got := run(t, nbdcopy, uri, "-"); !bytes.Equal(got, data) {
+		t.Error("what was written while the disk was full is not what is read")
+	}
+	counts(c, w, 5)
 	if now := lastBoot(t, w); now != boot {
 		t.Errorf("the guest was restarted: boot %s, then %s", boot, now)
 	}
-	t.Logf("it stood still at %d", stopped)
 	c.Healthy(home, machine)
+	c.Healthy(home, "data")
 }
 
 // fill leaves so many bytes free.
