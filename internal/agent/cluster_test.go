@@ -36,10 +36,10 @@ func TestMachineSurvivesItsServer(t *testing.T) {
 	// The lost server comes back: it starts nothing, and its replica is
 	// brought up to date.
 	back := w.hosts[first.GetServerId()]
-	before := back.starts
+	before := back.monitor.Starts()
 	back.start()
 	st := w.until("healthy again", func(st *catalog.State) bool { return allInSync(st.Volumes["v"], 2) })
-	if got := st.Machines["m"]; got.GetServerId() != second.GetServerId() || w.guests() != 1 || back.starts != before {
+	if got := st.Machines["m"]; got.GetServerId() != second.GetServerId() || w.guests() != 1 || back.monitor.Starts() != before {
 		t.Errorf("after the return of %s: %v, %d guests", back.id, got, w.guests())
 	}
 	for _, reason := range []string{"machine-placed", "machine-started", "machine-lost"} {
@@ -100,7 +100,7 @@ func TestCrashedGuestIsStartedAgain(t *testing.T) {
 	w := newWorld(t, "a")
 	w.create(1, "a")
 	m := w.runs(0)
-	w.hosts["a"].guest().exit()
+	w.hosts["a"].guest().Exit()
 	w.until("started again", func(st *catalog.State) bool {
 		s := st.Machines["m"].GetStatus()
 		return s.GetState() == stateRunning && s.GetStarts() == 2
@@ -113,14 +113,14 @@ func TestCrashedGuestIsStartedAgain(t *testing.T) {
 
 func TestGuestThatCannotStartIsTriedAgain(t *testing.T) {
 	w := newWorld(t, "a")
-	w.hosts["a"].fail = errors.New("no such monitor")
+	w.hosts["a"].monitor.Fail(errors.New("no such monitor"))
 	w.create(1, "a")
 	w.until("failed, with the reason", func(st *catalog.State) bool {
 		s := st.Machines["m"].GetStatus()
 		return s.GetState() == stateFailed && strings.Contains(s.GetReason(), "no such monitor")
 	})
 	w.hosts["a"].mu.Lock()
-	w.hosts["a"].fail = nil
+	w.hosts["a"].monitor.Fail(nil)
 	w.hosts["a"].mu.Unlock()
 	w.runs(0)
 }
@@ -147,8 +147,8 @@ func TestGuestOutlivesItsDaemon(t *testing.T) {
 			if _, err := h.agent.Guest("m"); err != nil {
 				t.Error(err)
 			}
-			if h.guest() != guest || h.starts != 1 {
-				t.Errorf("the guest was started anew (%d starts)", h.starts)
+			if h.guest() != guest || h.monitor.Starts() != 1 {
+				t.Errorf("the guest was started anew (%d starts)", h.monitor.Starts())
 			}
 		})
 	}
@@ -200,7 +200,7 @@ func TestFullDiskPausesTheMachine(t *testing.T) {
 	holder := w.holders["v"]
 	w.mu.Unlock()
 	holder.setFull(true)
-	guest.set(hypervisor.Status{State: hypervisor.Paused, Detail: "io-error"})
+	guest.Set(hypervisor.Status{State: hypervisor.Paused, Detail: "io-error"})
 	w.until("paused, with the reason", func(st *catalog.State) bool {
 		s := st.Machines["m"].GetStatus()
 		return s.GetState() == statePaused && strings.Contains(s.GetReason(), "no room")
@@ -217,9 +217,7 @@ func TestDeafGuestIsStoppedByForce(t *testing.T) {
 	w.create(1, "a")
 	w.runs(0)
 	guest := w.hosts["a"].guest()
-	guest.mu.Lock()
-	guest.deaf = true
-	guest.mu.Unlock()
+	guest.Deafen()
 	w.want(wantStopped)
 	w.until("stopping", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopping })
 	if _, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {

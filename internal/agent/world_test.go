@@ -21,6 +21,7 @@ import (
 	"github.com/argon-cluster/argon/internal/catalog/catalogtest"
 	"github.com/argon-cluster/argon/internal/controller"
 	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/hypervisor/fake"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 )
 
@@ -93,7 +94,7 @@ func (w *world) join(name string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	h := &host{world: w, id: name, replicas: map[string][]uint32{}, guests: map[string]*fakeGuest{}, images: map[string]bool{}}
+	h := &host{world: w, id: name, replicas: map[string][]uint32{}, images: map[string]bool{}}
 	w.hosts[name] = h
 	h.start()
 }
@@ -162,9 +163,7 @@ func (w *world) runs(after uint64) *argonv1.Machine {
 func (w *world) guests() int {
 	n := 0
 	for _, h := range w.hosts {
-		h.mu.Lock()
-		n += len(h.guests)
-		h.mu.Unlock()
+		n += len(h.monitor.Guests())
 	}
 	return n
 }
@@ -194,11 +193,8 @@ type host struct {
 	mu       sync.Mutex
 	replicas map[string][]uint32
 	images   map[string]bool
-	guests   map[string]*fakeGuest
-	pids     int
-	starts   int
-	fail     error // of the next starts
 
+	monitor fake.Monitor
 	agent   *Agent
 	lease   clientv3.LeaseID
 	crashed *atomic.Bool // the daemon was killed: nothing of it does anything
@@ -227,7 +223,7 @@ func (h *host) start() {
 	h.agent = New(Options{
 		ServerID: h.id, Store: w.store, View: view, Gate: &fakeGate{view: view, id: h.id},
 		Volumes: &fakeVolumes{h, h.crashed}, Replicas: (*fakeReplicas)(h), Images: (*fakeImages)(h),
-		Ports: fakePorts{}, Dirs: fakeDirs{}, Monitor: (*fakeMonitor)(h), Now: time.Now, Tick: 20 * time.Millisecond, Log: quiet().With("server", h.id),
+		Ports: fakePorts{}, Dirs: fakeDirs{}, Monitor: &h.monitor, Now: time.Now, Tick: 20 * time.Millisecond, Log: quiet().With("server", h.id),
 	})
 	h.stop, h.done = cancel, make(chan struct{})
 	go func() {
@@ -243,6 +239,9 @@ func (h *host) start() {
 func (h *host) end() {
 	h.stop()
 	<-h.done
+	if twice := h.monitor.Twice(); len(twice) > 0 {
+		h.world.t.Errorf("server %s started %v beside another guest", h.id, twice)
+	}
 }
 
 // crash ends the daemon without warning; its guests go on.
@@ -254,12 +253,7 @@ func (h *host) crash() {
 // kill ends all of the server's processes at once, and its lease.
 func (h *host) kill() {
 	h.crash()
-	h.mu.Lock()
-	for _, g := range h.guests {
-		g.gone(hypervisor.Status{})
-	}
-	clear(h.guests)
-	h.mu.Unlock()
+	h.monitor.KillAll()
 	if h.lease != clientv3.NoLease {
 		if _, err := h.world.cli.Revoke(context.Background(), h.lease); err != nil {
 			h.world.t.Error(err)
@@ -269,11 +263,9 @@ func (h *host) kill() {
 }
 
 // guest is the one guest that runs on the host.
-func (h *host) guest() *fakeGuest {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, g := range h.guests {
-		return g
+func (h *host) guest() *fake.Guest {
+	if all := h.monitor.Guests(); len(all) > 0 {
+		return all[0]
 	}
 	return nil
 }
@@ -379,111 +371,6 @@ func (i *fakeImages) Remove(_ context.Context, id string) error {
 	delete(i.images, id)
 	return nil
 }
-
-// fakeMonitor runs a host's guests.
-type fakeMonitor host
-
-func (m *fakeMonitor) Probe(context.Context) (hypervisor.Probe, error) {
-	return hypervisor.Probe{Acceleration: hypervisor.TCG, Reason: "this is a test"}, nil
-}
-
-func (m *fakeMonitor) Start(_ context.Context, spec hypervisor.Spec) (hypervisor.Guest, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.fail != nil {
-		return nil, m.fail
-	}
-	if len(m.guests) > 0 {
-		m.world.t.Errorf("server %s starts guest %s beside another", m.id, spec.ID)
-	}
-	m.pids++
-	m.starts++
-	g := &fakeGuest{host: (*host)(m), id: spec.ID, pid: m.pids, done: make(chan struct{}), status: hypervisor.Status{State: hypervisor.Running}}
-	m.guests[spec.ID] = g
-	return g, nil
-}
-
-func (m *fakeMonitor) Adopt(_ context.Context, id string) (hypervisor.Guest, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if g := m.guests[id]; g != nil {
-		return g, nil
-	}
-	return nil, os.ErrNotExist
-}
-
-func (m *fakeMonitor) List(context.Context) ([]string, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var ids []string
-	for id := range m.guests {
-		ids = append(ids, id)
-	}
-	return ids, nil
-}
-
-// fakeGuest runs until it is told otherwise. It obeys its power button unless
-// deaf.
-type fakeGuest struct {
-	host *host
-	id   string
-	pid  int
-	done chan struct{}
-	once sync.Once
-
-	mu     sync.Mutex
-	status hypervisor.Status
-	deaf   bool
-}
-
-func (g *fakeGuest) ID() string            { return g.id }
-func (g *fakeGuest) PID() int              { return g.pid }
-func (g *fakeGuest) Done() <-chan struct{} { return g.done }
-
-func (g *fakeGuest) Status(context.Context) (hypervisor.Status, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.status, nil
-}
-
-func (g *fakeGuest) set(s hypervisor.Status) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.status = s
-}
-
-func (g *fakeGuest) PowerDown(context.Context) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.deaf {
-		g.status.State = hypervisor.ShutDown
-	}
-	return nil
-}
-
-func (g *fakeGuest) Resume(context.Context) error {
-	g.set(hypervisor.Status{State: hypervisor.Running})
-	return nil
-}
-
-func (g *fakeGuest) Console(context.Context) (io.ReadWriteCloser, error) {
-	return nil, errors.ErrUnsupported
-}
-
-func (g *fakeGuest) Kill(context.Context) error {
-	g.exit()
-	return nil
-}
-
-// exit ends the guest's process.
-func (g *fakeGuest) exit() {
-	g.host.mu.Lock()
-	defer g.host.mu.Unlock()
-	delete(g.host.guests, g.id)
-	g.gone(g.status)
-}
-
-func (g *fakeGuest) gone(hypervisor.Status) { g.once.Do(func() { close(g.done) }) }
 
 // fakeVolumes attaches volumes by the rules of mirror, without any data. A
 // replica that is behind is copied to as soon as its server lives.

@@ -1,0 +1,205 @@
+// Package fake is a machine monitor without machines, for tests of what uses
+// one.
+//
+// What lives here: guests that are only an id and a state, and the ways in
+// which a test makes them misbehave. What must not: anything that a program
+// outside of tests could want.
+package fake
+
+import (
+	"context"
+	"io"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/argon-cluster/argon/internal/hypervisor"
+)
+
+// Monitor runs guests that do nothing. Like real ones they outlive the daemon:
+// it is to the next one what it was to the last. The zero value is ready; safe
+// for concurrent use.
+type Monitor struct {
+	mu     sync.Mutex
+	guests map[string]*Guest
+	starts int
+	fail   error
+	twice  []string
+}
+
+// Probe implements hypervisor.Monitor.
+func (m *Monitor) Probe(context.Context) (hypervisor.Probe, error) {
+	return hypervisor.Probe{Acceleration: hypervisor.TCG, Reason: "it is only a fake"}, nil
+}
+
+// Start implements hypervisor.Monitor.
+func (m *Monitor) Start(_ context.Context, spec hypervisor.Spec) (hypervisor.Guest, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return nil, m.fail
+	}
+	if len(m.guests) > 0 {
+		m.twice = append(m.twice, spec.ID)
+	}
+	if m.guests == nil {
+		m.guests = map[string]*Guest{}
+	}
+	m.starts++
+	g := &Guest{monitor: m, id: spec.ID, pid: m.starts, done: make(chan struct{}), status: hypervisor.Status{State: hypervisor.Running}}
+	m.guests[spec.ID] = g
+	return g, nil
+}
+
+// Adopt implements hypervisor.Monitor.
+func (m *Monitor) Adopt(_ context.Context, id string) (hypervisor.Guest, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if g := m.guests[id]; g != nil {
+		return g, nil
+	}
+	return nil, os.ErrNotExist
+}
+
+// List implements hypervisor.Monitor.
+func (m *Monitor) List(context.Context) ([]string, error) {
+	var ids []string
+	for _, g := range m.Guests() {
+		ids = append(ids, g.id)
+	}
+	return ids, nil
+}
+
+// Fail makes every start fail with err from now on; nil ends that.
+func (m *Monitor) Fail(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fail = err
+}
+
+// Guests are those that run, by id.
+func (m *Monitor) Guests() []*Guest {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []*Guest
+	for _, g := range m.guests {
+		all = append(all, g)
+	}
+	slices.SortFunc(all, func(a, b *Guest) int { return a.pid - b.pid })
+	return all
+}
+
+// Starts is how many were ever started.
+func (m *Monitor) Starts() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.starts
+}
+
+// Twice names the guests that were started while another ran.
+func (m *Monitor) Twice() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.twice)
+}
+
+// KillAll ends all guests, as the loss of their server does.
+func (m *Monitor) KillAll() {
+	for _, g := range m.Guests() {
+		g.Exit()
+	}
+}
+
+// Guest runs until it is told otherwise.
+type Guest struct {
+	monitor *Monitor
+	id      string
+	pid     int
+	done    chan struct{}
+	once    sync.Once
+
+	mu     sync.Mutex
+	status hypervisor.Status
+	deaf   bool
+}
+
+// ID implements hypervisor.Guest.
+func (g *Guest) ID() string { return g.id }
+
+// PID implements hypervisor.Guest.
+func (g *Guest) PID() int { return g.pid }
+
+// Done implements hypervisor.Guest.
+func (g *Guest) Done() <-chan struct{} { return g.done }
+
+// Status implements hypervisor.Guest.
+func (g *Guest) Status(context.Context) (hypervisor.Status, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.status, nil
+}
+
+// Set makes it be in a state.
+func (g *Guest) Set(s hypervisor.Status) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.status = s
+}
+
+// Deafen makes it ignore its power button.
+func (g *Guest) Deafen() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.deaf = true
+}
+
+// PowerDown implements hypervisor.Guest: it obeys at once unless it is deaf.
+func (g *Guest) PowerDown(context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.deaf {
+		g.status.State = hypervisor.ShutDown
+	}
+	return nil
+}
+
+// Resume implements hypervisor.Guest.
+func (g *Guest) Resume(context.Context) error {
+	g.Set(hypervisor.Status{State: hypervisor.Running})
+	return nil
+}
+
+// Kill implements hypervisor.Guest.
+func (g *Guest) Kill(context.Context) error {
+	g.Exit()
+	return nil
+}
+
+// Exit ends the guest's process.
+func (g *Guest) Exit() {
+	g.once.Do(func() {
+		g.monitor.mu.Lock()
+		defer g.monitor.mu.Unlock()
+		delete(g.monitor.guests, g.id)
+		close(g.done)
+	})
+}
+
+// Console implements hypervisor.Guest: what is typed is printed.
+func (g *Guest) Console(context.Context) (io.ReadWriteCloser, error) {
+	r, w := io.Pipe()
+	return echo{r, w}, nil
+}
+
+// echo is a console that prints what is typed.
+type echo struct {
+	*io.PipeReader
+	w *io.PipeWriter
+}
+
+func (e echo) Write(p []byte) (int, error) { return e.w.Write(p) }
+
+func (e echo) Close() error {
+	_ = e.w.Close()
+	return e.PipeReader.Close()
+}
