@@ -176,7 +176,12 @@ func (v *View) follow(ctx context.Context, patience time.Duration) (followed boo
 	// A stream of its own: etcd answers how far it is only when every watch on
 	// the stream is up to date.
 	ctx = metadata.AppendToOutgoingContext(clientv3.WithRequireLeader(ctx), "argon-watch", "view")
+	// Watch returns when etcd has answered, however long that takes.
+	late := time.AfterFunc(v.silence, cancel)
 	watch := v.store.etcd.Watch(ctx, statePrefix, clientv3.WithPrefix(), clientv3.WithRev(st.Revision+1))
+	if !late.Stop() {
+		return false, fmt.Errorf("catalog: the watch did not begin within %s", v.silence)
+	}
 	quiet := time.NewTimer(v.silence)
 	defer quiet.Stop()
 	v.askProgress(ctx)

@@ -22,6 +22,10 @@ const (
 	// stepDown is the pause after the leader's work failed: another server
 	// may fare better.
 	stepDown = time.Second
+	// campaignTimeout bounds one attempt to become the leader, and one watch
+	// of who is: where the etcd that was asked has lost its power, the next
+	// attempt asks another.
+	campaignTimeout = time.Second
 )
 
 // Lead runs fn while this server is the elected leader, again and again, until
@@ -76,7 +80,9 @@ func (m *Member) waitForLease(ctx context.Context) (clientv3.LeaseID, error) {
 // campaign tries to become the leader; where another server is, it waits until
 // that changes.
 func (p *parts) campaign(ctx context.Context, lease clientv3.LeaseID) (won bool, err error) {
-	res, err := p.client.Txn(ctx).
+	bounded, cancel := context.WithTimeout(ctx, campaignTimeout)
+	defer cancel()
+	res, err := p.client.Txn(bounded).
 		If(clientv3.Compare(clientv3.CreateRevision(leaderKey), "=", 0)).
 		Then(clientv3.OpPut(leaderKey, p.id.ServerID, clientv3.WithLease(lease))).
 		Else(clientv3.OpGet(leaderKey)).
@@ -89,7 +95,7 @@ func (p *parts) campaign(ctx context.Context, lease clientv3.LeaseID) (won bool,
 	}
 	kv := res.Responses[0].GetResponseRange().Kvs[0]
 	if string(kv.Value) == p.id.ServerID {
-		return p.succeedMyself(ctx, lease, kv)
+		return p.succeedMyself(bounded, lease, kv)
 	}
 	return false, p.awaitChange(ctx, res.Header.Revision+1)
 }
@@ -107,19 +113,23 @@ func (p *parts) succeedMyself(ctx context.Context, lease clientv3.LeaseID, kv *m
 	return res.Succeeded, nil
 }
 
-// awaitChange waits until somebody gives the leadership up or takes it.
+// awaitChange waits until somebody gives the leadership up or takes it, or for
+// a while.
 func (p *parts) awaitChange(ctx context.Context, revision int64) error {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithTimeout(ctx, campaignTimeout)
 	defer cancel()
 	for res := range p.client.Watch(clientv3.WithRequireLeader(ctx), leaderKey, clientv3.WithRev(revision)) {
-		if err := res.Err(); err != nil {
+		if err := res.Err(); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("watch the leadership: %w", err)
 		}
 		if len(res.Events) > 0 {
 			return nil
 		}
 	}
-	return errors.New("watch the leadership: it ended")
+	if ctx.Err() == nil {
+		return errors.New("watch the leadership: it ended")
+	}
+	return nil
 }
 
 // reign runs fn for as long as this server has the lease.
