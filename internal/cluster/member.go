@@ -11,9 +11,9 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"golang.org/x/sys/unix"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/boottime"
 	"github.com/argon-cluster/argon/internal/catalog"
 )
 
@@ -103,7 +103,7 @@ func Open(opts Options) (*Member, error) {
 		opts.Now = time.Now
 	}
 	if opts.Boottime == nil {
-		opts.Boottime = boottime
+		opts.Boottime = boottime.Now
 	}
 	m := &Member{opts: opts, dir: directory(opts.Dir)}
 	id, creds, err := m.dir.load()
@@ -139,15 +139,6 @@ func checkAddress(id *identity, opts Options) error {
 		}
 	}
 	return nil
-}
-
-// boottime is CLOCK_BOOTTIME: it goes on while the host is suspended, and
-// nobody sets it.
-func boottime() time.Duration {
-	var t unix.Timespec
-	// It cannot fail: the clock exists, and so does t.
-	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t)
-	return time.Duration(t.Nano())
 }
 
 // Configured tells whether the server is part of a cluster.

@@ -13,6 +13,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/agent"
+	"github.com/argon-cluster/argon/internal/boottime"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/cluster"
 	"github.com/argon-cluster/argon/internal/image"
@@ -44,7 +45,7 @@ type memberParts struct {
 // build makes the parts of a member whose catalog is open. Nothing runs yet.
 func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 	id := s.member.ID()
-	m = &memberParts{store: s.member.Store(), gate: newGate(boottime)}
+	m = &memberParts{store: s.member.Store(), gate: newGate(boottime.Now)}
 	about, err := m.store.Cluster(ctx)
 	if err != nil {
 		return nil, err

@@ -5,18 +5,8 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/argon-cluster/argon/internal/catalog"
 )
-
-// boottime is CLOCK_BOOTTIME: it also counts while the host sleeps.
-func boottime() time.Duration {
-	var ts unix.Timespec
-	// It fails only for clocks that do not exist.
-	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
-	return time.Duration(ts.Nano())
-}
 
 // gate says whether this server may start workloads: it holds its lease, and
 // knows what the catalog said after the lease began. While it held none, the

@@ -13,12 +13,7 @@
 // (PR_SET_PDEATHSIG): a guest that nobody would end in time must not run.
 package guard
 
-import (
-	"errors"
-	"time"
-
-	"golang.org/x/sys/unix"
-)
+import "errors"
 
 // Errors that callers decide by.
 var (
@@ -27,12 +22,3 @@ var (
 	// ErrExists: a guest of this id runs.
 	ErrExists = errors.New("a guest of this id runs already")
 )
-
-// boottime is CLOCK_BOOTTIME: unlike the monotonic clock it also counts while
-// the host sleeps, and others' clocks do not stop then.
-func boottime() time.Duration {
-	var ts unix.Timespec
-	// It fails only for clocks that do not exist.
-	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
-	return time.Duration(ts.Nano())
-}

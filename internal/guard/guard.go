@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/argon-cluster/argon/internal/boottime"
 )
 
 // Options are what a guard is started with.
@@ -56,7 +58,7 @@ func Run(ctx context.Context, o Options) error {
 	defer t.close()
 	g := &guard{opts: o, thread: t}
 	g.guests = &guests{
-		now: boottime, thread: t, alarm: ring, log: o.Log, byID: map[string]*guest{}, told: g.exited,
+		now: boottime.Now, thread: t, alarm: ring, log: o.Log, byID: map[string]*guest{}, told: g.exited,
 	}
 	var watching sync.WaitGroup
 	watching.Go(func() {

@@ -19,6 +19,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/argon-cluster/argon/internal/boottime"
 )
 
 // The tests run real processes: this program again, as guard or daemon.
@@ -104,7 +106,7 @@ func obey(c *Client, dir string, words []string) string {
 		err = c.Ready(ctx)
 	case "deadline":
 		d, _ := time.ParseDuration(arg(1))
-		err = c.SetDeadline(ctx, boottime()+d)
+		err = c.SetDeadline(ctx, boottime.Now()+d)
 	case "start":
 		var pid int
 		if pid, err = c.Start(ctx, Process{ID: arg(1), Path: "sleep", Args: []string{"3600"}, Dir: dir, LogPath: filepath.Join(dir, arg(1)+".log")}); err == nil {
