@@ -11,9 +11,11 @@ BUF     := go tool -modfile=tools/buf/go.mod buf
 GUEST   := build/tiny.img
 
 # What a fresh Debian lacks: PROOF=PACKAGE for scripts/need.sh.
-RUN_NEEDS   := qemu-system-x86_64=qemu-system-x86 ip=iproute2
-GUEST_NEEDS := cpio=cpio mkfs.ext4=e2fsprogs
-TEST_NEEDS  := gcc=gcc /usr/include/stdlib.h=libc6-dev qemu-img=qemu-utils mmdebstrap=mmdebstrap
+RUN_NEEDS   := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ip=iproute2
+GUEST_NEEDS := cpio=cpio mkfs.ext4=e2fsprogs sfdisk=fdisk grub-mkimage=grub-common \
+	/usr/lib/grub/i386-pc/boot.img=grub-pc-bin xz=xz-utils
+TEST_NEEDS  := gcc=gcc /usr/include/stdlib.h=libc6-dev nbdcopy=libnbd-bin fio=fio \
+	mmdebstrap=mmdebstrap fakeroot=fakeroot
 
 .PHONY: help
 help: ## what can be made

@@ -213,20 +213,29 @@ func TestFullDiskPausesTheMachine(t *testing.T) {
 }
 
 func TestDeafGuestIsStoppedByForce(t *testing.T) {
-	w := newWorld(t, "a")
-	w.create(1, "a")
-	w.runs(0)
-	guest := w.hosts["a"].guest()
-	guest.Deafen()
-	w.want(wantStopped)
-	w.until("stopping", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopping })
-	if _, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
-		m.ForceStop = true
-		return nil
-	}); err != nil {
-		t.Fatal(err)
+	for name, change := range map[string]func(*argonv1.Machine){
+		"when told to": func(m *argonv1.Machine) { m.ForceStop = true },
+		"in the end":   func(m *argonv1.Machine) { m.StopTimeoutSeconds = 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "a")
+			w.create(1, "a")
+			w.runs(0)
+			w.hosts["a"].guest().Deafen()
+			w.want(wantStopped)
+			w.until("stopping", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopping })
+			if _, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
+				change(m)
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			w.until("stopped", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopped })
+			if name == "in the end" {
+				w.tells("machine-stop-forced")
+			}
+		})
 	}
-	w.until("stopped", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopped })
 }
 
 // A volume that nobody uses is healed by a server that has it in sync.

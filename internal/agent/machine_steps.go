@@ -319,9 +319,13 @@ func (a *Agent) kill(ctx context.Context, m *argonv1.Machine, g *guest, diskOver
 	a.mu.Lock()
 	// One that has powered itself off already ended by its own will.
 	g.killed = g.status.State != hypervisor.ShutDown
+	deaf := g.killed && !g.powerDownAt.IsZero() && !m.GetForceStop()
 	a.mu.Unlock()
 	if err := g.handle.Kill(ctx); err != nil {
 		return fmt.Errorf("kill guest %s: %w", g.id, err)
+	}
+	if deaf {
+		a.tell(ctx, machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-stop-forced", "it did not obey its power button in time, and was ended"))
 	}
 	if diskOver != "" && belongs(m, a.ServerID) && m.GetPlacement() == g.placement {
 		a.tell(ctx, machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-restarted", diskOver))

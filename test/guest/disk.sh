@@ -33,7 +33,8 @@ if (($(stat -c %s "$work/core.img") > gap * 1048576 - 512)); then
 fi
 
 # No journal and no checksums: GRUB reads it, and what matters is elsewhere.
-mkfs.ext4 -q -d "$root" -F "$work/part1" "${mib}M"
+truncate -s "${mib}M" "$work/part1"
+mkfs.ext4 -q -d "$root" -F "$work/part1"
 
 truncate -s $(((gap + mib + extra) * 1048576)) "$work/disk"
 {

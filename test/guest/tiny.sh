@@ -22,7 +22,7 @@ trap 'rm -rf "$work"' EXIT
 
 # The initial file system is all that there is.
 init=$work/init
-mkdir -p "$init"/{bin,dev,etc/acpi/PWRF,modules,proc,run,sys,www}
+mkdir -p "$init"/{bin,dev,modules,proc,run,sys,www}
 busybox=$work/debian/bin/busybox
 [[ -e $busybox ]] || busybox=$work/debian/usr/bin/busybox
 cp "$busybox" "$init/bin/busybox"
