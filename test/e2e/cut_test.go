@@ -157,15 +157,19 @@ func TestMajorityLost(t *testing.T) {
 func TestLeaderDies(t *testing.T) {
 	c := harness.Up(t, devcluster.Options{Servers: 3})
 	home := counting(t, c, "3")
+	leader := leaderOf(c, home)
+	for leader == home {
+		// Both move, each where it likes.
+		must(t, home.Kill(t.Context()))
+		next := c.ByName(c.Running(c.Other(home.Name), machine, home.Name))
+		must(t, home.Start(t.Context()))
+		home = next
+		c.Healthy(home, machine)
+		leader = leaderOf(c, home)
+	}
 	w := c.Watch(port, home)
 	counts(c, w, 5)
 	boot := lastBoot(t, w)
-	res, err := c.Status(home)
-	must(t, err)
-	leader := c.ByID(home, res.GetLeaderId())
-	if leader == home {
-		t.Skipf("the machine runs on the leader %s; TestServerDies kills that", home.Name)
-	}
 	must(t, leader.Kill(t.Context()))
 	counts(c, w, 20)
 	if now := lastBoot(t, w); now != boot {
@@ -173,4 +177,16 @@ func TestLeaderDies(t *testing.T) {
 	}
 	must(t, leader.Start(t.Context()))
 	c.Healthy(home, machine)
+}
+
+// leaderOf is the server that leads, as server s says.
+func leaderOf(c *harness.Cluster, s *devcluster.Server) *devcluster.Server {
+	c.T.Helper()
+	id := ""
+	c.Eventually("somebody leads", func() bool {
+		res, err := c.Status(s)
+		id = res.GetLeaderId()
+		return err == nil && id != ""
+	})
+	return c.ByID(s, id)
 }
