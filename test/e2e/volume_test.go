@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -84,7 +83,8 @@ func TestConnect(t *testing.T) {
 	must(t, os.WriteFile(file, data, 0o600))
 
 	first := replicaOf(t, c, "data")
-	uri, _ := connect(t, c, first, "data")
+	uri, _, err := c.Connect(first, "data")
+	must(t, err)
 	run(t, nbdcopy, "--flush", file, uri)
 	must(t, first.Kill(t.Context()))
 
@@ -96,7 +96,7 @@ func TestConnect(t *testing.T) {
 		var end func()
 		c.Eventually("the volume can be connected on "+s.Name, func() bool {
 			var err error
-			uri, end, err = tryConnect(t, c, s, "data")
+			uri, end, err = c.Connect(s, "data")
 			return err == nil
 		})
 		if got := run(t, nbdcopy, uri, "-"); !bytes.Equal(got, data) {
@@ -113,42 +113,6 @@ func replicaOf(t *testing.T, c *harness.Cluster, volume string) *devcluster.Serv
 	v, err := c.Volume(c.S(1), volume)
 	must(t, err)
 	return c.ByID(c.S(1), v.GetVolume().GetReplicas()[0].GetServerId())
-}
-
-// connect runs `argon volume connect` and returns the URI that it prints and
-// what ends it.
-func connect(t *testing.T, c *harness.Cluster, s *devcluster.Server, volume string) (uri string, end func()) {
-	t.Helper()
-	uri, end, err := tryConnect(t, c, s, volume)
-	must(t, err)
-	return uri, end
-}
-
-func tryConnect(t *testing.T, c *harness.Cluster, s *devcluster.Server, volume string) (uri string, end func(), err error) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, harness.Binary(t), "--dir", s.Dir, "volume", "connect", volume)
-	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGINT) }
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.StdoutPipe()
-	must(t, err)
-	must(t, cmd.Start())
-	end = func() {
-		cancel()
-		_ = cmd.Wait() // by the interrupt, or because its server is gone
-	}
-	t.Cleanup(end)
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		for word := range strings.FieldsSeq(lines.Text()) {
-			if strings.HasPrefix(word, "nbd+unix:") {
-				return word, end, nil
-			}
-		}
-	}
-	end()
-	return "", func() {}, &exec.Error{Name: "volume connect", Err: os.ErrClosed}
 }
 
 func run(t *testing.T, name string, args ...string) []byte {
@@ -186,7 +150,8 @@ func TestFullDisk(t *testing.T) {
 	counts(c, w, 5)
 	boot := lastBoot(t, w)
 	c.Argon(home, "volume", "create", "data", "--size", "128MiB")
-	uri, _ := connect(t, c, home, "data")
+	uri, _, err := c.Connect(home, "data")
+	must(t, err)
 	data := make([]byte, 128<<20)
 	_, _ = rand.Read(data)
 	file := filepath.Join(t.TempDir(), "data")
