@@ -173,16 +173,17 @@ func checkPorts(machine string, ports []*argonv1.PublishedPort) error {
 func freePorts(st *catalog.State, machine string, ports []*argonv1.PublishedPort) error {
 	for _, p := range ports {
 		port := p.GetClusterPort()
-		for _, s := range st.Servers {
-			for what, own := range map[string]uint32{
-				"API": s.GetApiPort(), "volume data": s.GetDataPort(), "etcd peers": s.GetPeerPort(), "etcd clients": s.GetEtcdPort(),
-			} {
-				if port == own {
-					return precondition("machine %s: port %d is the one of server %s for %s: publish another", machine, port, s.GetMeta().GetName(), what)
+		for _, s := range sorted(st.Servers) {
+			for _, own := range []struct {
+				port uint32
+				what string
+			}{{s.GetApiPort(), "API"}, {s.GetDataPort(), "volume data"}, {s.GetPeerPort(), "etcd peers"}, {s.GetEtcdPort(), "etcd clients"}} {
+				if port == own.port {
+					return precondition("machine %s: port %d is the one of server %s for %s: publish another", machine, port, s.GetMeta().GetName(), own.what)
 				}
 			}
 		}
-		for _, m := range st.Machines {
+		for _, m := range sorted(st.Machines) {
 			for _, q := range m.GetPorts() {
 				if q.GetClusterPort() == port {
 					return precondition("machine %s: port %d is published by machine %s already: choose another", machine, port, m.GetMeta().GetName())
