@@ -89,6 +89,8 @@ type CreateReplica struct {
 	SizeBytes uint64
 	// ImageID is what to fill it with, an image that lies here; empty: zeros.
 	ImageID string
+	// Behind: the volume was attached before; what it has is to be copied.
+	Behind bool
 }
 
 // Images keeps this server's copies of images.

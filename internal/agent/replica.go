@@ -109,7 +109,7 @@ func (a *Agent) askForImage(ctx context.Context, imageID string) error {
 func (a *Agent) createReplica(ctx context.Context, v *argonv1.Volume, replicaID uint32, imageID string) error {
 	volumeID := v.GetMeta().GetId()
 	incarnation, err := a.Replicas.Create(ctx, CreateReplica{
-		VolumeID: volumeID, ReplicaID: replicaID, SizeBytes: v.GetSizeBytes(), ImageID: imageID,
+		VolumeID: volumeID, ReplicaID: replicaID, SizeBytes: v.GetSizeBytes(), ImageID: imageID, Behind: v.GetEpoch() != 0,
 	})
 	if err != nil {
 		err = fmt.Errorf("make replica %d: %w", replicaID, err)

@@ -43,7 +43,7 @@ func (r replicas) List(context.Context) (map[string][]uint32, error) {
 
 // Create implements agent.Replicas.
 func (r replicas) Create(_ context.Context, req agent.CreateReplica) (incarnation uint64, err error) {
-	spec := replica.CreateSpec{VolumeID: req.VolumeID, ReplicaID: req.ReplicaID, Size: int64(req.SizeBytes)}
+	spec := replica.CreateSpec{VolumeID: req.VolumeID, ReplicaID: req.ReplicaID, Size: int64(req.SizeBytes), Behind: req.Behind}
 	if req.ImageID != "" {
 		spec.Base = r.images.Path(req.ImageID)
 	}
@@ -102,7 +102,7 @@ func mirrorInfo(i replica.Info) mirror.Info {
 	case layer.Syncing:
 		health = mirror.Syncing
 	}
-	return mirror.Info{Incarnation: i.Incarnation, Health: health}
+	return mirror.Info{Incarnation: i.Incarnation, Health: health, Emptied: i.Emptied}
 }
 
 // localCopy is a session with a replica here, in the words of the holder.
@@ -110,17 +110,28 @@ type localCopy struct{ s *replica.Session }
 
 func (c localCopy) ReadAt(p []byte, off int64) error { return over(c.s.ReadAt(p, off)) }
 
-func (c localCopy) WriteAt(p []byte, off int64, fua bool) error {
-	return over(c.s.WriteAt(p, off, fua))
+func (c localCopy) WriteAt(p []byte, off int64, generation uint64, fua bool) error {
+	return over(c.s.WriteAt(p, off, generation, fua))
 }
-func (c localCopy) Zero(off, n int64, fua bool) error { return over(c.s.Zero(off, n, fua)) }
-func (c localCopy) Trim(off, n int64, fua bool) error { return over(c.s.Trim(off, n, fua)) }
-func (c localCopy) Flush() error                      { return over(c.s.Flush()) }
-func (c localCopy) EndSync() error                    { return over(c.s.EndSync()) }
-func (c localCopy) Close(clean bool) error            { return c.s.Close(clean) }
 
-func (c localCopy) BeginSync() (mirror.Info, error) {
-	info, err := c.s.BeginSync()
+func (c localCopy) Zero(off, n int64, generation uint64, fua bool) error {
+	return over(c.s.Zero(off, n, generation, fua))
+}
+
+func (c localCopy) Trim(off, n int64, generation uint64, fua bool) error {
+	return over(c.s.Trim(off, n, generation, fua))
+}
+
+func (c localCopy) Changed(since uint64, off, n, grain int64, bits []byte) error {
+	return over(c.s.Changed(since, off, n, grain, bits))
+}
+
+func (c localCopy) Flush() error           { return over(c.s.Flush()) }
+func (c localCopy) EndSync() error         { return over(c.s.EndSync()) }
+func (c localCopy) Close(clean bool) error { return c.s.Close(clean) }
+
+func (c localCopy) BeginSync(base, generation uint64) (mirror.Info, error) {
+	info, err := c.s.BeginSync(base, generation)
 	return mirrorInfo(info), over(err)
 }
 

@@ -1071,7 +1071,10 @@ type Replica struct {
 	// When it entered its state.
 	Since *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
 	// Why it left the in-sync set.
-	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Of a replica out of sync: its volume's equal_before when it left the set.
+	// Only what was written since can differ. 0: everything can.
+	EqualBefore   uint64 `protobuf:"varint,7,opt,name=equal_before,json=equalBefore,proto3" json:"equal_before,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1146,6 +1149,13 @@ func (x *Replica) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Replica) GetEqualBefore() uint64 {
+	if x != nil {
+		return x.EqualBefore
+	}
+	return 0
 }
 
 // Attachment says who may write to a volume.
@@ -1229,7 +1239,10 @@ type Volume struct {
 	// The volume's clock (docs/volumes.md).
 	Generation uint64 `protobuf:"varint,10,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Being deleted: no new attachment.
-	Removing      bool `protobuf:"varint,11,opt,name=removing,proto3" json:"removing,omitempty"`
+	Removing bool `protobuf:"varint,11,opt,name=removing,proto3" json:"removing,omitempty"`
+	// Every write of an earlier generation is on the disk of all replicas in
+	// sync. 0: nothing is known.
+	EqualBefore   uint64 `protobuf:"varint,12,opt,name=equal_before,json=equalBefore,proto3" json:"equal_before,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1339,6 +1352,13 @@ func (x *Volume) GetRemoving() bool {
 		return x.Removing
 	}
 	return false
+}
+
+func (x *Volume) GetEqualBefore() uint64 {
+	if x != nil {
+		return x.EqualBefore
+	}
+	return 0
 }
 
 // VolumeStatus is what the holder sees; kept apart from Volume because it
@@ -1960,20 +1980,21 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x06copies\x18\x06 \x03(\v2\x13.argon.v1.ImageCopyR\x06copies\">\n" +
 	"\tImageCopy\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
-	"\x05ready\x18\x02 \x01(\bR\x05ready\"\xd0\x01\n" +
+	"\x05ready\x18\x02 \x01(\bR\x05ready\"\xf3\x01\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12,\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x16.argon.v1.ReplicaStateR\x05state\x12 \n" +
 	"\vincarnation\x18\x04 \x01(\x04R\vincarnation\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"z\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12!\n" +
+	"\fequal_before\x18\a \x01(\x04R\vequalBefore\"z\n" +
 	"\n" +
 	"Attachment\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x02 \x01(\tR\tmachineId\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x84\x03\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xa7\x03\n" +
 	"\x06Volume\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x1d\n" +
 	"\n" +
@@ -1991,7 +2012,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"generation\x18\n" +
 	" \x01(\x04R\n" +
 	"generation\x12\x1a\n" +
-	"\bremoving\x18\v \x01(\bR\bremoving\"\xcb\x01\n" +
+	"\bremoving\x18\v \x01(\bR\bremoving\x12!\n" +
+	"\fequal_before\x18\f \x01(\x04R\vequalBefore\"\xcb\x01\n" +
 	"\fVolumeStatus\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1c\n" +
 	"\tcondition\x18\x02 \x01(\tR\tcondition\x12\x16\n" +

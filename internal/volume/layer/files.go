@@ -9,16 +9,20 @@ import (
 
 const superblockName = "superblock"
 
-func dataName(layer uint64) string { return fmt.Sprintf("layer-%08d.data", layer) }
+func dataName(layer uint64) string  { return fmt.Sprintf("layer-%08d.data", layer) }
+func tableName(layer uint64) string { return fmt.Sprintf("layer-%08d.table", layer) }
 
-// Files is one replica's directory, open. ReadAt, WriteAt, Punch and SyncData
-// may be called concurrently; Update and Reset exclude everything else, which
-// the caller sees to.
+// Files is one replica's directory, open. ReadAt, Stamp, WriteAt, Punch,
+// Changed and SyncData may be called concurrently; Update and Reset exclude
+// everything else, which the caller sees to.
 type Files struct {
 	fs    FS
 	dir   string
 	block File
 	data  File
+	table *table
+	// damaged is how many pages of the table could not be read.
+	damaged int
 
 	mu sync.Mutex // guards sb
 	sb Superblock
@@ -60,6 +64,13 @@ func create(fs FS, dir string, sb Superblock, base string) error {
 	if err != nil {
 		return fmt.Errorf("make %s: %w", name, err)
 	}
+	stamps, err := createTable(fs, dir, sb)
+	if err != nil {
+		return err
+	}
+	if err := stamps.Close(); err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
 	block, err := fs.Open(path.Join(dir, superblockName), true)
 	if err != nil {
 		return err
@@ -72,6 +83,19 @@ func create(fs FS, dir string, sb Superblock, base string) error {
 		return fmt.Errorf("make %s: %w", dir, err)
 	}
 	return fs.SyncDir(dir)
+}
+
+// createTable makes the table's file of a layer in which nothing was written.
+func createTable(fs FS, dir string, sb Superblock) (File, error) {
+	name := path.Join(dir, tableName(sb.Layer))
+	f, err := fs.Open(name, true)
+	if err != nil {
+		return nil, fmt.Errorf("make %s: %w", name, err)
+	}
+	if err := errors.Join(f.Truncate(0), f.Truncate(tableSize(regions(sb.Size, sb.RegionSize))), f.Sync()); err != nil {
+		return nil, errors.Join(fmt.Errorf("make %s: %w", name, err), f.Close())
+	}
+	return f, nil
 }
 
 func syncDirs(fs FS, dirs ...string) error {
@@ -94,6 +118,9 @@ func Open(fs FS, dir string) (*Files, error) {
 	if f.sb, err = readSuperblock(block); err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica %s: %w", dir, err), block.Close())
 	}
+	if f.sb.RegionSize == 0 {
+		return nil, errors.Join(fmt.Errorf("open replica %s: a region size of 0: %w", dir, ErrNoSuperblock), block.Close())
+	}
 	if f.data, err = fs.Open(path.Join(dir, dataName(f.sb.Layer)), false); err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica: %w", err), block.Close())
 	}
@@ -101,17 +128,28 @@ func Open(fs FS, dir string) (*Files, error) {
 	if _, err := f.data.ReadAt(last, int64(f.sb.Size)-1); err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica %s: its data file is not %d bytes long: %w", dir, f.sb.Size, err), f.Close())
 	}
+	stamps, err := fs.Open(path.Join(dir, tableName(f.sb.Layer)), false)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open replica: %w", err), f.Close())
+	}
+	if f.table, f.damaged, err = loadTable(stamps, regions(f.sb.Size, f.sb.RegionSize)); err != nil {
+		return nil, errors.Join(fmt.Errorf("open replica %s: %w", dir, err), stamps.Close(), f.Close())
+	}
 	return f, f.removeOld()
 }
 
-// removeOld deletes data files of before a Reset that was cut short.
+// DamagedPages is how many pages of the table were damaged when it was opened.
+// Their regions count as changed at any time.
+func (f *Files) DamagedPages() int { return f.damaged }
+
+// removeOld deletes the files of before a Reset that was cut short.
 func (f *Files) removeOld() error {
 	names, err := f.fs.ReadDir(f.dir)
 	if err != nil {
 		return fmt.Errorf("open replica %s: %w", f.dir, err)
 	}
 	for _, n := range names {
-		if n != superblockName && n != dataName(f.sb.Layer) {
+		if n != superblockName && n != dataName(f.sb.Layer) && n != tableName(f.sb.Layer) {
 			if err := f.fs.RemoveAll(path.Join(f.dir, n)); err != nil {
 				return fmt.Errorf("open replica %s: %w", f.dir, err)
 			}
@@ -180,29 +218,38 @@ func (f *Files) write(sb Superblock) error {
 	return f.block.Sync()
 }
 
-// Reset begins a new, empty data file and changes the superblock with it; the
-// old file is not touched any more: after a failed fsync nothing says what of
-// it is on disk.
+// Reset begins a new, empty layer and changes the superblock with it; the old
+// files are not touched any more: after a failed fsync nothing says what of
+// them is on disk.
 func (f *Files) Reset(change func(*Superblock)) error {
-	f.mu.Lock()
-	next := f.sb.Layer + 1
-	f.mu.Unlock()
-	name := path.Join(f.dir, dataName(next))
-	data, err := f.fs.Open(name, true)
+	next := f.Superblock()
+	next.Layer++
+	data, stamps, err := f.emptyLayer(next)
 	if err != nil {
-		return fmt.Errorf("replica %s: begin a new data file: %w", f.dir, err)
+		return fmt.Errorf("replica %s: begin a new layer: %w", f.dir, err)
 	}
-	err = errors.Join(data.Truncate(0), data.Truncate(int64(f.sb.Size)), data.Sync(), f.fs.SyncDir(f.dir))
-	if err == nil {
-		err = f.Update(func(sb *Superblock) { sb.Layer = next; change(sb) })
+	if err = f.Update(func(sb *Superblock) { sb.Layer = next.Layer; change(sb) }); err != nil {
+		return errors.Join(fmt.Errorf("replica %s: begin a new layer: %w", f.dir, err), data.Close(), stamps.Close())
 	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("replica %s: begin a new data file: %w", f.dir, err), data.Close())
-	}
-	old := f.data
-	f.data = data
-	_ = old.Close() // nobody reads it any more
+	_ = f.closeLayer() // nobody reads it any more
+	f.data, f.table, f.damaged = data, newTable(stamps, regions(next.Size, next.RegionSize)), 0
 	return f.removeOld()
+}
+
+func (f *Files) emptyLayer(sb Superblock) (data, stamps File, err error) {
+	if data, err = f.fs.Open(path.Join(f.dir, dataName(sb.Layer)), true); err != nil {
+		return nil, nil, err
+	}
+	if err := errors.Join(data.Truncate(0), data.Truncate(int64(sb.Size)), data.Sync()); err != nil {
+		return nil, nil, errors.Join(err, data.Close())
+	}
+	if stamps, err = createTable(f.fs, f.dir, sb); err != nil {
+		return nil, nil, errors.Join(err, data.Close())
+	}
+	if err := f.fs.SyncDir(f.dir); err != nil {
+		return nil, nil, errors.Join(err, data.Close(), stamps.Close())
+	}
+	return data, stamps, nil
 }
 
 // ReadAt fills p from the data.
@@ -210,6 +257,45 @@ func (f *Files) ReadAt(p []byte, off int64) error {
 	_, err := f.data.ReadAt(p, off)
 	return err
 }
+
+// Stamp notes, durably, that the range is written in a generation. It comes
+// before the write.
+func (f *Files) Stamp(off, n int64, generation uint64) error {
+	if n == 0 {
+		return nil
+	}
+	sb := f.Superblock()
+	if generation <= sb.Generation {
+		return nil
+	}
+	size := int64(sb.RegionSize)
+	if err := f.table.stamp(int(off/size), int((off+n-1)/size), generation); err != nil {
+		return fmt.Errorf("replica %s: stamp %d bytes at %d: %w", f.dir, n, off, err)
+	}
+	return nil
+}
+
+// Changed sets a bit for each grain of the range, both in bytes, that was
+// written in the generation since or later; the lowest bit of the first byte is
+// the first grain.
+func (f *Files) Changed(since uint64, off, n, grain int64, bits []byte) {
+	sb := f.Superblock()
+	size := int64(sb.RegionSize)
+	for g := int64(0); g*grain < n; g++ {
+		from, to := off+g*grain, min(off+(g+1)*grain, off+n, int64(sb.Size))
+		if from >= to {
+			return
+		}
+		for r := from / size; r*size < to; r++ {
+			if max(f.table.stamps[r].Load(), sb.Generation) >= since {
+				bits[g/8] |= 1 << (g % 8)
+			}
+		}
+	}
+}
+
+// LazyStamps stops stamps from being synced. For tests only.
+func (f *Files) LazyStamps() { f.table.lazy = true }
 
 // WriteAt hands p to the kernel.
 func (f *Files) WriteAt(p []byte, off int64) error {
@@ -227,10 +313,15 @@ func (f *Files) SyncData() error { return f.data.Sync() }
 func (f *Files) Free() (uint64, error) { return f.fs.Free(f.dir) }
 
 // Close closes the files; it writes nothing.
-func (f *Files) Close() error {
-	err := f.block.Close()
+func (f *Files) Close() error { return errors.Join(f.block.Close(), f.closeLayer()) }
+
+func (f *Files) closeLayer() error {
+	var err error
 	if f.data != nil {
-		err = errors.Join(err, f.data.Close())
+		err = f.data.Close()
+	}
+	if f.table != nil {
+		err = errors.Join(err, f.table.file.Close())
 	}
 	return err
 }

@@ -1,8 +1,8 @@
 // Package layer is one replica's files: their format, and the little that is
 // done with them.
 //
-// What lives here: the superblock, the data file, and the file systems they
-// lie on — the real one here, a simulated one that loses power in simfs/. What
+// What lives here: the superblock, the data file and its table of stamps, and
+// the file systems they lie on — the real one here, a simulated one that loses power in simfs/. What
 // must not: the rules when something may be written or trusted (replica/).
 //
 // The format is described in docs/volumes.md, "On disk".
@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,6 +48,11 @@ type File interface {
 	Sync() error
 	// Punch gives the range's space back; it reads as zeros.
 	Punch(off, n int64) error
+}
+
+// isFull tells whether an error means that the disk has no room.
+func isFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // OS is the real file system.

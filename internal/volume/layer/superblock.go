@@ -10,8 +10,8 @@ import (
 // FormatVersion is the layout that this program writes and understands.
 const FormatVersion = 1
 
-// RegionSize is the unit in which the next version of the format will note
-// what changed, in bytes. It is in the superblock so that it can differ.
+// RegionSize is the unit in which the table notes what changed, in bytes. It
+// is in the superblock so that it can differ.
 const RegionSize = 1 << 20
 
 // BlockSize is the size of one copy of the superblock: what a disk writes
@@ -44,8 +44,10 @@ type Superblock struct {
 	Size        uint64
 	SealedEpoch uint64
 	Incarnation uint64
-	Generation  uint64
-	Health      Health
+	// Generation is when the layer was begun: every region counts as written
+	// then at least.
+	Generation uint64
+	Health     Health
 	// Clean: everything was flushed, and nothing was written since.
 	Clean bool
 	// BootID names the kernel's boot in which the replica was last opened. At

@@ -40,6 +40,9 @@ type Message struct {
 	// Data is written from or read into; nobody else touches it until Done.
 	Data []byte
 	FUA  bool
+	// Generation of a change, or for VerbChanged since which. Base: see
+	// VerbBeginSync.
+	Generation, Base uint64
 	// Done is called exactly once, never from within Send. Info goes with
 	// the answer to VerbBeginSync. The error is nil, volume.ErrNoSpace,
 	// ErrSessionOver, or what is wrong with the replica's disk.
@@ -141,6 +144,7 @@ func Attach(ctx context.Context, opts Options) (*Attachment, error) {
 		return nil, fmt.Errorf("attach volume: %w", err)
 	}
 	opts.Config.Epoch, opts.Config.Size, opts.Config.Clean = v.GetEpoch(), int64(v.GetSizeBytes()), clean
+	opts.Config.Generation, opts.Config.EqualBefore = v.GetGeneration(), v.GetEqualBefore()
 	for _, r := range v.GetReplicas() {
 		if r.GetServerId() == opts.Holder.ServerID {
 			opts.Config.Near = r.GetId()

@@ -33,10 +33,13 @@ const (
 	Failed
 )
 
-// Info is what a replica answers when it is sealed.
+// Info is what a replica answers when it is sealed, and when a copy to it
+// begins.
 type Info struct {
 	Incarnation uint64
 	Health      Health
+	// Emptied: nothing of what it had was kept.
+	Emptied bool
 }
 
 // answer is what is known of an in-sync replica while attaching.

@@ -7,6 +7,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/volume"
+	"github.com/argon-cluster/argon/internal/volume/wire"
 )
 
 // Config is what a Core is made with.
@@ -15,6 +16,9 @@ type Config struct {
 	Size  int64
 	// Clean: the last attachment ended clean (see Take).
 	Clean bool
+	// Generation is the volume's, EqualBefore when its replicas in sync were
+	// last known to be equal and flushed.
+	Generation, EqualBefore uint64
 	// Near is the replica on the holder's own server; 0: none.
 	Near uint32
 	// Continue: what ran on the last attachment goes on with this one, so it
@@ -32,10 +36,15 @@ type Config struct {
 	// RetryAfter is the pause before a full disk, or a copy that failed, is
 	// tried again.
 	RetryAfter time.Duration
+	// RollEvery is how long writes are stamped with one generation. What was
+	// written since the last roll but one is copied after a failure.
+	RollEvery time.Duration
 	// Chunk is how much one step of a copy moves, in bytes; Chunks how many
 	// are under way at once, for each replica copied to.
 	Chunk  int64
 	Chunks int
+	// Grain is the unit in which replicas say what changed, in bytes.
+	Grain int64
 	// Break switches rules off, so that tests can see the checker notice.
 	Break Breakage
 }
@@ -54,6 +63,9 @@ const (
 	BreakIgnoreIncarnation                      // I7: a restarted replica stays in the set
 	BreakIgnoreFailure                          // I8: a failed replica stays in the set
 	BreakIgnoreAhead                            // I9: serve though the catalog is behind
+	BreakRollUnfinished                         // roll while writes of the old generation are under way
+	BreakRollUnflushed                          // roll without a flush
+	BreakSourceOnly                             // copy only what the source says has changed
 )
 
 // DefaultConfig has the times of a production attachment.
@@ -63,8 +75,10 @@ func DefaultConfig() Config {
 		DropAfter:  time.Second,
 		StallAfter: 20 * time.Second,
 		RetryAfter: time.Second,
+		RollEvery:  30 * time.Second,
 		Chunk:      512 << 10,
 		Chunks:     4,
+		Grain:      wire.ChangedGrain,
 	}
 }
 
@@ -78,7 +92,11 @@ const (
 	VerbZero
 	VerbTrim
 	VerbFlush
-	// VerbBeginSync empties the replica and marks it as not to be trusted.
+	// VerbChanged asks which grains of a range were written since a generation.
+	VerbChanged
+	// VerbBeginSync marks the replica as not to be trusted. What can differ was
+	// written in generation Base or later; a replica that cannot tell, and one
+	// without a base, is emptied.
 	VerbBeginSync
 	// VerbEndSync flushes it and marks it good.
 	VerbEndSync
@@ -97,6 +115,8 @@ type Effect struct {
 	Len     int64
 	Data    []byte
 	FUA     bool
+	// Generation of a change, or for VerbChanged since which.
+	Generation, Base uint64
 
 	// Dial: keep trying to reach Peer and report PeerUp. Hangup: end the
 	// session with Peer, report PeerDown, dial again. Drop: end it and do not
@@ -159,6 +179,8 @@ type Core struct {
 	inflight []*op // in the order of their start
 	blocked  []*op // in the order of their arrival, wait for a range
 
+	clock clock
+
 	proposed  *Proposal
 	barrier   *op // flushes those that stay, before others leave; nil: not begun
 	flushed   bool
@@ -173,6 +195,7 @@ type Core struct {
 // it was after Take.
 func NewCore(cfg Config, v *argonv1.Volume) *Core {
 	c := &Core{cfg: cfg, ops: map[uint64]*op{}, set: inSync(v), noted: map[string]bool{}}
+	c.clock = clock{generation: cfg.Generation, recorded: cfg.EqualBefore, equalBefore: cfg.EqualBefore}
 	for _, r := range v.GetReplicas() {
 		c.addPeer(r)
 	}
@@ -218,6 +241,7 @@ func (c *Core) event(now time.Duration, step func()) []Effect {
 	switch c.phase {
 	case serving:
 		c.tryResync()
+		c.tryRoll()
 	case closing:
 		c.tryRelease()
 	}
@@ -456,7 +480,7 @@ func (c *Core) anyLeaving() bool {
 }
 
 func (c *Core) propose(p Proposal) {
-	p.Epoch = c.cfg.Epoch
+	p.Epoch, p.EqualBefore = c.cfg.Epoch, c.clock.equalBefore
 	c.proposed = &p
 	c.emit(Effect{Propose: &p})
 }
@@ -473,6 +497,7 @@ func (c *Core) Committed(now time.Duration, v *argonv1.Volume) []Effect {
 			c.end(nil, p.Clean)
 			return
 		}
+		c.rolled(p, v)
 		c.set = inSync(v)
 		c.barrier, c.flushed = nil, false
 		c.adoptSet()
@@ -550,7 +575,7 @@ func (c *Core) Status() *argonv1.VolumeStatus {
 		}
 		if p.role == syncing || p.role == joining {
 			st.Resyncs = append(st.Resyncs, &argonv1.ResyncProgress{
-				ReplicaId: p.id, DoneBytes: uint64(p.done), TotalBytes: uint64(c.cfg.Size),
+				ReplicaId: p.id, DoneBytes: uint64(p.done), TotalBytes: uint64(p.total),
 			})
 		}
 	}

@@ -3,17 +3,20 @@ package mirror
 import (
 	"errors"
 	"sync"
+
+	"github.com/argon-cluster/argon/internal/volume/wire"
 )
 
 // Copy is a sealed session with a replica on this server. Its errors are those
 // of Message.Done. Safe for concurrent use on ranges that do not overlap.
 type Copy interface {
 	ReadAt(p []byte, off int64) error
-	WriteAt(p []byte, off int64, fua bool) error
-	Zero(off, n int64, fua bool) error
-	Trim(off, n int64, fua bool) error
+	WriteAt(p []byte, off int64, generation uint64, fua bool) error
+	Zero(off, n int64, generation uint64, fua bool) error
+	Trim(off, n int64, generation uint64, fua bool) error
 	Flush() error
-	BeginSync() (Info, error)
+	Changed(since uint64, off, n, grain int64, bits []byte) error
+	BeginSync(base, generation uint64) (Info, error)
 	EndSync() error
 	Close(clean bool) error
 }
@@ -86,15 +89,17 @@ func (l *localLink) do(m *Message) (info Info, err error) {
 	case VerbRead:
 		err = l.copy.ReadAt(m.Data, m.Off)
 	case VerbWrite:
-		err = l.copy.WriteAt(m.Data, m.Off, m.FUA)
+		err = l.copy.WriteAt(m.Data, m.Off, m.Generation, m.FUA)
 	case VerbZero:
-		err = l.copy.Zero(m.Off, m.Len, m.FUA)
+		err = l.copy.Zero(m.Off, m.Len, m.Generation, m.FUA)
 	case VerbTrim:
-		err = l.copy.Trim(m.Off, m.Len, m.FUA)
+		err = l.copy.Trim(m.Off, m.Len, m.Generation, m.FUA)
 	case VerbFlush:
 		err = l.copy.Flush()
 	case VerbBeginSync:
-		info, err = l.copy.BeginSync()
+		info, err = l.copy.BeginSync(m.Base, m.Generation)
+	case VerbChanged:
+		err = l.copy.Changed(m.Generation, m.Off, m.Len, wire.ChangedGrain, m.Data)
 	case VerbEndSync:
 		err = l.copy.EndSync()
 	}

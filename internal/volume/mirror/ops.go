@@ -17,10 +17,14 @@ const (
 	clientChange
 	clientFlush
 	finalFlush
-	barrier // a flush of those that stay in the set
+	barrier   // a flush of those that stay in the set
+	rollFlush // ends a generation
 	beginSync
-	copyRead  // a chunk is read from a member ...
-	copyWrite // ... and written to the replica that is copied to
+	listSource // a member says what has changed ...
+	listTarget // ... and so does the replica that is copied to
+	copyRead   // a chunk is read from a member ...
+	copyWrite  // ... and written to the replica that is copied to,
+	copyZero   // or made zeros there
 	endSync
 )
 
@@ -34,7 +38,11 @@ type op struct {
 	off, len int64
 	req      *volume.Request // a client's; nil otherwise
 	answered bool
-	data     []byte // a copy's
+	data     []byte // a copy's, or the bits of a list
+	// generation is what a change is stamped with.
+	generation uint64
+	// A list's range. It locks nothing.
+	listOff, listLen int64
 
 	// Bits are those of peers.
 	pending uint32 // must still do it
@@ -48,6 +56,17 @@ type op struct {
 }
 
 func (o *op) reads() bool { return o.kind == clientRead }
+
+// asksOne tells whether one member is asked, any one.
+func (o *op) asksOne() bool {
+	return o.kind == clientRead || o.kind == copyRead || o.kind == listSource
+}
+
+// copies tells whether the operation is a part of a copy that can be dropped
+// with it.
+func (o *op) copies() bool {
+	return o.kind == copyRead || o.kind == listSource
+}
 
 func conflict(a, b *op) bool {
 	return a.off < b.off+b.len && b.off < a.off+a.len && !(a.reads() && b.reads())
@@ -119,22 +138,24 @@ func (c *Core) startBlocked() {
 func (c *Core) start(o *op) {
 	c.nextID++
 	o.id = c.nextID
+	o.generation = c.clock.generation
 	if o.target != nil {
 		o.run = o.target.syncRun
 	}
 	c.ops[o.id] = o
 	c.inflight = append(c.inflight, o)
 	switch o.kind {
-	case clientRead, copyRead:
+	case clientRead, copyRead, listSource:
 		c.assignReader(o)
 		return
-	case clientFlush, finalFlush:
+	case clientFlush, finalFlush, rollFlush:
 		o.pending = c.requiredMask()
 	case barrier:
 		o.pending = c.wantedMask()
 	case clientChange:
 		o.pending = c.requiredMask() | c.syncingMask()
-	case beginSync, endSync, copyWrite:
+		c.clock.used = true
+	case beginSync, endSync, copyWrite, listTarget:
 		o.pending = o.target.bit
 	}
 	for _, p := range c.peers {
@@ -150,7 +171,7 @@ func (c *Core) send(o *op, p *peer) {
 	if p.session == 0 || p.lost || p.role == leaving {
 		return
 	}
-	e := Effect{Send: true, Peer: p.id, Session: p.session, ID: o.id, Off: o.off, Len: o.len}
+	e := Effect{Send: true, Peer: p.id, Session: p.session, ID: o.id, Off: o.off, Len: o.len, Generation: o.generation}
 	switch o.kind {
 	case clientRead:
 		e.Verb, e.Data = VerbRead, o.req.Data
@@ -158,12 +179,16 @@ func (c *Core) send(o *op, p *peer) {
 		e.Verb, e.Data = VerbRead, o.data
 	case copyWrite:
 		e.Verb, e.Data = VerbWrite, o.data
+	case copyZero:
+		e.Verb = VerbZero
+	case listSource, listTarget:
+		e.Verb, e.Data, e.Off, e.Len, e.Generation = VerbChanged, o.data, o.listOff, o.listLen, o.target.base
 	case clientChange:
 		e.Verb, e.Data, e.FUA = verbOf(o.req.Op), o.req.Data, o.req.FUA
-	case clientFlush, finalFlush, barrier:
+	case clientFlush, finalFlush, barrier, rollFlush:
 		e.Verb = VerbFlush
 	case beginSync:
-		e.Verb = VerbBeginSync
+		e.Verb, e.Base = VerbBeginSync, o.target.base
 	case endSync:
 		e.Verb = VerbEndSync
 	}
@@ -229,7 +254,7 @@ func (c *Core) Reply(now time.Duration, peerID uint32, session, id uint64, out O
 			return
 		}
 		o.held &^= p.bit
-		if o.kind == clientRead || o.kind == copyRead {
+		if o.asksOne() {
 			c.readReply(o, p, out, err)
 			return
 		}
@@ -246,11 +271,14 @@ func (c *Core) readReply(o *op, p *peer, out Outcome, err error) {
 		}
 		o.err = fmt.Errorf("read %d bytes at %d: the only replica in sync cannot: %w", o.len, o.off, err)
 	}
-	if o.kind == clientRead {
+	switch o.kind {
+	case copyRead:
+		c.copied(o)
+	case listSource:
+		c.sourceListed(o)
+	default:
 		c.settle(o)
-		return
 	}
-	c.copied(o)
 }
 
 func (c *Core) changeReply(o *op, p *peer, out Outcome, info Info, err error) {
@@ -284,7 +312,7 @@ func (c *Core) changeReply(o *op, p *peer, out Outcome, info Info, err error) {
 // settle answers an operation's client and ends the operation when it may.
 func (c *Core) settle(o *op) {
 	switch o.kind {
-	case clientRead, copyRead:
+	case clientRead, copyRead, listSource:
 	case barrier:
 		if o.pending&c.wantedMask() != 0 {
 			return
@@ -314,7 +342,11 @@ func (c *Core) settle(o *op) {
 		c.quiet = true
 	case barrier:
 		c.flushed = c.flushed || o == c.barrier
-	case copyRead, copyWrite:
+	case rollFlush:
+		c.rollFlushed(o)
+	case listTarget:
+		c.listed(o)
+	case copyRead, copyWrite, copyZero:
 		c.chunkDone(o)
 	}
 	c.startBlocked()
@@ -340,9 +372,9 @@ func (c *Core) settleAll() {
 	for _, o := range slices.Clone(c.inflight) {
 		switch {
 		case c.ops[o.id] == nil:
-		case o.kind == copyRead && (o.target.role != syncing || o.run != o.target.syncRun):
+		case o.copies() && (o.target.role != syncing || o.run != o.target.syncRun):
 			c.settleCopy(o)
-		case o.kind == clientRead || o.kind == copyRead:
+		case o.asksOne():
 			if o.reader == nil && o.held == 0 {
 				c.assignReader(o)
 			}

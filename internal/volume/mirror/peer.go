@@ -54,12 +54,18 @@ type peer struct {
 	reason      string
 
 	// A copy's.
-	behind   bool // the record wants it copied to
+	behind   bool   // the record wants it copied to
+	base     uint64 // only what was written from this generation on can differ
+	emptied  bool   // all can: it was emptied
+	changed  []byte // a bit for each grain that may differ
+	listing  bool   // a list is under way
+	listedTo int64  // the first byte that changed says nothing of
 	nextSync time.Duration
 	syncRun  int   // tells the operations of one copy from an earlier one's
 	cursor   int64 // the first byte no chunk was begun for
 	chunks   int   // begun and not ended
 	done     int64
+	total    int64 // what is to be copied, as far as it is known
 	since    time.Duration
 	mark     uint64 // joining: operations up to this one must be answered first
 	ending   bool
@@ -92,10 +98,18 @@ func (c *Core) addPeer(r *argonv1.Replica) *peer {
 		serverID:  r.GetServerId(),
 		bit:       1 << bits.TrailingZeros32(^used),
 		downSince: c.now,
-		behind:    r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC,
 	}
+	p.follow(r)
 	c.peers = append(c.peers, p)
 	return p
+}
+
+// follow takes over what the record says of a replica outside the set.
+func (p *peer) follow(r *argonv1.Replica) {
+	p.behind = r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC
+	if p.role == outside {
+		p.base = r.GetEqualBefore()
+	}
 }
 
 // syncPeers follows what others changed in the record: replicas that were
@@ -112,7 +126,7 @@ func (c *Core) syncPeers(v *argonv1.Volume) {
 			p = c.addPeer(r)
 			c.emit(Effect{Dial: true, Peer: p.id})
 		case p != nil:
-			p.behind = r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC
+			p.follow(r)
 		}
 	}
 	for _, p := range slices.Clone(c.peers) {
@@ -213,7 +227,7 @@ func (c *Core) PeerUp(now time.Duration, id uint32, session uint64, info Info) [
 		}
 		c.sendPending(p)
 		for _, o := range slices.Clone(c.inflight) {
-			if (o.kind == clientRead || o.kind == copyRead) && o.reader == nil && o.held == 0 {
+			if o.asksOne() && o.reader == nil && o.held == 0 {
 				c.assignReader(o)
 			}
 		}

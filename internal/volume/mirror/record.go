@@ -34,6 +34,11 @@ type Proposal struct {
 	InSync []Member
 	// Reasons say why replicas leave the set, by id.
 	Reasons map[uint32]string
+	// Generation, if not 0, is what the holder will stamp writes with.
+	Generation uint64
+	// EqualBefore, if not 0: everything of an earlier generation is on the
+	// disk of all that are in the recorded set.
+	EqualBefore uint64
 	// Release ends the attachment. Clean says that all of InSync are equal
 	// and flushed.
 	Release, Clean bool
@@ -52,6 +57,9 @@ func Take(v *argonv1.Volume, h Holder, now time.Time) (wasClean bool, err error)
 	wasClean = v.GetClean() || v.GetEpoch() == 0
 	v.Epoch++
 	v.Generation++
+	if wasClean {
+		v.EqualBefore = v.Generation
+	}
 	v.Clean = false
 	v.Attachment = &argonv1.Attachment{
 		ServerId:  h.ServerID,
@@ -84,11 +92,15 @@ func Apply(v *argonv1.Volume, p Proposal, now time.Time) error {
 		case r.GetState() == argonv1.ReplicaState_REPLICA_STATE_IN_SYNC:
 			changed = true
 			setState(r, argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, p.Reasons[r.GetId()], now)
+			// Not the proposal's: the replica may have had no part in that.
+			r.EqualBefore = v.GetEqualBefore()
 		}
 	}
 	if changed {
 		v.Generation++
 	}
+	v.Generation = max(v.GetGeneration(), p.Generation)
+	v.EqualBefore = max(v.GetEqualBefore(), p.EqualBefore)
 	if p.Release {
 		v.Attachment = nil
 		v.Clean = p.Clean
@@ -104,12 +116,22 @@ func Promote(v *argonv1.Volume, m Member, sealed uint64, now time.Time) error {
 		return fmt.Errorf("volume %s has no replica %d", v.GetMeta().GetName(), m.ID)
 	}
 	for _, r := range v.GetReplicas() {
+		if r.GetId() == m.ID && r.GetState() != argonv1.ReplicaState_REPLICA_STATE_IN_SYNC {
+			// What it missed, it has not stamped: the others go back to when
+			// they were equal to it.
+			v.EqualBefore = min(v.GetEqualBefore(), r.GetEqualBefore())
+		}
+	}
+	for _, r := range v.GetReplicas() {
 		switch {
 		case r.GetId() == m.ID:
 			setState(r, argonv1.ReplicaState_REPLICA_STATE_IN_SYNC, "promoted by an operator", now)
 			r.Incarnation = m.Incarnation
 		case r.GetState() == argonv1.ReplicaState_REPLICA_STATE_IN_SYNC:
 			setState(r, argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, "another replica was promoted", now)
+			r.EqualBefore = v.GetEqualBefore()
+		default:
+			r.EqualBefore = min(r.GetEqualBefore(), v.GetEqualBefore())
 		}
 	}
 	v.Epoch = max(v.GetEpoch(), sealed) + 1

@@ -92,3 +92,50 @@ func TestPromote(t *testing.T) {
 		t.Error("a replica that does not exist was promoted")
 	}
 }
+
+// What is known to be equal goes with a replica that leaves, and never is more
+// than was true for it.
+func TestEqualBefore(t *testing.T) {
+	now := time.Unix(9, 0)
+	v := aVolume(inSyncState, inSyncState, inSyncState, behindState)
+	v.Generation, v.Clean, v.Replicas[3].EqualBefore = 40, true, 3
+	take := func() {
+		if _, err := Take(v, Holder{ServerID: "a"}, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply := func(p Proposal) {
+		p.Epoch = v.Epoch
+		for range 2 { // its outcome may have been unknown
+			if err := Apply(v, p, now); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	want := func(what string, generation, equalBefore uint64, replicas ...uint64) {
+		t.Helper()
+		if v.Generation != generation || v.EqualBefore != equalBefore {
+			t.Errorf("%s: generation %d, equal before %d, want %d, %d", what, v.Generation, v.EqualBefore, generation, equalBefore)
+		}
+		for i, w := range replicas {
+			if r := v.Replicas[i]; r.EqualBefore != w {
+				t.Errorf("%s: replica %d: equal before %d, want %d", what, r.Id, r.EqualBefore, w)
+			}
+		}
+	}
+	all := []Member{{1, 1}, {2, 1}, {3, 1}}
+	take()
+	want("taken after a clean end", 41, 41)
+	apply(Proposal{InSync: all, Generation: 42})
+	want("a roll begun", 42, 41)
+	apply(Proposal{InSync: all[:2], EqualBefore: 42})
+	want("replica 3 left, which may have had no part in the roll", 43, 42, 0, 0, 41, 3)
+	take()
+	want("taken after an unclean end", 44, 42)
+	apply(Proposal{InSync: all[:1], EqualBefore: 42})
+	want("replica 2 left", 45, 42, 0, 42, 41, 3)
+	if err := Promote(v, Member{ID: 3, Incarnation: 1}, 0, now); err != nil {
+		t.Fatal(err)
+	}
+	want("replica 3 was promoted", 46, 41, 41, 41, 41, 3)
+}

@@ -88,7 +88,7 @@ func parseInfo(b []byte) (Info, error) {
 	if h := Health(i.Health); err == nil && (h < Good || h > Failed) {
 		err = fmt.Errorf("health %d: %w", h, wire.ErrFrame)
 	}
-	return Info{Incarnation: i.Incarnation, Health: Health(i.Health)}, err
+	return Info{Incarnation: i.Incarnation, Health: Health(i.Health), Emptied: i.Emptied}, err
 }
 
 // refusal is what a status that is not OK means.
@@ -142,7 +142,7 @@ const (
 
 var types = map[Verb]wire.Type{
 	VerbRead: wire.Read, VerbWrite: wire.Write, VerbZero: wire.Zero, VerbTrim: wire.Trim, VerbFlush: wire.Flush,
-	VerbBeginSync: wire.BeginSync, VerbEndSync: wire.EndSync, verbClose: wire.Close, verbPing: wire.Ping,
+	VerbChanged: wire.Changed, VerbBeginSync: wire.BeginSync, VerbEndSync: wire.EndSync, verbClose: wire.Close, verbPing: wire.Ping,
 }
 
 // fail ends the connection, once. The reader answers what is pending when it
@@ -190,9 +190,12 @@ func (l *remoteLink) write() {
 // send writes one message. After an error the rest of the queue only passes
 // through, to be answered.
 func (l *remoteLink) send(out *bufio.Writer, m *Message) {
-	h := wire.Header{Type: types[m.Verb], FUA: m.FUA, Off: m.Off, Len: m.Len}
-	if m.Verb == VerbWrite {
+	h := wire.Header{Type: types[m.Verb], FUA: m.FUA, Off: m.Off, Len: m.Len, Generation: m.Generation}
+	switch m.Verb {
+	case VerbWrite:
 		h.Payload = uint32(len(m.Data))
+	case VerbBeginSync:
+		h.Off = int64(m.Base)
 	}
 	l.mu.Lock()
 	l.nextID++
@@ -263,9 +266,9 @@ func (l *remoteLink) readOne(buf []byte) error {
 // payload reads what comes with an answer; status is what the answer says, err
 // that the connection is of no use.
 func (l *remoteLink) payload(h wire.Header, m *Message) (info Info, status, err error) {
-	if h.Status == wire.OK && m.Verb == VerbRead {
+	if h.Status == wire.OK && (m.Verb == VerbRead || m.Verb == VerbChanged) {
 		if int(h.Payload) != len(m.Data) {
-			return info, nil, fmt.Errorf("%d bytes for a read of %d: %w", h.Payload, len(m.Data), wire.ErrFrame)
+			return info, nil, fmt.Errorf("%d bytes where %d were asked for: %w", h.Payload, len(m.Data), wire.ErrFrame)
 		}
 		_, err = io.ReadFull(l.in, m.Data)
 		return info, nil, err

@@ -170,7 +170,18 @@ func TestRemoteLink(t *testing.T) {
 	if _, err := call(t, l, mirror.Message{Verb: mirror.VerbRead, Off: testSize, Len: 512, Data: make([]byte, 512)}); err == nil {
 		t.Error("a read behind the end was answered")
 	}
-	if info := must(mirror.Message{Verb: mirror.VerbBeginSync}); info.Incarnation != 2 || info.Health != mirror.Syncing {
+	must(mirror.Message{Verb: mirror.VerbWrite, Off: 2 << 20, Len: 512, Data: data[:512], Generation: 7})
+	bits := make([]byte, 1)
+	if must(mirror.Message{Verb: mirror.VerbChanged, Len: testSize, Data: bits, Generation: 7}); bits[0] != 1<<2 {
+		t.Errorf("changed since generation 7: %b", bits)
+	}
+	if info := must(mirror.Message{Verb: mirror.VerbBeginSync, Base: 7, Generation: 8}); info.Incarnation != 2 || info.Health != mirror.Syncing || info.Emptied {
+		t.Errorf("after BeginSync with a base: %+v", info)
+	}
+	if !bytes.Equal(read(512, 512), data[:512]) {
+		t.Error("a replica with a base was emptied")
+	}
+	if info := must(mirror.Message{Verb: mirror.VerbBeginSync, Generation: 9}); info.Incarnation != 3 || info.Health != mirror.Syncing || !info.Emptied {
 		t.Errorf("after BeginSync: %+v", info)
 	}
 	if !bytes.Equal(read(0, 4096), make([]byte, 4096)) {

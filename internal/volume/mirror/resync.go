@@ -2,16 +2,19 @@ package mirror
 
 import (
 	"fmt"
+	"math/bits"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 )
 
 // This file copies to replicas that are behind (I5). The order is:
 //
-//	BeginSync   the replica is emptied and marked as not to be trusted
-//	syncing     it receives every new write, and chunk after chunk is copied
-//	            under the chunk's lock, so that copy and writes cannot pass
-//	            each other
+//	BeginSync   the replica is marked as not to be trusted; if it has no base it
+//	            is emptied
+//	syncing     it receives every new write; unless it was emptied, source and
+//	            replica are asked what was written since the base; that is
+//	            copied, chunk after chunk, each under its lock, so that copy and
+//	            writes cannot pass each other
 //	joining     nothing is acknowledged without it; what came before is answered
 //	EndSync     it is flushed and marked good
 //	proposal    the catalog takes it into the set
@@ -40,27 +43,110 @@ func (c *Core) syncStep(o *op, p *peer, info Info) {
 	switch {
 	case o.target != p:
 	case o.kind == beginSync && p.role == starting:
-		p.role, p.incarnation = syncing, info.Incarnation
-		p.cursor, p.done, p.chunks, p.since = 0, 0, 0, c.now
-		p.caughtUp, p.ending, p.lost, p.failed = false, false, false, false
-		if c.breaks(BreakEnterEarly) {
-			p.cursor = c.cfg.Size
-		}
-		c.note(argonv1.Severity_SEVERITY_INFO, "resync-started", fmt.Sprint(p.id, c.now), "replica %d is being copied to", p.id)
+		c.beginCopy(p, info)
 	case o.kind == endSync && p.role == joining && p.ending:
 		p.caughtUp, p.ending = true, false
 		p.info.Health = Good
 	}
 }
 
+func (c *Core) beginCopy(p *peer, info Info) {
+	p.role, p.incarnation = syncing, info.Incarnation
+	p.cursor, p.done, p.chunks, p.since = 0, 0, 0, c.now
+	p.caughtUp, p.ending, p.lost, p.failed = false, false, false, false
+	// What began before it receives every write is not in its data, and not
+	// in what the source says has changed until it is done.
+	p.mark = c.nextID
+	p.emptied, p.changed, p.listing, p.listedTo = info.Emptied, nil, false, 0
+	p.total = 0
+	what := "what was written since it left"
+	if p.emptied {
+		p.listedTo, p.total = c.cfg.Size, c.cfg.Size
+		what = "the whole volume"
+	}
+	if c.breaks(BreakEnterEarly) {
+		p.listedTo, p.cursor = c.cfg.Size, c.cfg.Size
+	}
+	c.note(argonv1.Severity_SEVERITY_INFO, "resync-started", fmt.Sprint(p.id, c.now), "replica %d is being copied to: %s", p.id, what)
+}
+
+// maxList is how many grains are asked for at once.
+const maxList = 1 << 18
+
+// list asks for the next part of what has changed.
+func (c *Core) list(p *peer) {
+	if p.listing || c.changesUpTo(p.mark) {
+		return
+	}
+	n := min(maxList*c.cfg.Grain, c.cfg.Size-p.listedTo)
+	grains := (n + c.cfg.Grain - 1) / c.cfg.Grain
+	p.listing = true
+	c.submit(&op{kind: listSource, target: p, listOff: p.listedTo, listLen: n, data: make([]byte, (grains+7)/8)})
+}
+
+// sourceListed goes on after a member said what has changed: now the replica
+// itself is asked. It may have what no member has, of requests that were never
+// answered.
+func (c *Core) sourceListed(o *op) {
+	p := o.target
+	if p.role != syncing || o.run != p.syncRun || o.err != nil {
+		c.settleCopy(o)
+		if o.err != nil && p.role == syncing && o.run == p.syncRun {
+			c.abortSync(p)
+		}
+		return
+	}
+	p.changed = append(p.changed, o.data...)
+	o.kind, o.pending, o.data = listTarget, p.bit, make([]byte, len(o.data))
+	c.send(o, p)
+}
+
+// listed goes on after the replica said what has changed.
+func (c *Core) listed(o *op) {
+	p := o.target
+	if p.role != syncing || o.run != p.syncRun {
+		return
+	}
+	from := int(o.listOff / c.cfg.Grain / 8)
+	for i, b := range o.data {
+		if !c.breaks(BreakSourceOnly) {
+			p.changed[from+i] |= b
+		}
+		p.total += int64(bits.OnesCount8(p.changed[from+i])) * c.cfg.Grain
+	}
+	p.listing, p.listedTo = false, o.listOff+o.listLen
+}
+
+// nextChunk is the next range to copy; false if there is none.
+func (c *Core) nextChunk(p *peer) (off, n int64, ok bool) {
+	for p.cursor < c.cfg.Size {
+		end := min((p.cursor/c.cfg.Grain+1)*c.cfg.Grain, c.cfg.Size)
+		if p.emptied {
+			end = c.cfg.Size
+		} else if g := p.cursor / c.cfg.Grain; p.changed[g/8]&(1<<(g%8)) == 0 {
+			p.cursor = end
+			continue
+		}
+		off, n = p.cursor, min(c.cfg.Chunk, end-p.cursor)
+		p.cursor += n
+		return off, n, true
+	}
+	return 0, 0, false
+}
+
 // pump keeps the allowed number of chunks under way.
 func (c *Core) pump(p *peer) {
-	for p.role == syncing && p.chunks < c.cfg.Chunks && p.cursor < c.cfg.Size {
-		n := min(c.cfg.Chunk, c.cfg.Size-p.cursor)
-		o := &op{kind: copyRead, off: p.cursor, len: n, target: p, data: make([]byte, n)}
-		p.cursor += n
+	if p.listedTo < c.cfg.Size {
+		c.list(p)
+		return
+	}
+	for p.role == syncing && p.chunks < c.cfg.Chunks {
+		off, n, ok := c.nextChunk(p)
+		if !ok {
+			break
+		}
 		p.chunks++
-		c.submit(o)
+		c.submit(&op{kind: copyRead, off: off, len: n, target: p, data: make([]byte, n)})
 	}
 	if p.role == syncing && p.chunks == 0 && p.cursor >= c.cfg.Size {
 		p.role, p.mark = joining, c.nextID
@@ -68,23 +154,27 @@ func (c *Core) pump(p *peer) {
 	}
 }
 
-// copied goes on after a chunk was read: what is not zero is written. The
-// replica was emptied, so zeros are there already — or a write under this
-// copy put them there.
+// copied goes on after a chunk was read: it is written. Zeros need no data,
+// and nothing at all where the replica was emptied.
 func (c *Core) copied(o *op) {
 	p := o.target
 	switch {
-	case p.role != syncing || o.err != nil:
+	case p.role != syncing || o.run != p.syncRun || o.err != nil:
 		c.settleCopy(o)
-		if o.err != nil && p.role == syncing {
+		if o.err != nil && p.role == syncing && o.run == p.syncRun {
 			c.abortSync(p)
 		}
-	case allZero(o.data):
+		return
+	case !allZero(o.data):
+		o.kind = copyWrite
+	case p.emptied:
 		c.settleCopy(o)
+		return
 	default:
-		o.kind, o.pending = copyWrite, p.bit
-		c.send(o, p)
+		o.kind = copyZero
 	}
+	o.pending = p.bit
+	c.send(o, p)
 }
 
 // settleCopy ends a chunk's operation.

@@ -74,7 +74,7 @@ func (a *Attachment) send(e Effect) {
 	}
 	session, id := e.Session, e.ID
 	r.link.Send(&Message{
-		Verb: e.Verb, Off: e.Off, Len: e.Len, Data: e.Data, FUA: e.FUA,
+		Verb: e.Verb, Off: e.Off, Len: e.Len, Data: e.Data, FUA: e.FUA, Generation: e.Generation, Base: e.Base,
 		Done: func(info Info, err error) {
 			if errors.Is(err, ErrSessionOver) {
 				return // PeerDown says so

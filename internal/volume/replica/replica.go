@@ -37,7 +37,7 @@ func (r *Replica) Info() Info {
 	sb := r.files.Superblock()
 	return Info{
 		VolumeID: sb.VolumeID, ReplicaID: sb.ReplicaID, Size: int64(sb.Size), SealedEpoch: sb.SealedEpoch,
-		Incarnation: sb.Incarnation, Generation: sb.Generation, Health: r.health(sb.Health),
+		Incarnation: sb.Incarnation, Health: r.health(sb.Health),
 	}
 }
 
@@ -130,11 +130,11 @@ func (s *Session) ReadAt(p []byte, off int64) error {
 	})
 }
 
-// WriteAt writes p; with fua it survives a power cut. volume.ErrNoSpace means
-// that there is no room and nothing else is wrong; the range may then have
-// parts of p.
-func (s *Session) WriteAt(p []byte, off int64, fua bool) error {
-	return s.change(off, int64(len(p)), fua, func(r *Replica) error {
+// WriteAt writes p in a generation; with fua it survives a power cut.
+// volume.ErrNoSpace means that there is no room and nothing else is wrong; the
+// range may then have parts of p.
+func (s *Session) WriteAt(p []byte, off int64, generation uint64, fua bool) error {
+	return s.change(off, int64(len(p)), generation, fua, func(r *Replica) error {
 		if err := r.haveRoom(int64(len(p))); err != nil {
 			return err
 		}
@@ -142,16 +142,20 @@ func (s *Session) WriteAt(p []byte, off int64, fua bool) error {
 	})
 }
 
-// Zero makes the range zeros.
-func (s *Session) Zero(off, n int64, fua bool) error {
-	return s.change(off, n, fua, func(r *Replica) error { return r.files.Punch(off, n) })
+// Zero makes the range zeros, and gives its space back.
+func (s *Session) Zero(off, n int64, generation uint64, fua bool) error {
+	return s.change(off, n, generation, fua, func(r *Replica) error { return r.files.Punch(off, n) })
 }
 
 // Trim does the same: replicas must stay equal, so what is not needed any more
 // reads as zeros on all.
-func (s *Session) Trim(off, n int64, fua bool) error { return s.Zero(off, n, fua) }
+func (s *Session) Trim(off, n int64, generation uint64, fua bool) error {
+	return s.Zero(off, n, generation, fua)
+}
 
-func (s *Session) change(off, n int64, fua bool, op func(*Replica) error) error {
+// change stamps the range and then changes it: if the power goes in between, a
+// region that is unchanged counts as changed, and never the other way round.
+func (s *Session) change(off, n int64, generation uint64, fua bool, op func(*Replica) error) error {
 	return s.do(func(r *Replica) error {
 		if err := r.check(off, n); err != nil {
 			return err
@@ -159,7 +163,13 @@ func (s *Session) change(off, n int64, fua bool, op func(*Replica) error) error 
 		if r.opts.Hooks.AckBeforeWrite {
 			return nil
 		}
-		err := op(r)
+		var err error
+		if !r.opts.Hooks.ForgetStamp {
+			err = r.files.Stamp(off, n, generation)
+		}
+		if err == nil {
+			err = op(r)
+		}
 		if errors.Is(err, volume.ErrNoSpace) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			r.room.Store(0)
 			return fmt.Errorf("write %d bytes at %d: %w", n, off, volume.ErrNoSpace)
@@ -168,6 +178,21 @@ func (s *Session) change(off, n int64, fua bool, op func(*Replica) error) error 
 			err = r.sync()
 		}
 		return r.judge(err)
+	})
+}
+
+// Changed sets a bit for each grain of the range, in bytes, that may have been
+// written in the generation since or later.
+func (s *Session) Changed(since uint64, off, n, grain int64, bits []byte) error {
+	return s.do(func(r *Replica) error {
+		if err := r.check(off, n); err != nil {
+			return err
+		}
+		if grain <= 0 || int64(len(bits))*8*grain < n {
+			return fmt.Errorf("%d bytes of bits for %d bytes by %d: %w", len(bits), n, grain, volume.ErrRange)
+		}
+		r.files.Changed(since, off, n, grain, bits)
+		return nil
 	})
 }
 
@@ -185,27 +210,44 @@ func (r *Replica) sync() error {
 	return r.files.SyncData()
 }
 
-// BeginSync empties the replica and marks it as not to be trusted; a copy from
-// the holder follows. Its incarnation is a new one: whatever was agreed on
-// before does not count. It also begins anew after a failure, on a new file.
-func (s *Session) BeginSync() (Info, error) {
+// BeginSync marks the replica as not to be trusted; a copy from the holder
+// follows, in its generation. Its incarnation is a new one: whatever was agreed
+// on before does not count.
+//
+// base is the generation before which nothing can differ from the source; 0 if
+// there is none. Without one, after a failed write or sync, or when the layer
+// was begun later than that, the replica is emptied, and begins on new files.
+func (s *Session) BeginSync(base, generation uint64) (Info, error) {
 	r := s.r
 	r.ops.Lock()
 	defer r.ops.Unlock()
 	if r.current != s {
 		return Info{}, ErrFenced
 	}
-	err := r.files.Reset(func(sb *layer.Superblock) {
+	sb := r.files.Superblock()
+	begin := func(sb *layer.Superblock) {
 		sb.Incarnation++
 		sb.Health = layer.Syncing
-	})
+	}
+	emptied := base == 0 || sb.Generation > base || r.health(sb.Health) == layer.Failed
+	var err error
+	if emptied {
+		err = r.files.Reset(func(sb *layer.Superblock) {
+			begin(sb)
+			sb.Generation = generation
+		})
+	} else {
+		err = r.files.Update(begin)
+	}
 	if err = r.judge(err); err != nil {
 		return Info{}, err
 	}
 	r.failure.Lock()
 	r.failed = false
 	r.failure.Unlock()
-	return r.Info(), nil
+	info := r.Info()
+	info.Emptied = emptied
+	return info, nil
 }
 
 // EndSync flushes the replica and marks it good, durably.

@@ -84,21 +84,21 @@ var sector = bytes.Repeat([]byte("s"), 512)
 func TestSealing(t *testing.T) {
 	d := newDisk(t)
 	old, _ := d.seal(3)
-	d.must(old.WriteAt(sector, 0, false))
+	d.must(old.WriteAt(sector, 0, 1, false))
 	again, _ := d.seal(3)
-	if err := old.WriteAt(sector, 0, false); !errors.Is(err, replica.ErrFenced) {
+	if err := old.WriteAt(sector, 0, 1, false); !errors.Is(err, replica.ErrFenced) {
 		t.Errorf("a session that was replaced in its epoch: %v", err)
 	}
 	newer, _ := d.seal(5)
 	for name, err := range map[string]error{
-		"write": again.WriteAt(sector, 0, false), "read": again.ReadAt(make([]byte, 512), 0), "flush": again.Flush(),
-		"zero": again.Zero(0, 512, false), "end of a copy": again.EndSync(),
+		"write": again.WriteAt(sector, 0, 1, false), "read": again.ReadAt(make([]byte, 512), 0), "flush": again.Flush(),
+		"zero": again.Zero(0, 512, 1, false), "end of a copy": again.EndSync(),
 	} {
 		if !errors.Is(err, replica.ErrFenced) {
 			t.Errorf("%s of an older epoch: %v", name, err)
 		}
 	}
-	if _, err := again.BeginSync(); !errors.Is(err, replica.ErrFenced) {
+	if _, err := again.BeginSync(0, 2); !errors.Is(err, replica.ErrFenced) {
 		t.Errorf("a copy of an older epoch: %v", err)
 	}
 	d.must(newer.Flush())
@@ -143,7 +143,7 @@ func TestIncarnation(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			d := newDisk(t)
 			s, before := d.seal(1)
-			d.must(s.WriteAt(sector, 0, false))
+			d.must(s.WriteAt(sector, 0, 1, false))
 			tt.do(d, s)
 			if _, after := d.seal(9); (after.Incarnation == before.Incarnation) != tt.same {
 				t.Errorf("incarnation %d, then %d", before.Incarnation, after.Incarnation)
@@ -156,14 +156,14 @@ func TestIncarnation(t *testing.T) {
 // even after a restart.
 func TestFailedDisk(t *testing.T) {
 	for name, fail := range map[string]func(*disk, *replica.Session) error{
-		"write": func(d *disk, s *replica.Session) error { d.fs.FailWrite = true; return s.WriteAt(sector, 0, false) },
+		"write": func(d *disk, s *replica.Session) error { d.fs.FailWrite = true; return s.WriteAt(sector, 0, 1, false) },
 		"sync":  func(d *disk, s *replica.Session) error { d.fs.FailSync = true; return s.Flush() },
-		"fua":   func(d *disk, s *replica.Session) error { d.fs.FailSync = true; return s.WriteAt(sector, 0, true) },
+		"fua":   func(d *disk, s *replica.Session) error { d.fs.FailSync = true; return s.WriteAt(sector, 0, 1, true) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDisk(t)
 			s, _ := d.seal(1)
-			d.must(s.WriteAt(sector, 512, false))
+			d.must(s.WriteAt(sector, 512, 1, false))
 			if err := fail(d, s); !errors.Is(err, replica.ErrFailed) {
 				t.Fatalf("got %v", err)
 			}
@@ -179,12 +179,12 @@ func TestFailedDisk(t *testing.T) {
 			if err := s.ReadAt(make([]byte, 512), 0); !errors.Is(err, replica.ErrFailed) {
 				t.Errorf("a read: %v", err)
 			}
-			info, err := s.BeginSync()
+			info, err := s.BeginSync(0, 2)
 			d.must(err)
 			if info.Health != layer.Syncing {
 				t.Errorf("health %v while it is copied to", info.Health)
 			}
-			d.must(s.WriteAt(sector, 0, false))
+			d.must(s.WriteAt(sector, 0, 1, false))
 			d.must(s.EndSync())
 			d.powerCut()
 			if _, info = d.seal(3); info.Health != layer.Good {
@@ -198,13 +198,13 @@ func TestFailedDisk(t *testing.T) {
 func TestNoRoom(t *testing.T) {
 	d := newDisk(t)
 	s, _ := d.seal(1)
-	d.must(s.WriteAt(sector, 0, false))
+	d.must(s.WriteAt(sector, 0, 1, false))
 	d.fs.Full = true
-	if err := s.WriteAt(sector, 8192, false); !errors.Is(err, volume.ErrNoSpace) {
+	if err := s.WriteAt(sector, 8192, 1, false); !errors.Is(err, volume.ErrNoSpace) {
 		t.Errorf("got %v", err)
 	}
 	d.fs.Full = false
-	d.must(s.WriteAt(sector, 8192, false))
+	d.must(s.WriteAt(sector, 8192, 1, false))
 	d.must(s.Flush())
 	got := make([]byte, 512)
 	d.must(s.ReadAt(got, 8192))
@@ -217,7 +217,7 @@ func TestRange(t *testing.T) {
 	d := newDisk(t)
 	s, _ := d.seal(1)
 	for _, r := range []struct{ off, n int64 }{{1 << 20, 512}, {-512, 512}, {0, 1 << 21}, {256, 512}, {0, 100}} {
-		if err := s.Zero(r.off, r.n, false); !errors.Is(err, volume.ErrRange) {
+		if err := s.Zero(r.off, r.n, 1, false); !errors.Is(err, volume.ErrRange) {
 			t.Errorf("%d bytes at %d: %v", r.n, r.off, err)
 		}
 	}
@@ -249,5 +249,58 @@ func TestCreateAndRemove(t *testing.T) {
 	d.restart()
 	if list := d.store.List(); len(list) != 0 {
 		t.Errorf("%+v", list)
+	}
+}
+
+// A copy keeps what a replica has only where that is known to be of use.
+func TestBeginSync(t *testing.T) {
+	sector := bytes.Repeat([]byte{7}, 512)
+	kept := func(s *replica.Session) bool {
+		b := make([]byte, 512)
+		if err := s.ReadAt(b, 0); err != nil {
+			t.Fatal(err)
+		}
+		return bytes.Equal(b, sector)
+	}
+	begin := func(s *replica.Session, base, generation uint64, emptied bool) {
+		t.Helper()
+		info, err := s.BeginSync(base, generation)
+		if err != nil || info.Emptied != emptied || kept(s) == emptied || info.Health != layer.Syncing {
+			t.Errorf("a copy since %d: %+v, kept: %v, %v", base, info, kept(s), err)
+		}
+	}
+	d := newDisk(t)
+	s, _ := d.seal(1)
+	d.must(s.WriteAt(sector, 0, 20, false))
+	begin(s, 20, 30, false)
+	begin(s, 0, 30, true)
+	d.must(s.WriteAt(sector, 0, 31, false))
+	begin(s, 29, 32, true) // was emptied later than that
+	d.must(s.WriteAt(sector, 0, 33, false))
+	begin(s, 32, 34, false)
+	d.must(s.EndSync())
+	d.restart()
+	s, _ = d.seal(2)
+	begin(s, 32, 40, false)
+
+	// One that is made when the volume has been in use equals none.
+	if _, err := d.store.Create(replica.CreateSpec{VolumeID: "v", ReplicaID: 2, Size: 1 << 20, Behind: true}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := d.store.Get("v", 2)
+	d.must(err)
+	s, _, err = r.Seal(2)
+	d.must(err)
+	info, err := s.BeginSync(1000, 1001)
+	if err != nil || !info.Emptied {
+		t.Errorf("a new replica was taken for an old one: %+v, %v", info, err)
+	}
+	bits := make([]byte, 1)
+	if err := s.Changed(5, 0, 1<<20, 1<<20, nil); !errors.Is(err, volume.ErrRange) {
+		t.Errorf("no room for the answer: %v", err)
+	}
+	d.must(s.Changed(1001, 0, 1<<20, 1<<20, bits))
+	if bits[0] != 1 {
+		t.Error("an emptied region does not count as changed")
 	}
 }

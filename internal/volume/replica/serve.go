@@ -203,7 +203,8 @@ func legal(h wire.Header) error {
 	case h.Type == wire.Hello, h.Status != wire.OK,
 		h.Type == wire.Write && int64(h.Payload) != h.Len,
 		h.Type != wire.Write && h.Payload != 0,
-		h.Type == wire.Read && h.Len > volume.MaxRequest:
+		h.Type == wire.Read && h.Len > volume.MaxRequest,
+		h.Type == wire.Changed && (h.Len+wire.ChangedGrain-1)/wire.ChangedGrain > 8*volume.MaxRequest:
 		return fmt.Errorf("request of type %d for %d bytes with a payload of %d: %w", h.Type, h.Len, h.Payload, wire.ErrFrame)
 	}
 	return nil
@@ -224,19 +225,24 @@ func (c *serverConn) carryOut(j *job) {
 		j.take(int(h.Len))
 		err = c.session.ReadAt(j.data, h.Off)
 	case wire.Write:
-		err = c.session.WriteAt(j.data, h.Off, h.FUA)
+		err = c.session.WriteAt(j.data, h.Off, h.Generation, h.FUA)
 		j.release()
 	case wire.Zero:
-		err = c.session.Zero(h.Off, h.Len, h.FUA)
+		err = c.session.Zero(h.Off, h.Len, h.Generation, h.FUA)
 	case wire.Trim:
-		err = c.session.Trim(h.Off, h.Len, h.FUA)
+		err = c.session.Trim(h.Off, h.Len, h.Generation, h.FUA)
 	case wire.Flush:
 		err = c.session.Flush()
 	case wire.BeginSync:
 		var info Info
-		if info, err = c.session.BeginSync(); err == nil {
-			j.data = wire.Info{Incarnation: info.Incarnation, Health: uint8(info.Health)}.Marshal()
+		if info, err = c.session.BeginSync(uint64(h.Off), h.Generation); err == nil {
+			j.data = wire.Info{Incarnation: info.Incarnation, Health: uint8(info.Health), Emptied: info.Emptied}.Marshal()
 		}
+	case wire.Changed:
+		grains := (h.Len + wire.ChangedGrain - 1) / wire.ChangedGrain
+		j.take(int((grains + 7) / 8))
+		clear(j.data)
+		err = c.session.Changed(h.Generation, h.Off, h.Len, wire.ChangedGrain, j.data)
 	case wire.EndSync:
 		err = c.session.EndSync()
 	case wire.Close:

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,7 +42,9 @@ type Options struct {
 	BootID string
 	// ReserveBytes of the disk are left free.
 	ReserveBytes uint64
-	Log          *slog.Logger
+	// RegionSize of new replicas in bytes; 0: layer.RegionSize.
+	RegionSize uint32
+	Log        *slog.Logger
 	// Hooks break rules. For tests only.
 	Hooks Hooks
 }
@@ -55,6 +58,8 @@ type Hooks struct {
 	IgnoreFailure    bool // I8: go on after a failed write or fsync
 	FlushWithoutSync bool // I1: a flush is answered without fdatasync
 	AckBeforeWrite   bool // I1: a write is answered and never carried out
+	ForgetStamp      bool // a write is not stamped
+	LazyStamp        bool // a stamp is not durable before its data
 }
 
 // Info is what a replica says of itself.
@@ -64,8 +69,9 @@ type Info struct {
 	Size        int64
 	SealedEpoch uint64
 	Incarnation uint64
-	Generation  uint64
 	Health      layer.Health
+	// Emptied: BeginSync found nothing that could be kept.
+	Emptied bool
 }
 
 // Store is all replicas of one server. Safe for concurrent use.
@@ -152,6 +158,12 @@ func (s *Store) open(dir string) (*Replica, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	if n := f.DamagedPages(); n > 0 {
+		s.opts.Log.Warn("pages of a replica's table are damaged; their regions count as changed", "volume", sb.VolumeID, "replica", sb.ReplicaID, "pages", n)
+	}
+	if s.opts.Hooks.LazyStamp {
+		f.LazyStamps()
+	}
 	return &Replica{opts: s.opts, files: f, sealed: sb.SealedEpoch, failed: sb.Health == layer.Failed && !s.opts.Hooks.IgnoreFailure}, nil
 }
 
@@ -162,6 +174,9 @@ type CreateSpec struct {
 	Size      int64
 	// Base is a file whose content it begins with; empty: zeros.
 	Base string
+	// Behind: the volume was attached before, so this replica has nothing in
+	// common with the others and must be copied to whole.
+	Behind bool
 }
 
 // Create makes a replica, whole or not at all. One that is here already stays
@@ -188,9 +203,13 @@ func (s *Store) create(spec CreateSpec) (*Replica, error) {
 		return nil, err
 	}
 	dir := path.Join(parent, strconv.FormatUint(uint64(spec.ReplicaID), 10))
+	generation := uint64(1)
+	if spec.Behind {
+		generation = layer.Unknown
+	}
 	err := layer.Create(s.opts.FS, dir, layer.Superblock{
 		Sequence: 1, ClusterID: s.opts.ClusterID, VolumeID: spec.VolumeID, ReplicaID: spec.ReplicaID,
-		RegionSize: layer.RegionSize, Size: uint64(spec.Size), Incarnation: 1, Generation: 1,
+		RegionSize: cmp.Or(s.opts.RegionSize, layer.RegionSize), Size: uint64(spec.Size), Incarnation: 1, Generation: generation,
 		Health: layer.Good, Clean: true, BootID: s.opts.BootID,
 	}, spec.Base)
 	if err != nil {

@@ -9,15 +9,16 @@
 // numbers are little endian. A frame is a header of HeaderSize bytes and a
 // payload:
 //
-//	 0  magic    u32
-//	 4  type     u8
-//	 5  flags    u8   bit 0: FUA
-//	 6  status   u16  0 in requests
-//	 8  id       u64  the answer has the request's
-//	16  offset   u64
-//	24  length   u64  of the range, in bytes
-//	32  payload  u32  how many bytes follow
-//	36  crc32c   u32  of the 36 bytes before
+//	 0  magic      u32
+//	 4  type       u8
+//	 5  flags      u8   bit 0: FUA
+//	 6  status     u16  0 in requests
+//	 8  id         u64  the answer has the request's
+//	16  offset     u64  BeginSync: the generation before which nothing differs
+//	24  length     u64  of the range, in bytes
+//	32  generation u64  of a change; Changed: since which
+//	40  payload    u32  how many bytes follow
+//	44  crc32c     u32  of the 44 bytes before
 //
 // The payload has no checksum of its own: TLS has authenticated it.
 package wire
@@ -36,7 +37,7 @@ import (
 const Protocol = "argon-replica/1"
 
 // HeaderSize is in bytes.
-const HeaderSize = 40
+const HeaderSize = 48
 
 // MaxHello bounds a Hello's payload, in bytes; every other payload is at most
 // volume.MaxRequest.
@@ -61,7 +62,13 @@ const (
 	Ping
 	// Close ends the session clean: everything was flushed.
 	Close
+	// Changed asks which parts of a range were written since a generation. The
+	// answer has a bit for each ChangedGrain bytes, the lowest bit first.
+	Changed
 )
+
+// ChangedGrain is what a bit of the answer to Changed stands for, in bytes.
+const ChangedGrain = 1 << 20
 
 // Status is how a request ended.
 type Status uint16
@@ -85,13 +92,14 @@ const (
 
 // Header is a frame without its payload.
 type Header struct {
-	Type    Type
-	FUA     bool
-	Status  Status
-	ID      uint64
-	Off     int64
-	Len     int64
-	Payload uint32
+	Type       Type
+	FUA        bool
+	Status     Status
+	ID         uint64
+	Off        int64
+	Len        int64
+	Generation uint64
+	Payload    uint32
 }
 
 // ErrFrame: what arrived is no frame; the connection is of no use any more.
@@ -110,31 +118,33 @@ func (h Header) Put(b []byte) {
 	binary.LittleEndian.PutUint64(b[8:], h.ID)
 	binary.LittleEndian.PutUint64(b[16:], uint64(h.Off))
 	binary.LittleEndian.PutUint64(b[24:], uint64(h.Len))
-	binary.LittleEndian.PutUint32(b[32:], h.Payload)
-	binary.LittleEndian.PutUint32(b[36:], crc32.Checksum(b[:36], castagnoli))
+	binary.LittleEndian.PutUint64(b[32:], h.Generation)
+	binary.LittleEndian.PutUint32(b[40:], h.Payload)
+	binary.LittleEndian.PutUint32(b[44:], crc32.Checksum(b[:44], castagnoli))
 }
 
 // ParseHeader reads a header. ErrFrame if it is none, or asks for more than
 // may be.
 func ParseHeader(b []byte) (Header, error) {
 	if len(b) < HeaderSize || binary.LittleEndian.Uint32(b) != magic ||
-		crc32.Checksum(b[:36], castagnoli) != binary.LittleEndian.Uint32(b[36:]) {
+		crc32.Checksum(b[:44], castagnoli) != binary.LittleEndian.Uint32(b[44:]) {
 		return Header{}, ErrFrame
 	}
 	h := Header{
-		Type:    Type(b[4]),
-		FUA:     b[5]&1 != 0,
-		Status:  Status(binary.LittleEndian.Uint16(b[6:])),
-		ID:      binary.LittleEndian.Uint64(b[8:]),
-		Off:     int64(binary.LittleEndian.Uint64(b[16:])),
-		Len:     int64(binary.LittleEndian.Uint64(b[24:])),
-		Payload: binary.LittleEndian.Uint32(b[32:]),
+		Type:       Type(b[4]),
+		FUA:        b[5]&1 != 0,
+		Status:     Status(binary.LittleEndian.Uint16(b[6:])),
+		ID:         binary.LittleEndian.Uint64(b[8:]),
+		Off:        int64(binary.LittleEndian.Uint64(b[16:])),
+		Len:        int64(binary.LittleEndian.Uint64(b[24:])),
+		Generation: binary.LittleEndian.Uint64(b[32:]),
+		Payload:    binary.LittleEndian.Uint32(b[40:]),
 	}
 	limit := uint32(volume.MaxRequest)
 	if h.Type == Hello {
 		limit = MaxHello
 	}
-	if h.Type < Hello || h.Type > Close || h.Status > Refused || b[5]&^1 != 0 || h.Payload > limit || h.Off < 0 || h.Len < 0 {
+	if h.Type < Hello || h.Type > Changed || h.Status > Refused || b[5]&^1 != 0 || h.Payload > limit || h.Off < 0 || h.Len < 0 {
 		return Header{}, fmt.Errorf("type %d, status %d, %d bytes at %d, payload of %d: %w", b[4], h.Status, h.Len, h.Off, h.Payload, ErrFrame)
 	}
 	return h, nil
@@ -195,20 +205,26 @@ func cutText(b []byte) (string, []byte, error) {
 type Info struct {
 	Incarnation uint64
 	Health      uint8
+	// Emptied: nothing was kept, see BeginSync.
+	Emptied bool
 }
 
 // infoSize is in bytes.
-const infoSize = 9
+const infoSize = 10
 
 // Marshal makes the payload.
 func (i Info) Marshal() []byte {
-	return append(binary.LittleEndian.AppendUint64(nil, i.Incarnation), i.Health)
+	b := append(binary.LittleEndian.AppendUint64(nil, i.Incarnation), i.Health, 0)
+	if i.Emptied {
+		b[9] = 1
+	}
+	return b
 }
 
 // ParseInfo reads the payload.
 func ParseInfo(b []byte) (Info, error) {
-	if len(b) != infoSize {
+	if len(b) != infoSize || b[9] > 1 {
 		return Info{}, fmt.Errorf("info: %w", ErrFrame)
 	}
-	return Info{Incarnation: binary.LittleEndian.Uint64(b), Health: b[8]}, nil
+	return Info{Incarnation: binary.LittleEndian.Uint64(b), Health: b[8], Emptied: b[9] == 1}, nil
 }

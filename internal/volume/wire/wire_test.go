@@ -13,13 +13,14 @@ import (
 func TestHeaderRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := Header{
-			Type:    Type(rapid.IntRange(int(Read), int(Close)).Draw(t, "type")),
-			FUA:     rapid.Bool().Draw(t, "fua"),
-			Status:  Status(rapid.IntRange(0, int(Refused)).Draw(t, "status")),
-			ID:      rapid.Uint64().Draw(t, "id"),
-			Off:     rapid.Int64Min(0).Draw(t, "off"),
-			Len:     rapid.Int64Min(0).Draw(t, "len"),
-			Payload: rapid.Uint32Max(volume.MaxRequest).Draw(t, "payload"),
+			Type:       Type(rapid.IntRange(int(Read), int(Close)).Draw(t, "type")),
+			FUA:        rapid.Bool().Draw(t, "fua"),
+			Status:     Status(rapid.IntRange(0, int(Refused)).Draw(t, "status")),
+			ID:         rapid.Uint64().Draw(t, "id"),
+			Off:        rapid.Int64Min(0).Draw(t, "off"),
+			Len:        rapid.Int64Min(0).Draw(t, "len"),
+			Generation: rapid.Uint64().Draw(t, "generation"),
+			Payload:    rapid.Uint32Max(volume.MaxRequest).Draw(t, "payload"),
 		}
 		b := make([]byte, HeaderSize)
 		h.Put(b)
@@ -39,7 +40,7 @@ func TestHeaderLimits(t *testing.T) {
 	for _, h := range []Header{
 		{Type: Write, Payload: volume.MaxRequest + 1},
 		{Type: Hello, Payload: MaxHello + 1},
-		{Type: Close + 1},
+		{Type: Changed + 1},
 		{Type: 0},
 		{Type: Read, Status: Refused + 1},
 		{Type: Read, Off: -512},

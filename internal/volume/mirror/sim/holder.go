@@ -16,9 +16,13 @@ import (
 const (
 	sectors    = 48
 	volumeSize = sectors * volume.SectorSize
-	chunk      = 8 * volume.SectorSize
+	grain      = 4 * volume.SectorSize
+	chunk      = 3 * volume.SectorSize
 	depth      = 4
 )
+
+// rollEvery is short, so that every world has rolls, and rolls meet faults.
+const rollEvery = 400 * time.Millisecond
 
 // holder is an attachment and the client that uses it: the counterpart of
 // mirror.Attachment, in this world's time.
@@ -69,7 +73,8 @@ func (w *world) attach(s *server) {
 func (h *holder) begin(v *argonv1.Volume, clean bool) {
 	cfg := mirror.DefaultConfig()
 	cfg.Epoch, cfg.Size, cfg.Clean, cfg.Break = v.GetEpoch(), volumeSize, clean, h.w.opts.Break
-	cfg.Chunk, cfg.Chunks = chunk, 2
+	cfg.Generation, cfg.EqualBefore = v.GetGeneration(), v.GetEqualBefore()
+	cfg.Chunk, cfg.Chunks, cfg.Grain, cfg.RollEvery = chunk, 2, grain, rollEvery
 	cfg.StallAfter = 3 * time.Second
 	for _, r := range v.GetReplicas() {
 		if r.GetServerId() == h.server.name {
@@ -174,7 +179,7 @@ func (h *holder) propose(p mirror.Proposal) {
 
 // think submits the client's next operation.
 func (h *holder) think() {
-	h.w.after(h.w.between(0, 20*time.Millisecond), func() {
+	h.w.after(h.w.between(0, h.w.think), func() {
 		if !h.alive() || h.core.Ended() {
 			return
 		}

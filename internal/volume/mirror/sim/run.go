@@ -37,7 +37,10 @@ func Run(o Options) Result {
 }
 
 func newWorld(o Options) *world {
-	return &world{opts: o, rng: rand.New(rand.NewPCG(o.Seed, 0)), cut: map[[2]int]bool{}, checker: NewChecker(sectors)}
+	w := &world{opts: o, rng: rand.New(rand.NewPCG(o.Seed, 0)), cut: map[[2]int]bool{}, checker: NewChecker(sectors)}
+	pauses := []time.Duration{20 * time.Millisecond, 200 * time.Millisecond, time.Second}
+	w.think = pauses[w.rng.IntN(len(pauses))]
+	return w
 }
 
 // build makes servers and a volume of so many replicas, all in sync.
@@ -72,7 +75,8 @@ func (w *world) heal() {
 	clear(w.cut)
 	w.catalog.away = false
 	for _, s := range w.servers {
-		s.fs.Full, s.fs.FailSync, s.fs.FailWrite = false, false, false
+		s.fs.Full = false
+		s.mendDisk()
 		s.start()
 	}
 	whole := func() bool {

@@ -49,7 +49,7 @@ func newServer(w *world, number int) *server {
 func (s *server) open() error {
 	store, err := replica.Open(replica.Options{
 		FS: s.fs, Dir: "/volumes", ClusterID: clusterID, BootID: fmt.Sprintf("%s-boot-%d", s.name, s.boot),
-		Log: slog.New(slog.DiscardHandler), Hooks: s.w.opts.Hooks,
+		RegionSize: grain, Log: slog.New(slog.DiscardHandler), Hooks: s.w.opts.Hooks,
 	})
 	s.store = store
 	return err
@@ -84,8 +84,17 @@ func (s *server) crash(power bool) {
 	s.w.after(s.w.between(100*time.Millisecond, 6*time.Second), s.start)
 }
 
+// mendDisk takes back a fault that has not shown yet.
+func (s *server) mendDisk() {
+	if s.fs.FailWrite || s.fs.FailSync {
+		s.diskBroken = false
+	}
+	s.fs.FailWrite, s.fs.FailSync = false, false
+}
+
 func (s *server) losePower() {
 	s.boot++
+	s.mendDisk()
 	s.fs.Crash()
 	s.w.powerLost(s)
 }
@@ -96,7 +105,7 @@ func (s *server) start() {
 	}
 	s.run++
 	s.up = true
-	s.fs.FailWrite, s.fs.FailSync = false, false // a disk that fails at opening is a disk that is away
+	s.mendDisk() // a disk that fails at opening is a disk that is away
 	if err := s.open(); err != nil {
 		s.w.fail("%s cannot open its replicas: %w", s.name, err)
 		return
@@ -216,7 +225,7 @@ func (h *holder) dialled(c *conn, info replica.Info, err error, again func()) {
 }
 
 func infoOf(i replica.Info) mirror.Info {
-	return mirror.Info{Incarnation: i.Incarnation, Health: mirror.Health(i.Health)}
+	return mirror.Info{Incarnation: i.Incarnation, Health: mirror.Health(i.Health), Emptied: i.Emptied}
 }
 
 // refused asks the catalog what a higher epoch means.
@@ -283,8 +292,8 @@ func (c *conn) deliver(e mirror.Effect) {
 		return
 	}
 	buf := e.Data
-	if e.Verb == mirror.VerbRead {
-		buf = make([]byte, e.Len)
+	if e.Verb == mirror.VerbRead || e.Verb == mirror.VerbChanged {
+		buf = make([]byte, len(e.Data))
 	}
 	info, err := c.carryOut(e, buf)
 	if errors.Is(err, replica.ErrFenced) {
@@ -299,20 +308,26 @@ func (c *conn) carryOut(e mirror.Effect, buf []byte) (info mirror.Info, err erro
 	case mirror.VerbRead:
 		err = c.sess.ReadAt(buf, e.Off)
 	case mirror.VerbWrite:
-		err = c.sess.WriteAt(buf, e.Off, e.FUA)
+		err = c.sess.WriteAt(buf, e.Off, e.Generation, e.FUA)
 	case mirror.VerbZero:
-		err = c.sess.Zero(e.Off, e.Len, e.FUA)
+		err = c.sess.Zero(e.Off, e.Len, e.Generation, e.FUA)
 	case mirror.VerbTrim:
-		err = c.sess.Trim(e.Off, e.Len, e.FUA)
+		err = c.sess.Trim(e.Off, e.Len, e.Generation, e.FUA)
 	case mirror.VerbFlush:
 		err = c.sess.Flush()
 	case mirror.VerbBeginSync:
 		var i replica.Info
-		i, err = c.sess.BeginSync()
+		i, err = c.sess.BeginSync(e.Base, e.Generation)
 		info = infoOf(i)
-		if err == nil {
-			c.server.diskBroken = false // a new file
+		switch {
+		case err == nil && i.Emptied:
+			c.server.diskBroken = false // new files
+			c.h.w.stats.Whole++
+		case err == nil:
+			c.h.w.stats.Partial++
 		}
+	case mirror.VerbChanged:
+		err = c.sess.Changed(e.Generation, e.Off, e.Len, grain, buf)
 	case mirror.VerbEndSync:
 		err = c.sess.EndSync()
 	}
@@ -329,7 +344,7 @@ func (c *conn) answer(e mirror.Effect, buf []byte, info mirror.Info, err error) 
 		w.after(50*time.Millisecond, func() { c.answer(e, buf, info, err) })
 		return
 	}
-	if e.Verb == mirror.VerbRead && err == nil {
+	if (e.Verb == mirror.VerbRead || e.Verb == mirror.VerbChanged) && err == nil {
 		copy(e.Data, buf)
 	}
 	out := mirror.Done

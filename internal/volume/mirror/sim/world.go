@@ -32,6 +32,8 @@ type Result struct {
 	Trace     []string
 	// Operations that were answered, attachments, faults that were made.
 	Operations, Attachments, Faults int
+	// Copies of a whole volume, and of what had changed.
+	Whole, Partial int
 }
 
 // world is everything there is. One goroutine, one clock, one source of
@@ -49,6 +51,9 @@ type world struct {
 	holders []*holder
 	current *holder
 	quiet   bool // the faults are over
+	// think is the longest that a client thinks. Where it is long, few regions
+	// are written between two rolls.
+	think time.Duration
 
 	checker   *Checker
 	values    value
