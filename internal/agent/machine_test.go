@@ -194,7 +194,8 @@ func TestStatusCountsStartsAndKeepsTheTime(t *testing.T) {
 	step(observation{state: stateFailed, reason: "crash"}, at(7), true, 1, at(7), "machine-failed")
 	step(observation{state: stateRunning, acceleration: "tcg"}, at(8), true, 2, at(8), "machine-started")
 	m.Placement++
-	step(observation{state: stateRunning, acceleration: "tcg"}, at(9), true, 3, at(9), "machine-started")
+	step(observation{state: statePaused, reason: "its disk waits", acceleration: "tcg"}, at(9), true, 3, at(9), "machine-started")
+	step(observation{state: stateRunning, acceleration: "tcg"}, at(9), true, 3, at(9), "machine-resumed")
 	step(observation{state: stateStopping}, at(10), true, 3, at(10), "")
 	step(observation{state: stateStopped}, at(11), true, 3, at(11), "machine-stopped")
 }

@@ -127,6 +127,10 @@ func tell(m *argonv1.Machine, old *argonv1.MachineStatus, serverName string) *ar
 			return machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-resumed", "goes on")
 		}
 	case statePaused:
+		if started { // its disk was not there at once
+			return machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-started",
+				fmt.Sprintf("runs on %s (%s), and stands still: %s", serverName, now.GetAcceleration(), now.GetReason()))
+		}
 		return machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-paused", "stands still: "+now.GetReason())
 	case stateStopped:
 		return machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-stopped", cmp.Or(now.GetReason(), "stopped"))
