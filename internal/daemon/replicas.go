@@ -126,6 +126,10 @@ func (c localCopy) Changed(since uint64, off, n, grain int64, bits []byte) error
 	return over(c.s.Changed(since, off, n, grain, bits))
 }
 
+func (c localCopy) Extents(off, n int64, found func(n int64, hole bool) bool) error {
+	return over(c.s.Extents(off, n, found))
+}
+
 func (c localCopy) Flush() error           { return over(c.s.Flush()) }
 func (c localCopy) EndSync() error         { return over(c.s.EndSync()) }
 func (c localCopy) Close(clean bool) error { return c.s.Close(clean) }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -86,6 +87,13 @@ func TestConnect(t *testing.T) {
 	uri, _, err := c.Connect(first, "data")
 	must(t, err)
 	run(t, nbdcopy, "--flush", file, uri)
+	var extents []string
+	for line := range strings.Lines(string(run(t, "nbdinfo", "--map", uri))) {
+		extents = append(extents, strings.Join(strings.Fields(line), " "))
+	}
+	if want := []string{"0 8388608 3 hole,zero", "8388608 33554432 0 data", "41943040 25165824 3 hole,zero"}; !slices.Equal(extents, want) {
+		t.Errorf("where the volume has data: %q, want %q", extents, want)
+	}
 	must(t, first.Kill(t.Context()))
 
 	for _, s := range c.Servers() {

@@ -48,6 +48,9 @@ type File interface {
 	Sync() error
 	// Punch gives the range's space back; it reads as zeros.
 	Punch(off, n int64) error
+	// NextData finds the first stretch at or after off that has data; what is
+	// before it reads as zeros. ok is false if there is none.
+	NextData(off int64) (start, end int64, ok bool, err error)
 }
 
 // isFull tells whether an error means that the disk has no room.
@@ -170,6 +173,18 @@ func copySparse(src, dst *os.File) error {
 }
 
 func (f osFile) Sync() error { return unix.Fdatasync(int(f.Fd())) }
+
+func (f osFile) NextData(off int64) (start, end int64, ok bool, err error) {
+	// The file's own position, which lseek moves, is used by nobody.
+	start, err = unix.Seek(int(f.Fd()), off, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return 0, 0, false, nil
+	}
+	if err == nil {
+		end, err = unix.Seek(int(f.Fd()), start, unix.SEEK_HOLE)
+	}
+	return start, end, err == nil, err
+}
 
 func (f osFile) Punch(off, n int64) error {
 	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)

@@ -92,7 +92,8 @@ const (
 	VerbZero
 	VerbTrim
 	VerbFlush
-	// VerbChanged asks which grains of a range were written since a generation.
+	// VerbChanged asks which grains of a range were written since a generation;
+	// since 0: which may hold anything but zeros.
 	VerbChanged
 	// VerbBeginSync marks the replica as not to be trusted. What can differ was
 	// written in generation Base or later; a replica that cannot tell, and one
@@ -219,6 +220,12 @@ func (c *Core) Ended() bool { return c.phase == ended }
 
 // Serving tells whether requests are carried out now.
 func (c *Core) Serving() bool { return c.phase == serving }
+
+// Trusts tells whether a replica has every acknowledged write now.
+func (c *Core) Trusts(id uint32) bool {
+	p := c.peer(id)
+	return c.phase == serving && p != nil && p.role == member && p.healthy()
+}
 
 // event runs one step and then whatever the step made possible.
 func (c *Core) event(now time.Duration, step func()) []Effect {

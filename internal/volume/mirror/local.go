@@ -19,6 +19,9 @@ type Copy interface {
 	BeginSync(base, generation uint64) (Info, error)
 	EndSync() error
 	Close(clean bool) error
+	// Extents calls found for each stretch of the range, hole or data, until
+	// that returns false. Holes read as zeros.
+	Extents(off, n int64, found func(n int64, hole bool) bool) error
 }
 
 const (

@@ -11,10 +11,10 @@ import (
 //
 //	BeginSync   the replica is marked as not to be trusted; if it has no base it
 //	            is emptied
-//	syncing     it receives every new write; unless it was emptied, source and
-//	            replica are asked what was written since the base; that is
-//	            copied, chunk after chunk, each under its lock, so that copy and
-//	            writes cannot pass each other
+//	syncing     it receives every new write; source and replica are asked what
+//	            was written since the base, or, if the replica was emptied, the
+//	            source what there is; that is copied, chunk after chunk, each
+//	            under its lock, so that copy and writes cannot pass each other
 //	joining     nothing is acknowledged without it; what came before is answered
 //	EndSync     it is flushed and marked good
 //	proposal    the catalog takes it into the set
@@ -61,7 +61,7 @@ func (c *Core) beginCopy(p *peer, info Info) {
 	p.total = 0
 	what := "what was written since it left"
 	if p.emptied {
-		p.listedTo, p.total = c.cfg.Size, c.cfg.Size
+		p.base = 0
 		what = "the whole volume"
 	}
 	if c.breaks(BreakEnterEarly) {
@@ -85,8 +85,8 @@ func (c *Core) list(p *peer) {
 }
 
 // sourceListed goes on after a member said what has changed: now the replica
-// itself is asked. It may have what no member has, of requests that were never
-// answered.
+// itself is asked, unless it is empty. It may have what no member has, of
+// requests that were never answered.
 func (c *Core) sourceListed(o *op) {
 	p := o.target
 	if p.role != syncing || o.run != p.syncRun || o.err != nil {
@@ -97,7 +97,12 @@ func (c *Core) sourceListed(o *op) {
 		return
 	}
 	p.changed = append(p.changed, o.data...)
-	o.kind, o.pending, o.data = listTarget, p.bit, make([]byte, len(o.data))
+	o.kind, o.data = listTarget, make([]byte, len(o.data))
+	if p.emptied {
+		c.settle(o)
+		return
+	}
+	o.pending = p.bit
 	c.send(o, p)
 }
 
@@ -121,9 +126,7 @@ func (c *Core) listed(o *op) {
 func (c *Core) nextChunk(p *peer) (off, n int64, ok bool) {
 	for p.cursor < c.cfg.Size {
 		end := min((p.cursor/c.cfg.Grain+1)*c.cfg.Grain, c.cfg.Size)
-		if p.emptied {
-			end = c.cfg.Size
-		} else if g := p.cursor / c.cfg.Grain; p.changed[g/8]&(1<<(g%8)) == 0 {
+		if g := p.cursor / c.cfg.Grain; p.changed[g/8]&(1<<(g%8)) == 0 {
 			p.cursor = end
 			continue
 		}

@@ -182,7 +182,8 @@ func (s *Session) change(off, n int64, generation uint64, fua bool, op func(*Rep
 }
 
 // Changed sets a bit for each grain of the range, in bytes, that may have been
-// written in the generation since or later.
+// written in the generation since or later; if since is 0, for each that may
+// hold anything but zeros.
 func (s *Session) Changed(since uint64, off, n, grain int64, bits []byte) error {
 	return s.do(func(r *Replica) error {
 		if err := r.check(off, n); err != nil {
@@ -191,8 +192,22 @@ func (s *Session) Changed(since uint64, off, n, grain int64, bits []byte) error 
 		if grain <= 0 || int64(len(bits))*8*grain < n {
 			return fmt.Errorf("%d bytes of bits for %d bytes by %d: %w", len(bits), n, grain, volume.ErrRange)
 		}
+		if since == 0 {
+			return r.files.HasData(off, n, grain, bits)
+		}
 		r.files.Changed(since, off, n, grain, bits)
 		return nil
+	})
+}
+
+// Extents calls found for each stretch of the range, hole or data, until that
+// returns false. Holes read as zeros.
+func (s *Session) Extents(off, n int64, found func(n int64, hole bool) bool) error {
+	return s.do(func(r *Replica) error {
+		if err := r.check(off, n); err != nil {
+			return err
+		}
+		return r.files.Extents(off, n, found)
 	})
 }
 

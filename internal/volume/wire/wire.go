@@ -62,8 +62,9 @@ const (
 	Ping
 	// Close ends the session clean: everything was flushed.
 	Close
-	// Changed asks which parts of a range were written since a generation. The
-	// answer has a bit for each ChangedGrain bytes, the lowest bit first.
+	// Changed asks which parts of a range were written since a generation, or,
+	// since 0, may hold anything but zeros. The answer has a bit for each
+	// ChangedGrain bytes, the lowest bit first.
 	Changed
 )
 

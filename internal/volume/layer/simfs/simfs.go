@@ -293,6 +293,20 @@ func (h *file) Punch(off, n int64) error {
 	return nil
 }
 
+func (h *file) NextData(off int64) (start, end int64, ok bool, err error) {
+	size := int64(len(h.n.now))
+	for start = off; start < size && !h.n.backed[int(start/page)]; {
+		start = (start/page + 1) * page
+	}
+	if start >= size {
+		return 0, 0, false, nil
+	}
+	for end = start; end < size && h.n.backed[int(end/page)]; {
+		end = (end/page + 1) * page
+	}
+	return start, min(end, size), true, nil
+}
+
 // Sync writes everything to disk; a failure loses what was to be written, and
 // the next sync succeeds as if it were there. That is how Linux does it.
 func (h *file) Sync() error {
