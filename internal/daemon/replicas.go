@@ -126,6 +126,16 @@ func (c localCopy) Changed(since uint64, off, n, grain int64, bits []byte) error
 	return over(c.s.Changed(since, off, n, grain, bits))
 }
 
+func (c localCopy) TryReadAt(p []byte, off int64) (bool, error) {
+	done, err := c.s.TryReadAt(p, off)
+	return done, over(err)
+}
+
+func (c localCopy) TryWriteAt(p []byte, off int64, generation uint64) (bool, error) {
+	done, err := c.s.TryWriteAt(p, off, generation)
+	return done, over(err)
+}
+
 func (c localCopy) Extents(off, n int64, found func(n int64, hole bool) bool) error {
 	return over(c.s.Extents(off, n, found))
 }

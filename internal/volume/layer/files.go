@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"sync"
+	"sync/atomic"
 )
 
 const superblockName = "superblock"
@@ -24,8 +25,8 @@ type Files struct {
 	// damaged is how many pages of the table could not be read.
 	damaged int
 
-	mu sync.Mutex // guards sb
-	sb Superblock
+	mu sync.Mutex                 // who changes sb
+	sb atomic.Pointer[Superblock] // what it points to never changes
 }
 
 // Create makes a replica's directory: whole or not at all, under its final
@@ -75,7 +76,8 @@ func create(fs FS, dir string, sb Superblock, base string) error {
 	if err != nil {
 		return err
 	}
-	f := &Files{fs: fs, dir: dir, block: block, sb: sb}
+	f := &Files{fs: fs, dir: dir, block: block}
+	f.sb.Store(&sb)
 	// Twice: then both copies have their room on the disk, however full it
 	// gets later.
 	err = errors.Join(f.write(sb), f.Update(func(*Superblock) {}))
@@ -115,24 +117,26 @@ func Open(fs FS, dir string) (*Files, error) {
 		return nil, fmt.Errorf("open replica: %w", err)
 	}
 	f := &Files{fs: fs, dir: dir, block: block}
-	if f.sb, err = readSuperblock(block); err != nil {
+	sb, err := readSuperblock(block)
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica %s: %w", dir, err), block.Close())
 	}
-	if f.sb.RegionSize == 0 {
+	f.sb.Store(&sb)
+	if sb.RegionSize == 0 {
 		return nil, errors.Join(fmt.Errorf("open replica %s: a region size of 0: %w", dir, ErrNoSuperblock), block.Close())
 	}
-	if f.data, err = fs.Open(path.Join(dir, dataName(f.sb.Layer)), false); err != nil {
+	if f.data, err = fs.Open(path.Join(dir, dataName(sb.Layer)), false); err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica: %w", err), block.Close())
 	}
 	last := make([]byte, 1)
-	if _, err := f.data.ReadAt(last, int64(f.sb.Size)-1); err != nil {
-		return nil, errors.Join(fmt.Errorf("open replica %s: its data file is not %d bytes long: %w", dir, f.sb.Size, err), f.Close())
+	if _, err := f.data.ReadAt(last, int64(sb.Size)-1); err != nil {
+		return nil, errors.Join(fmt.Errorf("open replica %s: its data file is not %d bytes long: %w", dir, sb.Size, err), f.Close())
 	}
-	stamps, err := fs.Open(path.Join(dir, tableName(f.sb.Layer)), false)
+	stamps, err := fs.Open(path.Join(dir, tableName(sb.Layer)), false)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica: %w", err), f.Close())
 	}
-	if f.table, f.damaged, err = loadTable(stamps, regions(f.sb.Size, f.sb.RegionSize)); err != nil {
+	if f.table, f.damaged, err = loadTable(stamps, regions(sb.Size, sb.RegionSize)); err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica %s: %w", dir, err), stamps.Close(), f.Close())
 	}
 	return f, f.removeOld()
@@ -148,8 +152,9 @@ func (f *Files) removeOld() error {
 	if err != nil {
 		return fmt.Errorf("open replica %s: %w", f.dir, err)
 	}
+	layer := f.sb.Load().Layer
 	for _, n := range names {
-		if n != superblockName && n != dataName(f.sb.Layer) && n != tableName(f.sb.Layer) {
+		if n != superblockName && n != dataName(layer) && n != tableName(layer) {
 			if err := f.fs.RemoveAll(path.Join(f.dir, n)); err != nil {
 				return fmt.Errorf("open replica %s: %w", f.dir, err)
 			}
@@ -185,24 +190,23 @@ func readSuperblock(block File) (Superblock, error) {
 }
 
 // Superblock is what is on disk.
-func (f *Files) Superblock() Superblock {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.sb
-}
+func (f *Files) Superblock() Superblock { return *f.sb.Load() }
+
+// Size is the volume's, in bytes.
+func (f *Files) Size() int64 { return int64(f.sb.Load().Size) }
 
 // Update changes the superblock; when it returns the change survives a power
 // cut. When it fails either state may be found later.
 func (f *Files) Update(change func(*Superblock)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	sb := f.sb
+	sb := *f.sb.Load()
 	change(&sb)
 	sb.Sequence++
 	if err := f.write(sb); err != nil {
 		return fmt.Errorf("replica %s: write the superblock: %w", f.dir, err)
 	}
-	f.sb = sb
+	f.sb.Store(&sb)
 	return nil
 }
 
@@ -258,28 +262,37 @@ func (f *Files) ReadAt(p []byte, off int64) error {
 	return err
 }
 
+// ReadCached fills p if all of it is in memory, and reports whether it did.
+func (f *Files) ReadCached(p []byte, off int64) bool { return f.data.ReadCached(p, off) }
+
 // Stamp notes, durably, that the range is written in a generation. It comes
 // before the write.
 func (f *Files) Stamp(off, n int64, generation uint64) error {
 	if n == 0 {
 		return nil
 	}
-	sb := f.Superblock()
-	if generation <= sb.Generation {
+	if f.Stamped(off, n, generation) {
 		return nil
 	}
-	size := int64(sb.RegionSize)
+	size := int64(f.sb.Load().RegionSize)
 	if err := f.table.stamp(int(off/size), int((off+n-1)/size), generation); err != nil {
 		return fmt.Errorf("replica %s: stamp %d bytes at %d: %w", f.dir, n, off, err)
 	}
 	return nil
 }
 
+// Stamped tells whether Stamp would have nothing to do. The range is not empty.
+func (f *Files) Stamped(off, n int64, generation uint64) bool {
+	sb := f.sb.Load()
+	size := int64(sb.RegionSize)
+	return generation <= sb.Generation || f.table.has(int(off/size), int((off+n-1)/size), generation)
+}
+
 // Changed sets a bit for each grain of the range, both in bytes, that was
 // written in the generation since or later; the lowest bit of the first byte is
 // the first grain.
 func (f *Files) Changed(since uint64, off, n, grain int64, bits []byte) {
-	sb := f.Superblock()
+	sb := f.sb.Load()
 	size := int64(sb.RegionSize)
 	for g := int64(0); g*grain < n; g++ {
 		from, to := off+g*grain, min(off+(g+1)*grain, off+n, int64(sb.Size))

@@ -43,6 +43,8 @@ type File interface {
 	io.ReaderAt
 	io.WriterAt
 	io.Closer
+	// ReadCached fills p if that needs no disk, and reports whether it did.
+	ReadCached(p []byte, off int64) bool
 	Truncate(size int64) error
 	// Sync is fdatasync: content and size survive a power cut.
 	Sync() error
@@ -170,6 +172,31 @@ func copySparse(src, dst *os.File) error {
 		off = hole
 	}
 	return nil
+}
+
+// ReadCached reads with RWF_NOWAIT; a file system that does not know that, or a
+// page that is not there, leaves it to ReadAt.
+func (f osFile) ReadCached(p []byte, off int64) bool {
+	n, err := unix.Preadv2(int(f.Fd()), [][]byte{p}, off, unix.RWF_NOWAIT)
+	return err == nil && n == len(p)
+}
+
+// writeStep bounds one write to the kernel, in bytes. A large one makes the page
+// cache keep large folios, and ext4 then looks at every block of a folio for
+// each small write to it: half of all processor time of random writes was spent
+// there (Linux 6.18).
+const writeStep = 64 << 10
+
+func (f osFile) WriteAt(p []byte, off int64) (int, error) {
+	done := 0
+	for done < len(p) {
+		n, err := f.File.WriteAt(p[done:min(done+writeStep, len(p))], off+int64(done))
+		done += n
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
 }
 
 func (f osFile) Sync() error { return unix.Fdatasync(int(f.Fd())) }

@@ -43,7 +43,7 @@ type Message struct {
 	// Generation of a change, or for VerbChanged since which. Base: see
 	// VerbBeginSync.
 	Generation, Base uint64
-	// Done is called exactly once, never from within Send. Info goes with
+	// Done is called exactly once. Info goes with
 	// the answer to VerbBeginSync. The error is nil, volume.ErrNoSpace,
 	// ErrSessionOver, or what is wrong with the replica's disk.
 	Done func(Info, error)
@@ -55,8 +55,10 @@ var ErrSessionOver = errors.New("the session with the replica is over")
 
 // Link is a session with a sealed replica.
 type Link interface {
-	// Send starts a message and never blocks.
-	Send(*Message)
+	// Send starts a message. now: the caller may be held up for as long as a
+	// system call takes that does not wait, to save waking another goroutine;
+	// Done may then be called before Send returns.
+	Send(m *Message, now bool)
 	// Close ends the session; when it returns, every message's Done was
 	// called and nothing touches a buffer. clean: nothing is unflushed.
 	Close(clean bool)
@@ -183,7 +185,7 @@ func (a *Attachment) Epoch() uint64 { return a.opts.Config.Epoch }
 // requests are under way.
 func (a *Attachment) Submit(r *volume.Request) {
 	a.slots <- struct{}{}
-	a.run(func(now time.Duration) []Effect { return a.core.Submit(now, r) })
+	a.do(len(a.slots) <= few, func(now time.Duration) []Effect { return a.core.Submit(now, r) })
 }
 
 // Ready is closed when the attachment serves for the first time.
@@ -229,17 +231,20 @@ func (a *Attachment) Status() *argonv1.VolumeStatus {
 	return st
 }
 
-// run lets the core make a step and carries its effects out. Messages are
-// sent under the lock: sending never blocks.
-func (a *Attachment) run(step func(time.Duration) []Effect) {
+// run lets the core make a step and carries its effects out.
+func (a *Attachment) run(step func(time.Duration) []Effect) { a.do(false, step) }
+
+// do is run; atOnce: messages may be sent and even answered by this goroutine.
+func (a *Attachment) do(atOnce bool, step func(time.Duration) []Effect) {
 	a.mu.Lock()
 	wasEnded := a.core.Ended()
+	var sends []sending
 	var rest []Effect
 	for _, e := range step(time.Since(a.start)) {
-		if e.Send {
-			a.send(e)
-		} else {
+		if !e.Send {
 			rest = append(rest, e)
+		} else if s, ok := a.message(e); ok {
+			sends = append(sends, s)
 		}
 	}
 	if a.core.Serving() && !a.isReady {
@@ -248,6 +253,18 @@ func (a *Attachment) run(step func(time.Duration) []Effect) {
 	}
 	ends := a.core.Ended() && !wasEnded
 	a.mu.Unlock()
+	// A session that ended meanwhile takes no message any more. What goes to
+	// other servers goes first: it is on its way while this disk is busy.
+	for _, s := range sends {
+		if !s.local() {
+			s.link.Send(s.m, atOnce)
+		}
+	}
+	for _, s := range sends {
+		if s.local() {
+			s.link.Send(s.m, atOnce)
+		}
+	}
 	if ends {
 		// Ending waits for connections, whose goroutines may be ours.
 		a.last <- rest

@@ -19,6 +19,10 @@ type Copy interface {
 	BeginSync(base, generation uint64) (Info, error)
 	EndSync() error
 	Close(clean bool) error
+	// TryReadAt and TryWriteAt do the same as the others, but only if that
+	// does not wait for the disk; otherwise done is false.
+	TryReadAt(p []byte, off int64) (done bool, err error)
+	TryWriteAt(p []byte, off int64, generation uint64) (done bool, err error)
 	// Extents calls found for each stretch of the range, hole or data, until
 	// that returns false. Holes read as zeros.
 	Extents(off, n int64, found func(n int64, hole bool) bool) error
@@ -53,14 +57,44 @@ func NewLocalLink(c Copy) Link {
 	return l
 }
 
-func (l *localLink) Send(m *Message) {
+func (l *localLink) Send(m *Message, now bool) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.closed {
+		l.mu.Unlock()
 		l.wg.Go(func() { m.Done(Info{}, ErrSessionOver) })
 		return
 	}
-	l.queue <- m
+	if !now {
+		l.queue <- m
+		l.mu.Unlock()
+		return
+	}
+	l.wg.Add(1)
+	defer l.wg.Done()
+	l.mu.Unlock()
+	if done, err := l.try(m); done {
+		l.finish(m, Info{}, err)
+		return
+	}
+	l.Send(m, false)
+}
+
+// try carries out what does not wait for the disk.
+func (l *localLink) try(m *Message) (done bool, err error) {
+	switch {
+	case m.Verb == VerbRead:
+		return l.copy.TryReadAt(m.Data, m.Off)
+	case m.Verb == VerbWrite && !m.FUA:
+		return l.copy.TryWriteAt(m.Data, m.Off, m.Generation)
+	}
+	return false, nil
+}
+
+func (l *localLink) finish(m *Message, info Info, err error) {
+	if errors.Is(err, ErrSessionOver) {
+		l.once.Do(func() { close(l.done) })
+	}
+	m.Done(info, err)
 }
 
 func (l *localLink) Done() <-chan struct{} { return l.done }
@@ -80,10 +114,7 @@ func (l *localLink) Close(clean bool) {
 func (l *localLink) work() {
 	for m := range l.queue {
 		info, err := l.do(m)
-		if errors.Is(err, ErrSessionOver) {
-			l.once.Do(func() { close(l.done) })
-		}
-		m.Done(info, err)
+		l.finish(m, info, err)
 	}
 }
 

@@ -33,6 +33,9 @@ type remoteLink struct {
 	// use by it any more, and all that were queued are pending.
 	written chan struct{}
 
+	writing sync.Mutex // guards out
+	out     *bufio.Writer
+
 	mu      sync.Mutex
 	err     error // why it ended
 	nextID  uint64
@@ -44,7 +47,7 @@ type remoteLink struct {
 func NewRemoteLink(ctx context.Context, nc net.Conn, g wire.Greeting) (Link, Info, error) {
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
 	l := &remoteLink{
-		nc: nc, in: bufio.NewReaderSize(nc, 64<<10), done: make(chan struct{}), written: make(chan struct{}),
+		nc: nc, in: bufio.NewReaderSize(nc, 64<<10), out: bufio.NewWriterSize(nc, 64<<10), done: make(chan struct{}), written: make(chan struct{}),
 		queue: make(chan *Message, localQueue), pending: map[uint64]*Message{},
 	}
 	info, err := l.hello(g)
@@ -107,9 +110,17 @@ func refusal(h wire.Header, text []byte) error {
 
 func (l *remoteLink) Done() <-chan struct{} { return l.done }
 
-// Send hands a message to the writer. The queue has room for everything that
-// a holder has in flight.
-func (l *remoteLink) Send(m *Message) {
+// few is how many messages may be unanswered for the next to be sent by whoever
+// has it: that saves waking the writer. With more it is better to let the writer
+// send several at once.
+const few = 3
+
+// Send hands a message to the writer, or writes it itself. The queue has room
+// for everything that a holder has in flight.
+func (l *remoteLink) Send(m *Message, now bool) {
+	if now && l.sendNow(m) {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
@@ -119,12 +130,34 @@ func (l *remoteLink) Send(m *Message) {
 	l.queue <- m
 }
 
+// sendNow writes a message, unless somebody else writes or there is much to
+// write. The connection may end meanwhile; then the reader answers it.
+func (l *remoteLink) sendNow(m *Message) bool {
+	if !l.writing.TryLock() {
+		return false
+	}
+	defer l.writing.Unlock()
+	l.mu.Lock()
+	ok := l.err == nil && len(l.queue) == 0 && len(l.pending) < few
+	var h wire.Header
+	if ok {
+		h = l.expect(m)
+	}
+	l.mu.Unlock()
+	if !ok {
+		return false
+	}
+	l.put(h, m)
+	l.flush()
+	return true
+}
+
 // Close ends the session. The writer sends what is queued before a clean
 // close; nothing is in flight then.
 func (l *remoteLink) Close(clean bool) {
 	if clean {
 		finished := make(chan struct{})
-		l.Send(&Message{Verb: verbClose, Done: func(Info, error) { close(finished) }})
+		l.Send(&Message{Verb: verbClose, Done: func(Info, error) { close(finished) }}, false)
 		select {
 		case <-finished:
 		case <-l.done:
@@ -165,31 +198,46 @@ func (l *remoteLink) write() {
 	defer close(l.written)
 	t := time.NewTicker(pingEvery)
 	defer t.Stop()
-	out := bufio.NewWriterSize(l.nc, 64<<10)
 	for {
 		select {
 		case m, ok := <-l.queue:
 			if !ok {
 				return
 			}
-			l.send(out, m)
-			for len(l.queue) > 0 { // several at once, in one system call
-				if m, ok = <-l.queue; ok {
-					l.send(out, m)
-				}
-			}
+			l.sendAll(m)
 		case <-t.C:
-			l.send(out, &Message{Verb: verbPing, Done: func(Info, error) {}})
-		}
-		if err := out.Flush(); err != nil {
-			l.fail(err)
+			l.sendAll(&Message{Verb: verbPing, Done: func(Info, error) {}})
 		}
 	}
 }
 
+// sendAll sends a message and what else is queued, in one system call.
+func (l *remoteLink) sendAll(m *Message) {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	l.send(m)
+	for len(l.queue) > 0 {
+		if next, ok := <-l.queue; ok {
+			l.send(next)
+		}
+	}
+	l.flush()
+}
+
 // send writes one message. After an error the rest of the queue only passes
 // through, to be answered.
-func (l *remoteLink) send(out *bufio.Writer, m *Message) {
+func (l *remoteLink) send(m *Message) {
+	l.mu.Lock()
+	h := l.expect(m)
+	failed := l.err != nil
+	l.mu.Unlock()
+	if !failed {
+		l.put(h, m)
+	}
+}
+
+// expect notes that a message will be answered. The lock is held.
+func (l *remoteLink) expect(m *Message) wire.Header {
 	h := wire.Header{Type: types[m.Verb], FUA: m.FUA, Off: m.Off, Len: m.Len, Generation: m.Generation}
 	switch m.Verb {
 	case VerbWrite:
@@ -197,22 +245,27 @@ func (l *remoteLink) send(out *bufio.Writer, m *Message) {
 	case VerbBeginSync:
 		h.Off = int64(m.Base)
 	}
-	l.mu.Lock()
 	l.nextID++
 	h.ID = l.nextID
 	l.pending[h.ID] = m
-	failed := l.err != nil
-	l.mu.Unlock()
-	if failed {
-		return
-	}
+	return h
+}
+
+// put writes a frame to the buffer, or, if that is full, to the connection.
+func (l *remoteLink) put(h wire.Header, m *Message) {
 	var head [wire.HeaderSize]byte
 	h.Put(head[:])
-	_, err := out.Write(head[:])
+	_, err := l.out.Write(head[:])
 	if err == nil && h.Payload > 0 {
-		_, err = out.Write(m.Data)
+		_, err = l.out.Write(m.Data)
 	}
 	if err != nil {
+		l.fail(err)
+	}
+}
+
+func (l *remoteLink) flush() {
+	if err := l.out.Flush(); err != nil {
 		l.fail(err)
 	}
 }
@@ -227,10 +280,12 @@ func (l *remoteLink) read() {
 		}
 	}
 	<-l.written
+	l.writing.Lock() // whoever still writes is through, and nobody begins
 	l.mu.Lock()
 	left := l.pending
 	l.pending = map[uint64]*Message{}
 	l.mu.Unlock()
+	l.writing.Unlock()
 	for _, m := range left {
 		m.Done(Info{}, ErrSessionOver)
 	}

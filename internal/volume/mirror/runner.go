@@ -66,14 +66,25 @@ func (a *Attachment) hangUp(e Effect) *runner {
 	return r
 }
 
-// send gives a message to the link of its session. The lock is held.
-func (a *Attachment) send(e Effect) {
+// sending is a message on its way to a link.
+type sending struct {
+	link Link
+	m    *Message
+}
+
+func (s sending) local() bool {
+	_, is := s.link.(*localLink)
+	return is
+}
+
+// message is the message of an effect, and where it goes. The lock is held.
+func (a *Attachment) message(e Effect) (s sending, ok bool) {
 	r := a.runners[e.Peer]
 	if r == nil || r.link == nil || r.session != e.Session {
-		return // the session is over; PeerDown says so
+		return s, false // the session is over; PeerDown says so
 	}
 	session, id := e.Session, e.ID
-	r.link.Send(&Message{
+	return sending{link: r.link, m: &Message{
 		Verb: e.Verb, Off: e.Off, Len: e.Len, Data: e.Data, FUA: e.FUA, Generation: e.Generation, Base: e.Base,
 		Done: func(info Info, err error) {
 			if errors.Is(err, ErrSessionOver) {
@@ -84,7 +95,7 @@ func (a *Attachment) send(e Effect) {
 				return a.core.Reply(now, r.peer, session, id, out, info, err)
 			})
 		},
-	})
+	}}, true
 }
 
 func outcome(err error) Outcome {

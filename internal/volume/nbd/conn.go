@@ -2,13 +2,17 @@ package nbd
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/nbd/proto"
@@ -34,11 +38,16 @@ type conn struct {
 	session session
 	done    chan struct{} // closed when nothing is left of it
 
+	writing sync.Mutex // guards out and what is written
+	out     net.Buffers
+	raw     syscall.RawConn // nil if answers cannot be written at once
+
 	mu      sync.Mutex
 	room    sync.Cond  // the reader waits for it
 	work    sync.Cond  // the writer waits for it
 	idle    []*request // to be used again
 	ready   []*request // completed, to be answered
+	rest    []byte     // of an answer, to be written before others
 	flying  int        // requests between take and release
 	bytes   int64      // of their buffers
 	nothing bool       // the reader takes no more requests
@@ -73,6 +82,9 @@ func newConn(s *Server, id uint64, nc net.Conn) *conn {
 		done: make(chan struct{}),
 	}
 	c.room.L, c.work.L = &c.mu, &c.mu
+	if sc, ok := nc.(syscall.Conn); ok {
+		c.raw, _ = sc.SyscallConn()
+	}
 	return c
 }
 
@@ -269,12 +281,19 @@ func (c *conn) release(rs ...*request) {
 	c.bytes -= bytes
 	c.idle = append(c.idle, rs...)
 	c.room.Signal()
+	if c.nothing && c.flying == 0 {
+		c.work.Signal() // the writer may go
+	}
 }
 
-// complete hands the request to the writer. It is the device's Done.
+// complete answers the request, or hands it to the writer. It is the device's
+// Done.
 func (r *request) complete(err error) {
 	c := r.conn
 	r.err = err
+	if c.answerNow(r) {
+		return
+	}
 	c.mu.Lock()
 	c.ready = append(c.ready, r)
 	c.mu.Unlock()
@@ -289,44 +308,99 @@ func (c *conn) finish() {
 	c.work.Signal()
 }
 
-// await returns what was completed meanwhile; nothing when the connection is
-// over.
-func (c *conn) await(into []*request) []*request {
+// await returns what is to be written: the rest of an answer, and what was
+// completed meanwhile; nothing when the connection is over.
+func (c *conn) await(into []*request) (rest []byte, ready []*request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for len(c.ready) == 0 && (!c.nothing || c.flying > 0) {
+	for len(c.ready) == 0 && len(c.rest) == 0 && (!c.nothing || c.flying > 0) {
 		c.work.Wait()
 	}
-	into, c.ready = c.ready, into[:0]
-	return into
+	ready, c.ready = c.ready, into[:0]
+	return c.rest, ready
 }
 
 // write answers requests until none can follow. Once the client takes no more
 // answers it only lets the requests in flight finish.
 func (c *conn) write() {
-	var (
-		batch  []*request
-		out    net.Buffers
-		broken bool
-	)
+	var batch []*request
+	var rest []byte
+	broken := false
 	for {
-		batch = c.await(batch)
-		if len(batch) == 0 {
+		rest, batch = c.await(batch)
+		if len(batch) == 0 && len(rest) == 0 {
 			return
 		}
-		if !broken {
-			out = out[:0]
-			for _, r := range batch {
-				out = r.appendAnswer(out)
-			}
-			rest := out
-			if _, err := rest.WriteTo(c.nc); err != nil {
-				broken = true
-				_ = c.nc.Close() // so that the reader ends, too
-			}
+		c.writing.Lock()
+		if !broken && c.writeAll(rest, batch) != nil {
+			broken = true
+			_ = c.nc.Close() // so that the reader ends, too
 		}
+		c.mu.Lock()
+		c.rest = nil
+		c.mu.Unlock()
+		c.writing.Unlock()
 		c.release(batch...)
 	}
+}
+
+// writeAll writes what is left of an answer and then whole ones. It owns
+// writing.
+func (c *conn) writeAll(rest []byte, batch []*request) error {
+	out := c.out[:0]
+	if len(rest) > 0 {
+		out = append(out, rest)
+	}
+	for _, r := range batch {
+		out = r.appendAnswer(out)
+	}
+	c.out = out
+	_, err := out.WriteTo(c.nc)
+	return err
+}
+
+// few is how many requests may be in flight for an answer to be written by
+// whoever has it: that saves waking the writer. With more it is better to let
+// the writer send several at once.
+const few = 3
+
+// maxNow bounds an answer that is written at once, in bytes.
+const maxNow = 64 << 10
+
+// answerNow writes an answer, or as much of it as the client's socket takes,
+// unless somebody else writes or there is more to write. It never waits.
+func (c *conn) answerNow(r *request) bool {
+	if c.raw == nil || len(r.dev.Data) > maxNow || !c.writing.TryLock() {
+		return false
+	}
+	defer c.writing.Unlock()
+	c.mu.Lock()
+	ok := len(c.ready) == 0 && len(c.rest) == 0 && c.flying <= few
+	c.mu.Unlock()
+	if !ok {
+		return false
+	}
+	c.out = r.appendAnswer(c.out[:0])
+	written := 0
+	err := c.raw.Write(func(fd uintptr) bool {
+		written, _ = unix.Writev(int(fd), c.out)
+		return true // even if nothing was: it is tried again by the writer
+	})
+	if err != nil {
+		return false // closed: the writer finds out
+	}
+	size := 0
+	for _, b := range c.out {
+		size += len(b)
+	}
+	if written = max(written, 0); written < size {
+		c.mu.Lock()
+		c.rest = bytes.Join(c.out, nil)[written:]
+		c.mu.Unlock()
+		c.work.Signal()
+	}
+	c.release(r)
+	return true
 }
 
 // appendAnswer appends the pieces of the answer.

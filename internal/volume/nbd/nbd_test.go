@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -323,6 +324,34 @@ func TestOutOfOrderAnswers(t *testing.T) {
 		call := <-done
 		if call.Err != nil || !bytes.Equal(call.Data, want[call.Off:call.Off+512]) {
 			t.Fatalf("read at %d: %v", call.Off, call.Err)
+		}
+	}
+}
+
+// A client that reads slowly gets every answer whole, though its socket takes
+// only parts of them at once.
+func TestSlowClient(t *testing.T) {
+	const size, reads = 60 << 10, 50
+	d := memDevice(t)
+	path, _ := serve(t, d)
+	c := dial(t, path, nbdtest.Options{})
+	want := pattern(size, 3)
+	if _, err := c.WriteAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	// Nobody takes the first call that is done, so the client reads no more.
+	// First one at a time, as far as that can be without hearing an answer, then
+	// many at once.
+	done := make(chan *nbdtest.Call)
+	for i := range reads {
+		c.Go(&nbdtest.Call{Command: proto.CmdRead, Data: make([]byte, size), Done: done})
+		if i < reads/5 {
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	for i := range reads {
+		if call := <-done; call.Err != nil || !bytes.Equal(call.Data, want) {
+			t.Fatalf("read %d: %v, or wrong data", i, call.Err)
 		}
 	}
 }

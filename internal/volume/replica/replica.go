@@ -142,6 +142,51 @@ func (s *Session) WriteAt(p []byte, off int64, generation uint64, fua bool) erro
 	})
 }
 
+// atOnce bounds, in bytes, what TryReadAt and TryWriteAt do: a copy within
+// memory that takes no longer than waking a goroutine.
+const atOnce = 64 << 10
+
+// TryReadAt fills p if that does not wait for the disk; otherwise done is false.
+func (s *Session) TryReadAt(p []byte, off int64) (done bool, err error) {
+	if len(p) > atOnce {
+		return false, nil
+	}
+	err = s.do(func(r *Replica) error {
+		if err := r.check(off, int64(len(p))); err != nil {
+			return err
+		}
+		// Errors are for ReadAt to find.
+		done = r.files.ReadCached(p, off)
+		return nil
+	})
+	return done || err != nil, err
+}
+
+// TryWriteAt writes p if that most likely does not wait for the disk: no stamp
+// has to be written first, there is room, and no page has to be read to write a
+// part of it. Otherwise done is false.
+func (s *Session) TryWriteAt(p []byte, off int64, generation uint64) (done bool, err error) {
+	n := int64(len(p))
+	if n == 0 || n > atOnce || (off|n)%pageSize != 0 {
+		return false, nil
+	}
+	ready := false
+	err = s.do(func(r *Replica) error {
+		if err := r.check(off, n); err != nil {
+			return err
+		}
+		ready = r.files.Stamped(off, n, generation)
+		return nil
+	})
+	if err != nil || !ready {
+		return err != nil, err
+	}
+	return true, s.WriteAt(p, off, generation, false)
+}
+
+// pageSize is that of the kernel's page cache, or a multiple of it.
+const pageSize = 4096
+
 // Zero makes the range zeros, and gives its space back.
 func (s *Session) Zero(off, n int64, generation uint64, fua bool) error {
 	return s.change(off, n, generation, fua, func(r *Replica) error { return r.files.Punch(off, n) })
@@ -296,7 +341,7 @@ func (s *Session) Close(clean bool) error {
 }
 
 func (r *Replica) check(off, n int64) error {
-	size := int64(r.files.Superblock().Size)
+	size := r.files.Size()
 	if off < 0 || n < 0 || off%volume.SectorSize != 0 || n%volume.SectorSize != 0 || off > size-n {
 		return fmt.Errorf("%d bytes at %d of %d: %w", n, off, size, volume.ErrRange)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/argon-cluster/argon/internal/volume"
@@ -15,8 +16,9 @@ import (
 )
 
 const (
-	// workers is how many operations of one connection are under way at once.
-	workers = 8
+	// workers is how many goroutines serve a connection: all but one may be
+	// carrying a request out.
+	workers = 12
 	// window is how many requests of one connection may be unanswered before
 	// no more are read. It is more than a holder ever has in flight, or a slow
 	// disk would hide its pings.
@@ -24,8 +26,8 @@ const (
 	// helloTimeout bounds how long a connection may take to say what it
 	// wants.
 	helloTimeout = 10 * time.Second
-	// idleTimeout ends a connection whose holder is silent: it pings every
-	// second.
+	// idleTimeout is how long a holder is silent, at least, before its
+	// connection is ended; at most twice that. It pings every second.
 	idleTimeout = 15 * time.Second
 )
 
@@ -36,40 +38,46 @@ func Serve(ctx context.Context, nc net.Conn, store *Store) error {
 	defer nc.Close()
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	defer stop()
-	c := &serverConn{
-		nc: nc, in: bufio.NewReaderSize(nc, 64<<10), out: bufio.NewWriterSize(nc, 64<<10),
-		todo: make(chan *job, window), answers: make(chan *job, window), slots: make(chan struct{}, window),
-	}
+	c := &serverConn{nc: nc, in: bufio.NewReaderSize(nc, 64<<10), out: bufio.NewWriterSize(nc, 64<<10), slots: make(chan struct{}, window)}
 	if err := c.hello(store); err != nil {
 		return err
 	}
-	var working, writing sync.WaitGroup
+	var wg sync.WaitGroup
 	for range workers {
-		working.Go(c.work)
+		wg.Go(c.work)
 	}
-	writing.Go(c.write)
-	err := c.read()
-	close(c.todo)
-	working.Wait()
-	close(c.answers)
-	writing.Wait()
+	wg.Wait()
 	// A session that was not closed clean ends with the next one: until then
 	// nobody uses it.
-	if errors.Is(err, io.EOF) || ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+	if errors.Is(c.err, io.EOF) || ctx.Err() != nil || errors.Is(c.err, net.ErrClosed) {
 		return nil
 	}
-	return err
+	return c.err
 }
 
-// serverConn is the replica's side of a connection.
+// serverConn is the replica's side of a connection. Its workers take turns: one
+// reads a request and, before it carries that out itself, lets the next one
+// read. So a request passes from the network to the disk and back without
+// waiting for another goroutine (Schmidt et al. 2000, Leader/Followers).
 type serverConn struct {
 	nc      net.Conn
-	in      *bufio.Reader
-	out     *bufio.Writer // the writer's, after the greeting
 	session *Session
-	todo    chan *job
-	answers chan *job
 	slots   chan struct{} // one for each request that is not answered
+
+	reading sync.Mutex // whose turn it is; guards in, err and readBy
+	in      *bufio.Reader
+	err     error     // why no more is read
+	readBy  time.Time // the read deadline
+
+	mu   sync.Mutex
+	busy int    // workers that carry a request out
+	todo []*job // requests that found all others busy
+
+	writing sync.Mutex // guards out, broken and writeBy
+	out     *bufio.Writer
+	broken  bool
+	writeBy time.Time    // the write deadline
+	queued  atomic.Int32 // who want to write
 }
 
 // job is a request and then its answer.
@@ -166,35 +174,100 @@ func (j *job) judge(err error) {
 	j.data = []byte(err.Error())
 }
 
-// read takes requests until the connection ends.
-func (c *serverConn) read() error {
-	var buf [wire.HeaderSize]byte
+// work takes turns with the other workers until the connection ends.
+func (c *serverConn) work() {
 	for {
-		if err := c.nc.SetReadDeadline(time.Now().Add(idleTimeout)); err != nil {
-			return err
+		j := c.read()
+		if j == nil {
+			return
 		}
-		h, err := wire.ReadHeader(c.in, buf[:])
-		if err != nil {
-			return fmt.Errorf("replica connection from %s: %w", c.nc.RemoteAddr(), err)
+		for mine := c.claim(j); mine; {
+			c.carryOut(j)
+			c.answer(j)
+			j, mine = c.finish()
 		}
-		if err := legal(h); err != nil {
-			return fmt.Errorf("replica connection from %s: %w", c.nc.RemoteAddr(), err)
-		}
-		c.slots <- struct{}{}
-		j := &job{head: h}
-		if h.Payload > 0 {
-			j.take(int(h.Payload))
-			if _, err := io.ReadFull(c.in, j.data); err != nil {
-				return err
-			}
-		}
-		if h.Type == wire.Ping {
-			// Answered here: it asks whether this process lives, not the disk.
-			c.answers <- j
-			continue
-		}
-		c.todo <- j
 	}
+}
+
+// claim tells whether the worker should carry out what it has read. If all
+// others are busy it goes on reading: somebody must hear the pings.
+func (c *serverConn) claim(j *job) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.busy == workers-1 {
+		c.todo = append(c.todo, j)
+		return false
+	}
+	c.busy++
+	return true
+}
+
+// finish ends a request, and takes the next that has been waiting, if there is
+// one.
+func (c *serverConn) finish() (*job, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.todo) == 0 {
+		c.busy--
+		return nil, false
+	}
+	j := c.todo[0]
+	c.todo = c.todo[1:]
+	return j, true
+}
+
+// read waits for its turn and then for a request; nil when the connection has
+// ended.
+func (c *serverConn) read() *job {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	for c.err == nil {
+		j, err := c.next()
+		if err != nil {
+			c.err = fmt.Errorf("replica connection from %s: %w", c.nc.RemoteAddr(), err)
+			return nil
+		}
+		if j.head.Type != wire.Ping {
+			return j
+		}
+		// Answered here: it asks whether this process lives, not the disk.
+		c.answer(j)
+	}
+	return nil
+}
+
+// deadline is a new one, if the old one is due to be moved.
+func deadline(old time.Time) (by time.Time, due bool) {
+	now := time.Now()
+	return now.Add(2 * idleTimeout), old.Sub(now) < idleTimeout
+}
+
+// next reads one request.
+func (c *serverConn) next() (*job, error) {
+	// Setting a deadline costs more than looking at the clock.
+	if by, due := deadline(c.readBy); due {
+		c.readBy = by
+		if err := c.nc.SetReadDeadline(by); err != nil {
+			return nil, err
+		}
+	}
+	var buf [wire.HeaderSize]byte
+	h, err := wire.ReadHeader(c.in, buf[:])
+	if err != nil {
+		return nil, err
+	}
+	if err := legal(h); err != nil {
+		return nil, err
+	}
+	c.slots <- struct{}{}
+	j := &job{head: h}
+	if h.Payload > 0 {
+		j.take(int(h.Payload))
+		if _, err := io.ReadFull(c.in, j.data); err != nil {
+			return nil, err
+		}
+	}
+	return j, nil
 }
 
 // legal refuses what no holder sends.
@@ -208,13 +281,6 @@ func legal(h wire.Header) error {
 		return fmt.Errorf("request of type %d for %d bytes with a payload of %d: %w", h.Type, h.Len, h.Payload, wire.ErrFrame)
 	}
 	return nil
-}
-
-func (c *serverConn) work() {
-	for j := range c.todo {
-		c.carryOut(j)
-		c.answers <- j
-	}
 }
 
 func (c *serverConn) carryOut(j *job) {
@@ -251,25 +317,30 @@ func (c *serverConn) carryOut(j *job) {
 	j.judge(err)
 }
 
-// write sends answers, several in one system call when there are several. After
-// an error the rest only passes through.
-func (c *serverConn) write() {
-	broken := false
-	for j := range c.answers {
-		if !broken {
-			if err := c.send(j, len(c.answers) == 0); err != nil {
-				broken = true
-				_ = c.nc.Close() // the reader ends, too
-			}
+// answer sends an answer. Those who come while another one writes are sent
+// with one system call, by the last of them. After an error answers only pass
+// through.
+func (c *serverConn) answer(j *job) {
+	c.queued.Add(1)
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	last := c.queued.Add(-1) == 0
+	if !c.broken {
+		if err := c.send(j, last); err != nil {
+			c.broken = true
+			_ = c.nc.Close() // the reader ends, too
 		}
-		j.release()
-		<-c.slots
 	}
+	j.release()
+	<-c.slots
 }
 
 func (c *serverConn) send(j *job, flush bool) error {
-	if err := c.nc.SetWriteDeadline(time.Now().Add(idleTimeout)); err != nil {
-		return err
+	if by, due := deadline(c.writeBy); due {
+		c.writeBy = by
+		if err := c.nc.SetWriteDeadline(by); err != nil {
+			return err
+		}
 	}
 	var head [wire.HeaderSize]byte
 	j.head.Payload = uint32(len(j.data))

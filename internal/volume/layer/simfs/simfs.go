@@ -247,6 +247,8 @@ func (h *file) ReadAt(p []byte, off int64) (int, error) {
 	return copy(p, h.n.now[off:]), nil
 }
 
+func (h *file) ReadCached([]byte, int64) bool { return false }
+
 func (h *file) WriteAt(p []byte, off int64) (int, error) {
 	if h.fs.FailWrite {
 		h.fs.FailWrite = false
