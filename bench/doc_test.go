@@ -7,6 +7,7 @@
 package bench_test
 
 import (
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 // quantile is the nearest-rank quantile of what was measured.
 func quantile(all []time.Duration, q float64) time.Duration {
 	sorted := slices.Sorted(slices.Values(all))
-	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
+	return sorted[int(math.Ceil(q*float64(len(sorted))))-1]
 }
 
 // report prints a row and keeps the benchmark's own figure out of the way.

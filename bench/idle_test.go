@@ -63,22 +63,28 @@ func cost(b *testing.B, s *devcluster.Server) (cpu time.Duration, memory int64) 
 		pids, err := s.PIDs(part)
 		must(b, err)
 		for _, pid := range pids {
-			proc := filepath.Join("/proc", strconv.Itoa(pid))
-			stat, err := os.ReadFile(filepath.Join(proc, "stat"))
-			must(b, err)
-			// proc(5): utime and stime are fields 14 and 15.
-			fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+2:])
-			for _, f := range fields[11:13] {
-				n, err := strconv.ParseInt(string(f), 10, 64)
-				must(b, err)
-				cpu += time.Duration(n) * clockTick
-			}
-			rollup, err := os.ReadFile(filepath.Join(proc, "smaps_rollup"))
+			cpu += cpuTime(b, pid)
+			rollup, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "smaps_rollup"))
 			must(b, err)
 			memory += kilobytes(b, rollup, "Rss:") * 1024
 		}
 	}
 	return cpu, memory
+}
+
+// cpuTime is what a process has used of processors.
+func cpuTime(b *testing.B, pid int) time.Duration {
+	b.Helper()
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	must(b, err)
+	// proc(5): utime and stime are fields 14 and 15.
+	var cpu time.Duration
+	for _, f := range bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+2:])[11:13] {
+		n, err := strconv.ParseInt(string(f), 10, 64)
+		must(b, err)
+		cpu += time.Duration(n) * clockTick
+	}
+	return cpu
 }
 
 func kilobytes(b *testing.B, rollup []byte, name string) int64 {

@@ -8,6 +8,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/argon-cluster/argon/internal/cork"
 )
 
 // handshakeTimeout bounds how long a new connection may take to say who it is.
@@ -45,7 +47,7 @@ func (d *dataPort) run(ctx context.Context, ln net.Listener) error {
 			}
 			continue
 		}
-		conns.Go(func() { d.dispatch(ctx, tls.Server(conn, d.config)) })
+		conns.Go(func() { d.dispatch(ctx, tls.Server(cork.New(conn), d.config)) })
 	}
 }
 

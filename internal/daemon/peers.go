@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/api/argon/v1/argonv1connect"
+	"github.com/argon-cluster/argon/internal/cork"
 )
 
 // peers reaches the other servers, with this server's certificate. Safe for
@@ -85,15 +87,18 @@ func (p *peers) dialData(ctx context.Context, serverID, protocol string) (*tls.C
 	if s == nil {
 		return nil, fmt.Errorf("server %s is not part of the cluster", serverID)
 	}
-	dialer := tls.Dialer{
-		NetDialer: &net.Dialer{Timeout: handshakeTimeout},
-		Config:    p.config(serverID, protocol),
-	}
-	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(s.GetAddress(), strconv.Itoa(int(s.GetDataPort()))))
+	dialer := net.Dialer{Timeout: handshakeTimeout}
+	nc, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(s.GetAddress(), strconv.Itoa(int(s.GetDataPort()))))
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the data port of server %s: %w", s.GetMeta().GetName(), err)
 	}
-	return conn.(*tls.Conn), nil
+	conn := tls.Client(cork.New(nc), p.config(serverID, protocol))
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("connecting to the data port of server %s: %w", s.GetMeta().GetName(), err), conn.Close())
+	}
+	return conn, nil
 }
 
 // close ends idle connections.

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/argon-cluster/argon/internal/cork"
 	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/wire"
 )
@@ -33,8 +34,9 @@ type remoteLink struct {
 	// use by it any more, and all that were queued are pending.
 	written chan struct{}
 
-	writing sync.Mutex // guards out
+	writing sync.Mutex // guards out and what is below
 	out     *bufio.Writer
+	below   *cork.Conn
 
 	mu      sync.Mutex
 	err     error // why it ended
@@ -47,7 +49,7 @@ type remoteLink struct {
 func NewRemoteLink(ctx context.Context, nc net.Conn, g wire.Greeting) (Link, Info, error) {
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
 	l := &remoteLink{
-		nc: nc, in: bufio.NewReaderSize(nc, 64<<10), out: bufio.NewWriterSize(nc, 64<<10), done: make(chan struct{}), written: make(chan struct{}),
+		nc: nc, below: cork.Of(nc), in: bufio.NewReaderSize(nc, 64<<10), out: bufio.NewWriterSize(nc, 64<<10), done: make(chan struct{}), written: make(chan struct{}),
 		queue: make(chan *Message, localQueue), pending: map[uint64]*Message{},
 	}
 	info, err := l.hello(g)
@@ -147,6 +149,7 @@ func (l *remoteLink) sendNow(m *Message) bool {
 	if !ok {
 		return false
 	}
+	l.below.Cork()
 	l.put(h, m)
 	l.flush()
 	return true
@@ -215,6 +218,7 @@ func (l *remoteLink) write() {
 func (l *remoteLink) sendAll(m *Message) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
+	l.below.Cork()
 	l.send(m)
 	for len(l.queue) > 0 {
 		if next, ok := <-l.queue; ok {
@@ -265,7 +269,7 @@ func (l *remoteLink) put(h wire.Header, m *Message) {
 }
 
 func (l *remoteLink) flush() {
-	if err := l.out.Flush(); err != nil {
+	if err := errors.Join(l.out.Flush(), l.below.Uncork()); err != nil {
 		l.fail(err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/argon-cluster/argon/internal/cork"
 	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/wire"
 )
@@ -38,7 +39,7 @@ func Serve(ctx context.Context, nc net.Conn, store *Store) error {
 	defer nc.Close()
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	defer stop()
-	c := &serverConn{nc: nc, in: bufio.NewReaderSize(nc, 64<<10), out: bufio.NewWriterSize(nc, 64<<10), slots: make(chan struct{}, window)}
+	c := &serverConn{nc: nc, below: cork.Of(nc), in: bufio.NewReaderSize(nc, 64<<10), out: bufio.NewWriterSize(nc, 64<<10), slots: make(chan struct{}, window)}
 	if err := c.hello(store); err != nil {
 		return err
 	}
@@ -75,6 +76,7 @@ type serverConn struct {
 
 	writing sync.Mutex // guards out, broken and writeBy
 	out     *bufio.Writer
+	below   *cork.Conn
 	broken  bool
 	writeBy time.Time    // the write deadline
 	queued  atomic.Int32 // who want to write
@@ -342,6 +344,7 @@ func (c *serverConn) send(j *job, flush bool) error {
 			return err
 		}
 	}
+	c.below.Cork()
 	var head [wire.HeaderSize]byte
 	j.head.Payload = uint32(len(j.data))
 	j.head.Put(head[:])
@@ -352,5 +355,5 @@ func (c *serverConn) send(j *job, flush bool) error {
 	if err == nil && flush {
 		err = c.out.Flush()
 	}
-	return err
+	return errors.Join(err, c.below.Uncork())
 }

@@ -1,0 +1,95 @@
+// Package cork holds small writes of a connection back, so that several become
+// one system call.
+//
+// What lives here: the connection that lies between TCP and TLS. What must not:
+// when to hold back; whoever writes several things at once knows (mirror/,
+// replica/).
+package cork
+
+import (
+	"bufio"
+	"crypto/tls"
+	"net"
+	"sync"
+)
+
+// size is how much a connection holds back, in bytes, and how much is
+// read at once.
+const size = 128 << 10
+
+// Conn is a connection below TLS. TLS makes a system call for each record of
+// 16 KiB that it writes, and two for each that it reads; here several become
+// one. Reads are always read ahead. Writes pass through, unless Cork was called:
+// then they are held back until Uncork.
+type Conn struct {
+	net.Conn
+	in *bufio.Reader // one goroutine reads, as TLS sees to
+
+	mu   sync.Mutex
+	held []byte
+	hold bool
+}
+
+// New makes a Conn, which owns the connection.
+func New(nc net.Conn) *Conn {
+	return &Conn{Conn: nc, in: bufio.NewReaderSize(nc, size)}
+}
+
+// Read reads ahead.
+func (c *Conn) Read(p []byte) (int, error) { return c.in.Read(p) }
+
+// Write writes, or holds back.
+func (c *Conn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.hold {
+		return c.Conn.Write(p)
+	}
+	c.held = append(c.held, p...)
+	if len(c.held) >= size {
+		if err := c.flush(); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+// Of finds the Conn below a TLS connection; nil if there is none, whose methods
+// do nothing.
+func Of(nc net.Conn) *Conn {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	c, _ := nc.(*Conn)
+	return c
+}
+
+// Cork holds writes back.
+func (c *Conn) Cork() {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hold = true
+}
+
+// Uncork writes what was held back.
+func (c *Conn) Uncork() error {
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hold = false
+	return c.flush()
+}
+
+func (c *Conn) flush() error {
+	if len(c.held) == 0 {
+		return nil
+	}
+	_, err := c.Conn.Write(c.held)
+	c.held = c.held[:0]
+	return err
+}
