@@ -106,9 +106,9 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 	a, key := p.agent, "machine/"+id
 	seen := p.seeMachine(key, m, local)
 	if o, ok := observe(m, a.ServerID, seen, p.allowed); ok && a.differs(o, m, p.now) {
-		placement, name := m.GetPlacement(), p.serverName()
+		name := p.serverName()
 		p.add("status/"+id, job{step: fmt.Sprint(o), waits: true, run: func(ctx context.Context) error {
-			return a.report(ctx, id, placement, name, o)
+			return a.report(ctx, m, name, o)
 		}})
 	}
 	step, placement := nextForMachine(m, a.ServerID, seen, p.allowed, p.now)
@@ -172,12 +172,15 @@ func (a *Agent) differs(o observation, m *argonv1.Machine, now time.Time) bool {
 	return o.apply(probe, a.ServerID, now)
 }
 
-// report writes an observation to the machine's record, if it is still about
-// the same placement, and tells of it.
-func (a *Agent) report(ctx context.Context, id string, placement uint64, serverName string, o observation) error {
+// report writes an observation to the machine's record, and tells of it. It does
+// neither if the record is not the one any more that the observation was made
+// from, in what an observation depends on: the placement, and what is wanted. A
+// view that is behind shows a machine that has just powered itself off as one to
+// be started.
+func (a *Agent) report(ctx context.Context, seen *argonv1.Machine, serverName string, o observation) error {
 	var old *argonv1.MachineStatus
-	m, err := a.Store.Machines.Update(ctx, id, func(m *argonv1.Machine) error {
-		if !belongs(m, a.ServerID) || m.GetPlacement() != placement {
+	m, err := a.Store.Machines.Update(ctx, seen.GetMeta().GetId(), func(m *argonv1.Machine) error {
+		if !belongs(m, a.ServerID) || m.GetPlacement() != seen.GetPlacement() || m.GetWanted() != seen.GetWanted() {
 			return ErrOvertaken
 		}
 		old = m.GetStatus()

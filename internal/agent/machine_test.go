@@ -198,6 +198,10 @@ func TestStatusCountsStartsAndKeepsTheTime(t *testing.T) {
 	step(observation{state: stateRunning, acceleration: "tcg"}, at(9), true, 3, at(9), "machine-resumed")
 	step(observation{state: stateStopping}, at(10), true, 3, at(10), "")
 	step(observation{state: stateStopped}, at(11), true, 3, at(11), "machine-stopped")
+	// Stopped again before its guest was there: that was no start.
+	step(observation{state: stateStarting}, at(12), true, 3, at(12), "")
+	step(observation{state: stateStopping}, at(13), true, 3, at(13), "")
+	step(observation{state: stateStopped}, at(14), true, 3, at(14), "machine-stopped")
 }
 
 func TestGuestID(t *testing.T) {

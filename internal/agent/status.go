@@ -98,11 +98,17 @@ func (o observation) apply(m *argonv1.Machine, serverID string, now time.Time) b
 	if !same {
 		next.Since = timestamppb.New(now)
 	}
-	if runs(o.state) && (!runs(old.GetState()) || old.GetPlacement() != next.Placement) {
+	if o.hasGuest() && (!runs(old.GetState()) || old.GetPlacement() != next.Placement) {
 		next.Starts++
 	}
 	m.Status = next
 	return true
+}
+
+// hasGuest tells whether a guest was seen. A machine that is told to stop before
+// its guest was started stops without one, as long as it has its disks.
+func (o observation) hasGuest() bool {
+	return runs(o.state) && (o.state != stateStopping || o.acceleration != "")
 }
 
 // runs tells whether a guest exists in a state.
