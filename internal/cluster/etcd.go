@@ -106,6 +106,13 @@ func (s *etcdServer) id() uint64 { return uint64(s.etcd.Server.MemberID()) }
 // close stops etcd; its leadership goes to another member if there is one.
 func (s *etcdServer) close() {
 	s.stopping()
+	select {
+	case <-s.etcd.Server.ReadyNotify():
+	default:
+		// Close waits until clients are served, which without a majority is
+		// never; and only then it stops the server.
+		s.etcd.Server.HardStop()
+	}
 	s.etcd.Close()
 	<-s.done
 }

@@ -13,7 +13,9 @@ type zapToSlog struct{ log *slog.Logger }
 
 func (z zapToSlog) level(l zapcore.Level) slog.Level {
 	switch {
-	case l >= zapcore.ErrorLevel:
+	case l >= zapcore.DPanicLevel:
+		return slog.LevelError // etcd ends the process with it
+	case l == zapcore.ErrorLevel:
 		return slog.LevelWarn
 	case l == zapcore.WarnLevel:
 		return slog.LevelDebug

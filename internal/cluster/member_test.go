@@ -188,6 +188,29 @@ func TestMajorityIsLostAndReturns(t *testing.T) {
 	}
 }
 
+// A voter that waits for the others in vain can be stopped.
+func TestStopWithoutAMajority(t *testing.T) {
+	w := newWorld(t)
+	a, b, c := w.first(), w.join(), w.join()
+	w.votes(a, a, b, c)
+	for _, s := range []*testServer{a, b, c} {
+		s.down()
+	}
+	a.open()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- a.member.Start(ctx) }()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("one voter of three starts alone")
+		}
+	case <-time.After(patience):
+		t.Fatal("it does not stop")
+	}
+}
+
 // A server that was killed while its etcd was about to join must not make a
 // cluster of its own.
 func TestHalfJoinedEtcd(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -46,6 +47,10 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, prefix: fmt.Sprintf("127.%d.%d.", 64+rand.IntN(128), rand.IntN(256))}
+	// Directories are removed by a cleanup that the first of them registers: if
+	// that came after ours it would run before it, while etcd still runs there,
+	// which ends the whole process when etcd finds out.
+	t.TempDir()
 	t.Cleanup(func() {
 		// All at once: the last ones would wait for a majority.
 		var wg sync.WaitGroup
@@ -78,7 +83,7 @@ func (w *world) server() *testServer {
 		Dir: w.t.TempDir(), Address: fmt.Sprintf("%s%d", w.prefix, len(w.all)+1),
 		Ports:    Ports{API: 7440, Data: 7441, Peer: 7442, Etcd: 7443},
 		Capacity: &argonv1.Resources{Cpus: 1, MemoryBytes: 1 << 30, DiskBytes: 1 << 30},
-		Log:      slog.New(slog.DiscardHandler),
+		Log:      slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 	}}
 	w.all = append(w.all, s)
 	s.open()
