@@ -54,8 +54,8 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Of finds the Conn below a TLS connection; nil if there is none, whose methods
-// do nothing.
+// Of finds the Conn below a TLS connection; nil if there is none. Cork and Uncork
+// of nil do nothing.
 func Of(nc net.Conn) *Conn {
 	if t, ok := nc.(*tls.Conn); ok {
 		nc = t.NetConn()

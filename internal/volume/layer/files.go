@@ -307,25 +307,6 @@ func (f *Files) Changed(since uint64, off, n, grain int64, bits []byte) {
 	}
 }
 
-// HasData sets a bit for each grain of the range, as Changed does, that may hold
-// anything but zeros.
-func (f *Files) HasData(off, n, grain int64, bits []byte) error {
-	for at := off; at < off+n; {
-		start, end, ok, err := f.data.NextData(at)
-		if err != nil {
-			return fmt.Errorf("replica %s: look for data: %w", f.dir, err)
-		}
-		if !ok {
-			return nil
-		}
-		for g := (start - off) / grain; g*grain < min(end-off, n); g++ {
-			bits[g/8] |= 1 << (g % 8)
-		}
-		at = end
-	}
-	return nil
-}
-
 // Extents calls found for each stretch of the range, hole or data, until that
 // returns false. Holes read as zeros.
 func (f *Files) Extents(off, n int64, found func(n int64, hole bool) bool) error {
@@ -344,6 +325,19 @@ func (f *Files) Extents(off, n int64, found func(n int64, hole bool) bool) error
 		at = end
 	}
 	return nil
+}
+
+// HasData sets a bit for each grain of the range, as Changed does, that may hold
+// anything but zeros.
+func (f *Files) HasData(off, n, grain int64, bits []byte) error {
+	at := int64(0)
+	return f.Extents(off, n, func(n int64, hole bool) bool {
+		for g := at / grain; !hole && g*grain < at+n; g++ {
+			bits[g/8] |= 1 << (g % 8)
+		}
+		at += n
+		return true
+	})
 }
 
 // LazyStamps stops stamps from being synced. For tests only.

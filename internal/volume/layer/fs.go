@@ -55,8 +55,8 @@ type File interface {
 	NextData(off int64) (start, end int64, ok bool, err error)
 }
 
-// isFull tells whether an error means that the disk has no room.
-func isFull(err error) bool {
+// IsFull tells whether an error means that the disk has no room.
+func IsFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 

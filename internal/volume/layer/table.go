@@ -160,7 +160,7 @@ func (t *table) stamp(first, last int, stamp uint64) error {
 	t.wanted = map[int]uint64{}
 	t.mu.Unlock()
 	if err := t.write(batch); err != nil {
-		if !isFull(err) {
+		if !IsFull(err) {
 			t.err = err
 		}
 		t.mu.Lock()

@@ -372,7 +372,7 @@ func (c *Core) settleAll() {
 	for _, o := range slices.Clone(c.inflight) {
 		switch {
 		case c.ops[o.id] == nil:
-		case o.copies() && (o.target.role != syncing || o.run != o.target.syncRun):
+		case o.copies() && !o.current():
 			c.settleCopy(o)
 		case o.asksOne():
 			if o.reader == nil && o.held == 0 {

@@ -288,6 +288,7 @@ func TestServeGarbage(t *testing.T) {
 		"noise after the hello":   append(bytes.Clone(welcome), bytes.Repeat([]byte{0xff}, 64)...),
 		"a write of another size": append(bytes.Clone(welcome), frame(wire.Header{Type: wire.Write, Len: 1024, Payload: 512}, make([]byte, 512)...)...),
 		"a flush with a payload":  append(bytes.Clone(welcome), frame(wire.Header{Type: wire.Flush, Payload: 4}, 1, 2, 3, 4)...),
+		"a huge list":             append(bytes.Clone(welcome), frame(wire.Header{Type: wire.Changed, Len: 1<<63 - 1})...),
 		"a huge read":             append(bytes.Clone(welcome), frame(wire.Header{Type: wire.Read, Len: 1 << 40})...),
 	} {
 		t.Run(name, func(t *testing.T) {

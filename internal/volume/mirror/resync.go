@@ -5,6 +5,7 @@ import (
 	"math/bits"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/volume/wire"
 )
 
 // This file copies to replicas that are behind (I5). The order is:
@@ -52,13 +53,12 @@ func (c *Core) syncStep(o *op, p *peer, info Info) {
 
 func (c *Core) beginCopy(p *peer, info Info) {
 	p.role, p.incarnation = syncing, info.Incarnation
-	p.cursor, p.done, p.chunks, p.since = 0, 0, 0, c.now
+	p.cursor, p.done, p.total, p.chunks, p.since = 0, 0, 0, 0, c.now
 	p.caughtUp, p.ending, p.lost, p.failed = false, false, false, false
 	// What began before it receives every write is not in its data, and not
 	// in what the source says has changed until it is done.
 	p.mark = c.nextID
 	p.emptied, p.changed, p.listing, p.listedTo = info.Emptied, nil, false, 0
-	p.total = 0
 	what := "what was written since it left"
 	if p.emptied {
 		p.base = 0
@@ -79,9 +79,8 @@ func (c *Core) list(p *peer) {
 		return
 	}
 	n := min(maxList*c.cfg.Grain, c.cfg.Size-p.listedTo)
-	grains := (n + c.cfg.Grain - 1) / c.cfg.Grain
 	p.listing = true
-	c.submit(&op{kind: listSource, target: p, listOff: p.listedTo, listLen: n, data: make([]byte, (grains+7)/8)})
+	c.submit(&op{kind: listSource, target: p, listOff: p.listedTo, listLen: n, data: make([]byte, wire.BitBytes(n, c.cfg.Grain))})
 }
 
 // sourceListed goes on after a member said what has changed: now the replica
@@ -89,11 +88,7 @@ func (c *Core) list(p *peer) {
 // requests that were never answered.
 func (c *Core) sourceListed(o *op) {
 	p := o.target
-	if p.role != syncing || o.run != p.syncRun || o.err != nil {
-		c.settleCopy(o)
-		if o.err != nil && p.role == syncing && o.run == p.syncRun {
-			c.abortSync(p)
-		}
+	if c.dropped(o) {
 		return
 	}
 	p.changed = append(p.changed, o.data...)
@@ -109,7 +104,7 @@ func (c *Core) sourceListed(o *op) {
 // listed goes on after the replica said what has changed.
 func (c *Core) listed(o *op) {
 	p := o.target
-	if p.role != syncing || o.run != p.syncRun {
+	if !o.current() {
 		return
 	}
 	from := int(o.listOff / c.cfg.Grain / 8)
@@ -161,13 +156,10 @@ func (c *Core) pump(p *peer) {
 // and nothing at all where the replica was emptied.
 func (c *Core) copied(o *op) {
 	p := o.target
-	switch {
-	case p.role != syncing || o.run != p.syncRun || o.err != nil:
-		c.settleCopy(o)
-		if o.err != nil && p.role == syncing && o.run == p.syncRun {
-			c.abortSync(p)
-		}
+	if c.dropped(o) {
 		return
+	}
+	switch {
 	case !allZero(o.data):
 		o.kind = copyWrite
 	case p.emptied:
@@ -180,6 +172,23 @@ func (c *Core) copied(o *op) {
 	c.send(o, p)
 }
 
+// current tells whether the operation is of the copy that is under way.
+func (o *op) current() bool { return o.target.role == syncing && o.run == o.target.syncRun }
+
+// dropped ends an operation that read for a copy, if the copy is over, or if
+// the read failed, which ends the copy.
+func (c *Core) dropped(o *op) bool {
+	current := o.current()
+	if current && o.err == nil {
+		return false
+	}
+	c.settleCopy(o)
+	if current {
+		c.abortSync(o.target)
+	}
+	return true
+}
+
 // settleCopy ends a chunk's operation.
 func (c *Core) settleCopy(o *op) {
 	o.kind, o.pending = copyWrite, 0
@@ -188,9 +197,9 @@ func (c *Core) settleCopy(o *op) {
 
 // chunkDone is called when a chunk's operation ended.
 func (c *Core) chunkDone(o *op) {
-	if p := o.target; p.role == syncing && o.run == p.syncRun {
-		p.chunks--
-		p.done += o.len
+	if o.current() {
+		o.target.chunks--
+		o.target.done += o.len
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/layer"
@@ -134,12 +133,7 @@ func (s *Session) ReadAt(p []byte, off int64) error {
 // volume.ErrNoSpace means that there is no room and nothing else is wrong; the
 // range may then have parts of p.
 func (s *Session) WriteAt(p []byte, off int64, generation uint64, fua bool) error {
-	return s.change(off, int64(len(p)), generation, fua, func(r *Replica) error {
-		if err := r.haveRoom(int64(len(p))); err != nil {
-			return err
-		}
-		return r.files.WriteAt(p, off)
-	})
+	return s.do(func(r *Replica) error { return r.write(p, off, generation, fua) })
 }
 
 // atOnce bounds, in bytes, what TryReadAt and TryWriteAt do: a copy within
@@ -170,18 +164,16 @@ func (s *Session) TryWriteAt(p []byte, off int64, generation uint64) (done bool,
 	if n == 0 || n > atOnce || (off|n)%pageSize != 0 {
 		return false, nil
 	}
-	ready := false
 	err = s.do(func(r *Replica) error {
 		if err := r.check(off, n); err != nil {
 			return err
 		}
-		ready = r.files.Stamped(off, n, generation)
-		return nil
+		if done = r.files.Stamped(off, n, generation); !done {
+			return nil
+		}
+		return r.write(p, off, generation, false)
 	})
-	if err != nil || !ready {
-		return err != nil, err
-	}
-	return true, s.WriteAt(p, off, generation, false)
+	return done || err != nil, err
 }
 
 // pageSize is that of the kernel's page cache, or a multiple of it.
@@ -189,7 +181,9 @@ const pageSize = 4096
 
 // Zero makes the range zeros, and gives its space back.
 func (s *Session) Zero(off, n int64, generation uint64, fua bool) error {
-	return s.change(off, n, generation, fua, func(r *Replica) error { return r.files.Punch(off, n) })
+	return s.do(func(r *Replica) error {
+		return r.change(off, n, generation, fua, func() error { return r.files.Punch(off, n) })
+	})
 }
 
 // Trim does the same: replicas must stay equal, so what is not needed any more
@@ -198,32 +192,39 @@ func (s *Session) Trim(off, n int64, generation uint64, fua bool) error {
 	return s.Zero(off, n, generation, fua)
 }
 
-// change stamps the range and then changes it: if the power goes in between, a
-// region that is unchanged counts as changed, and never the other way round.
-func (s *Session) change(off, n int64, generation uint64, fua bool, op func(*Replica) error) error {
-	return s.do(func(r *Replica) error {
-		if err := r.check(off, n); err != nil {
+func (r *Replica) write(p []byte, off int64, generation uint64, fua bool) error {
+	return r.change(off, int64(len(p)), generation, fua, func() error {
+		if err := r.haveRoom(int64(len(p))); err != nil {
 			return err
 		}
-		if r.opts.Hooks.AckBeforeWrite {
-			return nil
-		}
-		var err error
-		if !r.opts.Hooks.ForgetStamp {
-			err = r.files.Stamp(off, n, generation)
-		}
-		if err == nil {
-			err = op(r)
-		}
-		if errors.Is(err, volume.ErrNoSpace) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-			r.room.Store(0)
-			return fmt.Errorf("write %d bytes at %d: %w", n, off, volume.ErrNoSpace)
-		}
-		if err == nil && fua {
-			err = r.sync()
-		}
-		return r.judge(err)
+		return r.files.WriteAt(p, off)
 	})
+}
+
+// change stamps the range and then changes it: if the power goes in between, a
+// region that is unchanged counts as changed, and never the other way round.
+func (r *Replica) change(off, n int64, generation uint64, fua bool, op func() error) error {
+	if err := r.check(off, n); err != nil {
+		return err
+	}
+	if r.opts.Hooks.AckBeforeWrite {
+		return nil
+	}
+	var err error
+	if !r.opts.Hooks.ForgetStamp {
+		err = r.files.Stamp(off, n, generation)
+	}
+	if err == nil {
+		err = op()
+	}
+	if errors.Is(err, volume.ErrNoSpace) || layer.IsFull(err) {
+		r.room.Store(0)
+		return fmt.Errorf("write %d bytes at %d: %w", n, off, volume.ErrNoSpace)
+	}
+	if err == nil && fua {
+		err = r.sync()
+	}
+	return r.judge(err)
 }
 
 // Changed sets a bit for each grain of the range, in bytes, that may have been

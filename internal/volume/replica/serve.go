@@ -279,7 +279,7 @@ func legal(h wire.Header) error {
 		h.Type == wire.Write && int64(h.Payload) != h.Len,
 		h.Type != wire.Write && h.Payload != 0,
 		h.Type == wire.Read && h.Len > volume.MaxRequest,
-		h.Type == wire.Changed && (h.Len+wire.ChangedGrain-1)/wire.ChangedGrain > 8*volume.MaxRequest:
+		h.Type == wire.Changed && wire.ChangedBytes(h.Len) > volume.MaxRequest:
 		return fmt.Errorf("request of type %d for %d bytes with a payload of %d: %w", h.Type, h.Len, h.Payload, wire.ErrFrame)
 	}
 	return nil
@@ -307,8 +307,7 @@ func (c *serverConn) carryOut(j *job) {
 			j.data = wire.Info{Incarnation: info.Incarnation, Health: uint8(info.Health), Emptied: info.Emptied}.Marshal()
 		}
 	case wire.Changed:
-		grains := (h.Len + wire.ChangedGrain - 1) / wire.ChangedGrain
-		j.take(int((grains + 7) / 8))
+		j.take(int(wire.ChangedBytes(h.Len)))
 		clear(j.data)
 		err = c.session.Changed(h.Generation, h.Off, h.Len, wire.ChangedGrain, j.data)
 	case wire.EndSync:
@@ -353,7 +352,7 @@ func (c *serverConn) send(j *job, flush bool) error {
 		_, err = c.out.Write(j.data)
 	}
 	if err == nil && flush {
-		err = c.out.Flush()
+		err = errors.Join(c.out.Flush(), c.below.Uncork())
 	}
-	return errors.Join(err, c.below.Uncork())
+	return err
 }

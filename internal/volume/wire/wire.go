@@ -71,6 +71,18 @@ const (
 // ChangedGrain is what a bit of the answer to Changed stands for, in bytes.
 const ChangedGrain = 1 << 20
 
+// ChangedBytes is how long the answer to Changed is for a range of n bytes.
+func ChangedBytes(n int64) int64 { return BitBytes(n, ChangedGrain) }
+
+// BitBytes is how many bytes hold a bit for each grain of n bytes.
+func BitBytes(n, grain int64) int64 {
+	bits := n / grain // not rounded up by adding: n may be the largest there is
+	if n%grain != 0 {
+		bits++
+	}
+	return (bits + 7) / 8
+}
+
 // Status is how a request ended.
 type Status uint16
 
