@@ -139,6 +139,56 @@ func (ReplicaState) EnumDescriptor() ([]byte, []int) {
 	return file_argon_v1_records_proto_rawDescGZIP(), []int{1}
 }
 
+type SnapshotState int32
+
+const (
+	SnapshotState_SNAPSHOT_STATE_UNSPECIFIED SnapshotState = 0
+	// The holder has been asked to take it.
+	SnapshotState_SNAPSHOT_STATE_CREATING SnapshotState = 1
+	SnapshotState_SNAPSHOT_STATE_READY    SnapshotState = 2
+)
+
+// Enum value maps for SnapshotState.
+var (
+	SnapshotState_name = map[int32]string{
+		0: "SNAPSHOT_STATE_UNSPECIFIED",
+		1: "SNAPSHOT_STATE_CREATING",
+		2: "SNAPSHOT_STATE_READY",
+	}
+	SnapshotState_value = map[string]int32{
+		"SNAPSHOT_STATE_UNSPECIFIED": 0,
+		"SNAPSHOT_STATE_CREATING":    1,
+		"SNAPSHOT_STATE_READY":       2,
+	}
+)
+
+func (x SnapshotState) Enum() *SnapshotState {
+	p := new(SnapshotState)
+	*p = x
+	return p
+}
+
+func (x SnapshotState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SnapshotState) Descriptor() protoreflect.EnumDescriptor {
+	return file_argon_v1_records_proto_enumTypes[2].Descriptor()
+}
+
+func (SnapshotState) Type() protoreflect.EnumType {
+	return &file_argon_v1_records_proto_enumTypes[2]
+}
+
+func (x SnapshotState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SnapshotState.Descriptor instead.
+func (SnapshotState) EnumDescriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{2}
+}
+
 type Wanted int32
 
 const (
@@ -176,11 +226,11 @@ func (x Wanted) String() string {
 }
 
 func (Wanted) Descriptor() protoreflect.EnumDescriptor {
-	return file_argon_v1_records_proto_enumTypes[2].Descriptor()
+	return file_argon_v1_records_proto_enumTypes[3].Descriptor()
 }
 
 func (Wanted) Type() protoreflect.EnumType {
-	return &file_argon_v1_records_proto_enumTypes[2]
+	return &file_argon_v1_records_proto_enumTypes[3]
 }
 
 func (x Wanted) Number() protoreflect.EnumNumber {
@@ -189,7 +239,7 @@ func (x Wanted) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Wanted.Descriptor instead.
 func (Wanted) EnumDescriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{2}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{3}
 }
 
 type MachineState int32
@@ -243,11 +293,11 @@ func (x MachineState) String() string {
 }
 
 func (MachineState) Descriptor() protoreflect.EnumDescriptor {
-	return file_argon_v1_records_proto_enumTypes[3].Descriptor()
+	return file_argon_v1_records_proto_enumTypes[4].Descriptor()
 }
 
 func (MachineState) Type() protoreflect.EnumType {
-	return &file_argon_v1_records_proto_enumTypes[3]
+	return &file_argon_v1_records_proto_enumTypes[4]
 }
 
 func (x MachineState) Number() protoreflect.EnumNumber {
@@ -256,7 +306,7 @@ func (x MachineState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MachineState.Descriptor instead.
 func (MachineState) EnumDescriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{3}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{4}
 }
 
 type Severity int32
@@ -295,11 +345,11 @@ func (x Severity) String() string {
 }
 
 func (Severity) Descriptor() protoreflect.EnumDescriptor {
-	return file_argon_v1_records_proto_enumTypes[4].Descriptor()
+	return file_argon_v1_records_proto_enumTypes[5].Descriptor()
 }
 
 func (Severity) Type() protoreflect.EnumType {
-	return &file_argon_v1_records_proto_enumTypes[4]
+	return &file_argon_v1_records_proto_enumTypes[5]
 }
 
 func (x Severity) Number() protoreflect.EnumNumber {
@@ -308,7 +358,7 @@ func (x Severity) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Severity.Descriptor instead.
 func (Severity) EnumDescriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{4}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{5}
 }
 
 // Meta is the head of every named record.
@@ -1074,7 +1124,14 @@ type Replica struct {
 	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Of a replica out of sync: its volume's equal_before when it left the set.
 	// Only what was written since can differ. 0: everything can.
-	EqualBefore   uint64 `protobuf:"varint,7,opt,name=equal_before,json=equalBefore,proto3" json:"equal_before,omitempty"`
+	EqualBefore uint64 `protobuf:"varint,7,opt,name=equal_before,json=equalBefore,proto3" json:"equal_before,omitempty"`
+	// Of a replica that is being copied to: how far a copy that was cut short
+	// had come, in bytes, and since which generation what lies before that can
+	// differ. 0: there is nothing to go on with.
+	CopiedTo   uint64 `protobuf:"varint,8,opt,name=copied_to,json=copiedTo,proto3" json:"copied_to,omitempty"`
+	CopiedBase uint64 `protobuf:"varint,9,opt,name=copied_base,json=copiedBase,proto3" json:"copied_base,omitempty"`
+	// It reads from the volume's base what it does not hold itself.
+	Based         bool `protobuf:"varint,10,opt,name=based,proto3" json:"based,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1158,6 +1215,315 @@ func (x *Replica) GetEqualBefore() uint64 {
 	return 0
 }
 
+func (x *Replica) GetCopiedTo() uint64 {
+	if x != nil {
+		return x.CopiedTo
+	}
+	return 0
+}
+
+func (x *Replica) GetCopiedBase() uint64 {
+	if x != nil {
+		return x.CopiedBase
+	}
+	return 0
+}
+
+func (x *Replica) GetBased() bool {
+	if x != nil {
+		return x.Based
+	}
+	return false
+}
+
+// Snapshot is a volume's content at one instant. One that is deleted goes from
+// the record; then its replicas give its space back.
+type Snapshot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unique in its volume, never used again; a later snapshot has a higher one.
+	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Unique in its volume.
+	Name  string        `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	State SnapshotState `protobuf:"varint,3,opt,name=state,proto3,enum=argon.v1.SnapshotState" json:"state,omitempty"`
+	// What was written in this generation or later is not in it.
+	Generation uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The volume's size at that instant.
+	SizeBytes uint64 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// When it was taken; before that, when it was asked for.
+	Created *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created,proto3" json:"created,omitempty"`
+	// The replicas that have it, whole and flushed.
+	ReplicaIds []uint32 `protobuf:"varint,7,rep,packed,name=replica_ids,json=replicaIds,proto3" json:"replica_ids,omitempty"`
+	// Snapshots of several volumes at the same instant have the same group, and
+	// the number of its volumes.
+	Group         string            `protobuf:"bytes,8,opt,name=group,proto3" json:"group,omitempty"`
+	GroupSize     uint32            `protobuf:"varint,9,opt,name=group_size,json=groupSize,proto3" json:"group_size,omitempty"`
+	Labels        map[string]string `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_argon_v1_records_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Snapshot) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Snapshot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Snapshot) GetState() SnapshotState {
+	if x != nil {
+		return x.State
+	}
+	return SnapshotState_SNAPSHOT_STATE_UNSPECIFIED
+}
+
+func (x *Snapshot) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Snapshot) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Snapshot) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Snapshot) GetReplicaIds() []uint32 {
+	if x != nil {
+		return x.ReplicaIds
+	}
+	return nil
+}
+
+func (x *Snapshot) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *Snapshot) GetGroupSize() uint32 {
+	if x != nil {
+		return x.GroupSize
+	}
+	return 0
+}
+
+func (x *Snapshot) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+// Base is what a volume was made from: what its replicas do not hold
+// themselves is read there.
+type Base struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Either an image ...
+	ImageId string `protobuf:"bytes,1,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"`
+	// ... or a snapshot of another volume.
+	VolumeId   string `protobuf:"bytes,2,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	SnapshotId uint32 `protobuf:"varint,3,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	// The replicas are copying what they still need of it; it goes when all
+	// have.
+	Detaching     bool `protobuf:"varint,4,opt,name=detaching,proto3" json:"detaching,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Base) Reset() {
+	*x = Base{}
+	mi := &file_argon_v1_records_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Base) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Base) ProtoMessage() {}
+
+func (x *Base) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Base.ProtoReflect.Descriptor instead.
+func (*Base) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Base) GetImageId() string {
+	if x != nil {
+		return x.ImageId
+	}
+	return ""
+}
+
+func (x *Base) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *Base) GetSnapshotId() uint32 {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return 0
+}
+
+func (x *Base) GetDetaching() bool {
+	if x != nil {
+		return x.Detaching
+	}
+	return false
+}
+
+// Scrub compares a volume's replicas in the background.
+type Scrub struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How often one was asked for; one is due while finished is lower.
+	Wanted   uint64 `protobuf:"varint,1,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	Finished uint64 `protobuf:"varint,2,opt,name=finished,proto3" json:"finished,omitempty"`
+	// Of the last one that finished.
+	FinishedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=finished_at,json=finishedAt,proto3" json:"finished_at,omitempty"`
+	Regions    uint64                 `protobuf:"varint,4,opt,name=regions,proto3" json:"regions,omitempty"`
+	Repaired   uint64                 `protobuf:"varint,5,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	// Regions that differ and of which nobody can tell which copy is good.
+	Unclear       uint64 `protobuf:"varint,6,opt,name=unclear,proto3" json:"unclear,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Scrub) Reset() {
+	*x = Scrub{}
+	mi := &file_argon_v1_records_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Scrub) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Scrub) ProtoMessage() {}
+
+func (x *Scrub) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
+func (*Scrub) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Scrub) GetWanted() uint64 {
+	if x != nil {
+		return x.Wanted
+	}
+	return 0
+}
+
+func (x *Scrub) GetFinished() uint64 {
+	if x != nil {
+		return x.Finished
+	}
+	return 0
+}
+
+func (x *Scrub) GetFinishedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FinishedAt
+	}
+	return nil
+}
+
+func (x *Scrub) GetRegions() uint64 {
+	if x != nil {
+		return x.Regions
+	}
+	return 0
+}
+
+func (x *Scrub) GetRepaired() uint64 {
+	if x != nil {
+		return x.Repaired
+	}
+	return 0
+}
+
+func (x *Scrub) GetUnclear() uint64 {
+	if x != nil {
+		return x.Unclear
+	}
+	return 0
+}
+
 // Attachment says who may write to a volume.
 type Attachment struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1171,7 +1537,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_argon_v1_records_proto_msgTypes[10]
+	mi := &file_argon_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1549,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[10]
+	mi := &file_argon_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1562,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Attachment) GetServerId() string {
@@ -1242,14 +1608,25 @@ type Volume struct {
 	Removing bool `protobuf:"varint,11,opt,name=removing,proto3" json:"removing,omitempty"`
 	// Every write of an earlier generation is on the disk of all replicas in
 	// sync. 0: nothing is known.
-	EqualBefore   uint64 `protobuf:"varint,12,opt,name=equal_before,json=equalBefore,proto3" json:"equal_before,omitempty"`
+	EqualBefore uint64 `protobuf:"varint,12,opt,name=equal_before,json=equalBefore,proto3" json:"equal_before,omitempty"`
+	// In the order in which they were taken.
+	Snapshots      []*Snapshot `protobuf:"bytes,13,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	NextSnapshotId uint32      `protobuf:"varint,14,opt,name=next_snapshot_id,json=nextSnapshotId,proto3" json:"next_snapshot_id,omitempty"`
+	// Unset once no replica needs it any more, and where there never was one.
+	Base *Base `protobuf:"bytes,15,opt,name=base,proto3" json:"base,omitempty"`
+	// The snapshot that the volume is being rolled back to; 0: none. Nothing is
+	// served until that is done.
+	RollbackTo uint32 `protobuf:"varint,16,opt,name=rollback_to,json=rollbackTo,proto3" json:"rollback_to,omitempty"`
+	// Above size_bytes: the holder has been asked to let the volume grow.
+	WantedBytes   uint64 `protobuf:"varint,17,opt,name=wanted_bytes,json=wantedBytes,proto3" json:"wanted_bytes,omitempty"`
+	Scrub         *Scrub `protobuf:"bytes,18,opt,name=scrub,proto3" json:"scrub,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_argon_v1_records_proto_msgTypes[11]
+	mi := &file_argon_v1_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1638,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[11]
+	mi := &file_argon_v1_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1651,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Volume) GetMeta() *Meta {
@@ -1361,23 +1738,70 @@ func (x *Volume) GetEqualBefore() uint64 {
 	return 0
 }
 
+func (x *Volume) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *Volume) GetNextSnapshotId() uint32 {
+	if x != nil {
+		return x.NextSnapshotId
+	}
+	return 0
+}
+
+func (x *Volume) GetBase() *Base {
+	if x != nil {
+		return x.Base
+	}
+	return nil
+}
+
+func (x *Volume) GetRollbackTo() uint32 {
+	if x != nil {
+		return x.RollbackTo
+	}
+	return 0
+}
+
+func (x *Volume) GetWantedBytes() uint64 {
+	if x != nil {
+		return x.WantedBytes
+	}
+	return 0
+}
+
+func (x *Volume) GetScrub() *Scrub {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
 // VolumeStatus is what the holder sees; kept apart from Volume because it
 // changes often and nothing is decided by it.
 type VolumeStatus struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	VolumeId string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
 	// "serving", "waiting", "full" or "refused".
-	Condition     string                 `protobuf:"bytes,2,opt,name=condition,proto3" json:"condition,omitempty"`
-	Detail        string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
-	Resyncs       []*ResyncProgress      `protobuf:"bytes,4,rep,name=resyncs,proto3" json:"resyncs,omitempty"`
-	Updated       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=updated,proto3" json:"updated,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Condition string                 `protobuf:"bytes,2,opt,name=condition,proto3" json:"condition,omitempty"`
+	Detail    string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	Resyncs   []*ResyncProgress      `protobuf:"bytes,4,rep,name=resyncs,proto3" json:"resyncs,omitempty"`
+	Updated   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=updated,proto3" json:"updated,omitempty"`
+	// How far a scrub under way has come, in bytes; 0 if none is.
+	ScrubbedBytes uint64 `protobuf:"varint,6,opt,name=scrubbed_bytes,json=scrubbedBytes,proto3" json:"scrubbed_bytes,omitempty"`
+	// How far a rollback under way has come, and how far it has to.
+	RollbackDoneBytes  uint64 `protobuf:"varint,7,opt,name=rollback_done_bytes,json=rollbackDoneBytes,proto3" json:"rollback_done_bytes,omitempty"`
+	RollbackTotalBytes uint64 `protobuf:"varint,8,opt,name=rollback_total_bytes,json=rollbackTotalBytes,proto3" json:"rollback_total_bytes,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *VolumeStatus) Reset() {
 	*x = VolumeStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[12]
+	mi := &file_argon_v1_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +1813,7 @@ func (x *VolumeStatus) String() string {
 func (*VolumeStatus) ProtoMessage() {}
 
 func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[12]
+	mi := &file_argon_v1_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +1826,7 @@ func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
 func (*VolumeStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *VolumeStatus) GetVolumeId() string {
@@ -1440,19 +1864,42 @@ func (x *VolumeStatus) GetUpdated() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *VolumeStatus) GetScrubbedBytes() uint64 {
+	if x != nil {
+		return x.ScrubbedBytes
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetRollbackDoneBytes() uint64 {
+	if x != nil {
+		return x.RollbackDoneBytes
+	}
+	return 0
+}
+
+func (x *VolumeStatus) GetRollbackTotalBytes() uint64 {
+	if x != nil {
+		return x.RollbackTotalBytes
+	}
+	return 0
+}
+
 type ResyncProgress struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ReplicaId     uint32                 `protobuf:"varint,1,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
-	DoneBytes     uint64                 `protobuf:"varint,2,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
-	TotalBytes    uint64                 `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
-	Started       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started,proto3" json:"started,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	ReplicaId  uint32                 `protobuf:"varint,1,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	DoneBytes  uint64                 `protobuf:"varint,2,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	TotalBytes uint64                 `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	Started    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started,proto3" json:"started,omitempty"`
+	// What is being copied: a snapshot's name; empty: the volume as it is now.
+	Snapshot      string `protobuf:"bytes,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResyncProgress) Reset() {
 	*x = ResyncProgress{}
-	mi := &file_argon_v1_records_proto_msgTypes[13]
+	mi := &file_argon_v1_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1911,7 @@ func (x *ResyncProgress) String() string {
 func (*ResyncProgress) ProtoMessage() {}
 
 func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[13]
+	mi := &file_argon_v1_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1924,7 @@ func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncProgress.ProtoReflect.Descriptor instead.
 func (*ResyncProgress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{13}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ResyncProgress) GetReplicaId() uint32 {
@@ -1508,6 +1955,179 @@ func (x *ResyncProgress) GetStarted() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ResyncProgress) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+// Usage is the room that things take on one server's disk, as its agent
+// measured it.
+type Usage struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ServerId    string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	Measured    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=measured,proto3" json:"measured,omitempty"`
+	Replicas    []*ReplicaUsage        `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	ImagesBytes uint64                 `protobuf:"varint,4,opt,name=images_bytes,json=imagesBytes,proto3" json:"images_bytes,omitempty"`
+	// Of the file system below the server's directory.
+	FreeBytes  uint64 `protobuf:"varint,5,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	TotalBytes uint64 `protobuf:"varint,6,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// Kept free: writes wait before they would need it.
+	ReserveBytes  uint64 `protobuf:"varint,7,opt,name=reserve_bytes,json=reserveBytes,proto3" json:"reserve_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_argon_v1_records_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Usage) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *Usage) GetMeasured() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Measured
+	}
+	return nil
+}
+
+func (x *Usage) GetReplicas() []*ReplicaUsage {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *Usage) GetImagesBytes() uint64 {
+	if x != nil {
+		return x.ImagesBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetFreeBytes() uint64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetReserveBytes() uint64 {
+	if x != nil {
+		return x.ReserveBytes
+	}
+	return 0
+}
+
+type ReplicaUsage struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId  string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	ReplicaId uint32                 `protobuf:"varint,2,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	// All its files: content, snapshots, tables.
+	UsedBytes uint64 `protobuf:"varint,3,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	// Of that, what only snapshots still need.
+	SnapshotBytes uint64 `protobuf:"varint,4,opt,name=snapshot_bytes,json=snapshotBytes,proto3" json:"snapshot_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplicaUsage) Reset() {
+	*x = ReplicaUsage{}
+	mi := &file_argon_v1_records_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaUsage) ProtoMessage() {}
+
+func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaUsage.ProtoReflect.Descriptor instead.
+func (*ReplicaUsage) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ReplicaUsage) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *ReplicaUsage) GetReplicaId() uint32 {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return 0
+}
+
+func (x *ReplicaUsage) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *ReplicaUsage) GetSnapshotBytes() uint64 {
+	if x != nil {
+		return x.SnapshotBytes
+	}
+	return 0
+}
+
 type PublishedPort struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClusterPort   uint32                 `protobuf:"varint,1,opt,name=cluster_port,json=clusterPort,proto3" json:"cluster_port,omitempty"`
@@ -1518,7 +2138,7 @@ type PublishedPort struct {
 
 func (x *PublishedPort) Reset() {
 	*x = PublishedPort{}
-	mi := &file_argon_v1_records_proto_msgTypes[14]
+	mi := &file_argon_v1_records_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1530,7 +2150,7 @@ func (x *PublishedPort) String() string {
 func (*PublishedPort) ProtoMessage() {}
 
 func (x *PublishedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[14]
+	mi := &file_argon_v1_records_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1543,7 +2163,7 @@ func (x *PublishedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishedPort.ProtoReflect.Descriptor instead.
 func (*PublishedPort) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{14}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PublishedPort) GetClusterPort() uint32 {
@@ -1586,7 +2206,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_argon_v1_records_proto_msgTypes[15]
+	mi := &file_argon_v1_records_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +2218,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[15]
+	mi := &file_argon_v1_records_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +2231,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Machine) GetMeta() *Meta {
@@ -1719,7 +2339,7 @@ type MachineStatus struct {
 
 func (x *MachineStatus) Reset() {
 	*x = MachineStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[16]
+	mi := &file_argon_v1_records_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +2351,7 @@ func (x *MachineStatus) String() string {
 func (*MachineStatus) ProtoMessage() {}
 
 func (x *MachineStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[16]
+	mi := &file_argon_v1_records_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +2364,7 @@ func (x *MachineStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineStatus.ProtoReflect.Descriptor instead.
 func (*MachineStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{16}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MachineStatus) GetState() MachineState {
@@ -1817,7 +2437,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_argon_v1_records_proto_msgTypes[17]
+	mi := &file_argon_v1_records_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +2449,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[17]
+	mi := &file_argon_v1_records_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +2462,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{17}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Event) GetId() string {
@@ -1980,7 +2600,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x06copies\x18\x06 \x03(\v2\x13.argon.v1.ImageCopyR\x06copies\">\n" +
 	"\tImageCopy\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
-	"\x05ready\x18\x02 \x01(\bR\x05ready\"\xf3\x01\n" +
+	"\x05ready\x18\x02 \x01(\bR\x05ready\"\xc7\x02\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12,\n" +
@@ -1988,13 +2608,52 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\vincarnation\x18\x04 \x01(\x04R\vincarnation\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12!\n" +
-	"\fequal_before\x18\a \x01(\x04R\vequalBefore\"z\n" +
+	"\fequal_before\x18\a \x01(\x04R\vequalBefore\x12\x1b\n" +
+	"\tcopied_to\x18\b \x01(\x04R\bcopiedTo\x12\x1f\n" +
+	"\vcopied_base\x18\t \x01(\x04R\n" +
+	"copiedBase\x12\x14\n" +
+	"\x05based\x18\n" +
+	" \x01(\bR\x05based\"\x9b\x03\n" +
+	"\bSnapshot\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x17.argon.v1.SnapshotStateR\x05state\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x05 \x01(\x04R\tsizeBytes\x124\n" +
+	"\acreated\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x1f\n" +
+	"\vreplica_ids\x18\a \x03(\rR\n" +
+	"replicaIds\x12\x14\n" +
+	"\x05group\x18\b \x01(\tR\x05group\x12\x1d\n" +
+	"\n" +
+	"group_size\x18\t \x01(\rR\tgroupSize\x126\n" +
+	"\x06labels\x18\n" +
+	" \x03(\v2\x1e.argon.v1.Snapshot.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"}\n" +
+	"\x04Base\x12\x19\n" +
+	"\bimage_id\x18\x01 \x01(\tR\aimageId\x12\x1b\n" +
+	"\tvolume_id\x18\x02 \x01(\tR\bvolumeId\x12\x1f\n" +
+	"\vsnapshot_id\x18\x03 \x01(\rR\n" +
+	"snapshotId\x12\x1c\n" +
+	"\tdetaching\x18\x04 \x01(\bR\tdetaching\"\xc8\x01\n" +
+	"\x05Scrub\x12\x16\n" +
+	"\x06wanted\x18\x01 \x01(\x04R\x06wanted\x12\x1a\n" +
+	"\bfinished\x18\x02 \x01(\x04R\bfinished\x12;\n" +
+	"\vfinished_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"finishedAt\x12\x18\n" +
+	"\aregions\x18\x04 \x01(\x04R\aregions\x12\x1a\n" +
+	"\brepaired\x18\x05 \x01(\x04R\brepaired\x12\x18\n" +
+	"\aunclear\x18\x06 \x01(\x04R\aunclear\"z\n" +
 	"\n" +
 	"Attachment\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x02 \x01(\tR\tmachineId\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xa7\x03\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x92\x05\n" +
 	"\x06Volume\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x1d\n" +
 	"\n" +
@@ -2013,13 +2672,23 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	" \x01(\x04R\n" +
 	"generation\x12\x1a\n" +
 	"\bremoving\x18\v \x01(\bR\bremoving\x12!\n" +
-	"\fequal_before\x18\f \x01(\x04R\vequalBefore\"\xcb\x01\n" +
+	"\fequal_before\x18\f \x01(\x04R\vequalBefore\x120\n" +
+	"\tsnapshots\x18\r \x03(\v2\x12.argon.v1.SnapshotR\tsnapshots\x12(\n" +
+	"\x10next_snapshot_id\x18\x0e \x01(\rR\x0enextSnapshotId\x12\"\n" +
+	"\x04base\x18\x0f \x01(\v2\x0e.argon.v1.BaseR\x04base\x12\x1f\n" +
+	"\vrollback_to\x18\x10 \x01(\rR\n" +
+	"rollbackTo\x12!\n" +
+	"\fwanted_bytes\x18\x11 \x01(\x04R\vwantedBytes\x12%\n" +
+	"\x05scrub\x18\x12 \x01(\v2\x0f.argon.v1.ScrubR\x05scrub\"\xd4\x02\n" +
 	"\fVolumeStatus\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1c\n" +
 	"\tcondition\x18\x02 \x01(\tR\tcondition\x12\x16\n" +
 	"\x06detail\x18\x03 \x01(\tR\x06detail\x122\n" +
 	"\aresyncs\x18\x04 \x03(\v2\x18.argon.v1.ResyncProgressR\aresyncs\x124\n" +
-	"\aupdated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aupdated\"\xa5\x01\n" +
+	"\aupdated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aupdated\x12%\n" +
+	"\x0escrubbed_bytes\x18\x06 \x01(\x04R\rscrubbedBytes\x12.\n" +
+	"\x13rollback_done_bytes\x18\a \x01(\x04R\x11rollbackDoneBytes\x120\n" +
+	"\x14rollback_total_bytes\x18\b \x01(\x04R\x12rollbackTotalBytes\"\xc1\x01\n" +
 	"\x0eResyncProgress\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\rR\treplicaId\x12\x1d\n" +
@@ -2027,7 +2696,25 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"done_bytes\x18\x02 \x01(\x04R\tdoneBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\x03 \x01(\x04R\n" +
 	"totalBytes\x124\n" +
-	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"Q\n" +
+	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x1a\n" +
+	"\bsnapshot\x18\x05 \x01(\tR\bsnapshot\"\x98\x02\n" +
+	"\x05Usage\x12\x1b\n" +
+	"\tserver_id\x18\x01 \x01(\tR\bserverId\x126\n" +
+	"\bmeasured\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bmeasured\x122\n" +
+	"\breplicas\x18\x03 \x03(\v2\x16.argon.v1.ReplicaUsageR\breplicas\x12!\n" +
+	"\fimages_bytes\x18\x04 \x01(\x04R\vimagesBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x05 \x01(\x04R\tfreeBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x06 \x01(\x04R\n" +
+	"totalBytes\x12#\n" +
+	"\rreserve_bytes\x18\a \x01(\x04R\freserveBytes\"\x90\x01\n" +
+	"\fReplicaUsage\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x02 \x01(\rR\treplicaId\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x03 \x01(\x04R\tusedBytes\x12%\n" +
+	"\x0esnapshot_bytes\x18\x04 \x01(\x04R\rsnapshotBytes\"Q\n" +
 	"\rPublishedPort\x12!\n" +
 	"\fcluster_port\x18\x01 \x01(\rR\vclusterPort\x12\x1d\n" +
 	"\n" +
@@ -2077,7 +2764,11 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x16REPLICA_STATE_CREATING\x10\x01\x12\x19\n" +
 	"\x15REPLICA_STATE_IN_SYNC\x10\x02\x12\x1d\n" +
 	"\x19REPLICA_STATE_OUT_OF_SYNC\x10\x03\x12\x1a\n" +
-	"\x16REPLICA_STATE_REMOVING\x10\x04*\\\n" +
+	"\x16REPLICA_STATE_REMOVING\x10\x04*f\n" +
+	"\rSnapshotState\x12\x1e\n" +
+	"\x1aSNAPSHOT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17SNAPSHOT_STATE_CREATING\x10\x01\x12\x18\n" +
+	"\x14SNAPSHOT_STATE_READY\x10\x02*\\\n" +
 	"\x06Wanted\x12\x16\n" +
 	"\x12WANTED_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eWANTED_RUNNING\x10\x01\x12\x12\n" +
@@ -2110,71 +2801,87 @@ func file_argon_v1_records_proto_rawDescGZIP() []byte {
 	return file_argon_v1_records_proto_rawDescData
 }
 
-var file_argon_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_argon_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_argon_v1_records_proto_goTypes = []any{
 	(VoterRole)(0),                // 0: argon.v1.VoterRole
 	(ReplicaState)(0),             // 1: argon.v1.ReplicaState
-	(Wanted)(0),                   // 2: argon.v1.Wanted
-	(MachineState)(0),             // 3: argon.v1.MachineState
-	(Severity)(0),                 // 4: argon.v1.Severity
-	(*Meta)(nil),                  // 5: argon.v1.Meta
-	(*Cluster)(nil),               // 6: argon.v1.Cluster
-	(*Settings)(nil),              // 7: argon.v1.Settings
-	(*Server)(nil),                // 8: argon.v1.Server
-	(*Resources)(nil),             // 9: argon.v1.Resources
-	(*Lease)(nil),                 // 10: argon.v1.Lease
-	(*Token)(nil),                 // 11: argon.v1.Token
-	(*Image)(nil),                 // 12: argon.v1.Image
-	(*ImageCopy)(nil),             // 13: argon.v1.ImageCopy
-	(*Replica)(nil),               // 14: argon.v1.Replica
-	(*Attachment)(nil),            // 15: argon.v1.Attachment
-	(*Volume)(nil),                // 16: argon.v1.Volume
-	(*VolumeStatus)(nil),          // 17: argon.v1.VolumeStatus
-	(*ResyncProgress)(nil),        // 18: argon.v1.ResyncProgress
-	(*PublishedPort)(nil),         // 19: argon.v1.PublishedPort
-	(*Machine)(nil),               // 20: argon.v1.Machine
-	(*MachineStatus)(nil),         // 21: argon.v1.MachineStatus
-	(*Event)(nil),                 // 22: argon.v1.Event
-	nil,                           // 23: argon.v1.Meta.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(SnapshotState)(0),            // 2: argon.v1.SnapshotState
+	(Wanted)(0),                   // 3: argon.v1.Wanted
+	(MachineState)(0),             // 4: argon.v1.MachineState
+	(Severity)(0),                 // 5: argon.v1.Severity
+	(*Meta)(nil),                  // 6: argon.v1.Meta
+	(*Cluster)(nil),               // 7: argon.v1.Cluster
+	(*Settings)(nil),              // 8: argon.v1.Settings
+	(*Server)(nil),                // 9: argon.v1.Server
+	(*Resources)(nil),             // 10: argon.v1.Resources
+	(*Lease)(nil),                 // 11: argon.v1.Lease
+	(*Token)(nil),                 // 12: argon.v1.Token
+	(*Image)(nil),                 // 13: argon.v1.Image
+	(*ImageCopy)(nil),             // 14: argon.v1.ImageCopy
+	(*Replica)(nil),               // 15: argon.v1.Replica
+	(*Snapshot)(nil),              // 16: argon.v1.Snapshot
+	(*Base)(nil),                  // 17: argon.v1.Base
+	(*Scrub)(nil),                 // 18: argon.v1.Scrub
+	(*Attachment)(nil),            // 19: argon.v1.Attachment
+	(*Volume)(nil),                // 20: argon.v1.Volume
+	(*VolumeStatus)(nil),          // 21: argon.v1.VolumeStatus
+	(*ResyncProgress)(nil),        // 22: argon.v1.ResyncProgress
+	(*Usage)(nil),                 // 23: argon.v1.Usage
+	(*ReplicaUsage)(nil),          // 24: argon.v1.ReplicaUsage
+	(*PublishedPort)(nil),         // 25: argon.v1.PublishedPort
+	(*Machine)(nil),               // 26: argon.v1.Machine
+	(*MachineStatus)(nil),         // 27: argon.v1.MachineStatus
+	(*Event)(nil),                 // 28: argon.v1.Event
+	nil,                           // 29: argon.v1.Meta.LabelsEntry
+	nil,                           // 30: argon.v1.Snapshot.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
 }
 var file_argon_v1_records_proto_depIdxs = []int32{
-	24, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	23, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
-	24, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
-	7,  // 3: argon.v1.Cluster.settings:type_name -> argon.v1.Settings
-	5,  // 4: argon.v1.Server.meta:type_name -> argon.v1.Meta
+	31, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	29, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
+	31, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
+	8,  // 3: argon.v1.Cluster.settings:type_name -> argon.v1.Settings
+	6,  // 4: argon.v1.Server.meta:type_name -> argon.v1.Meta
 	0,  // 5: argon.v1.Server.voter_role:type_name -> argon.v1.VoterRole
-	9,  // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
-	9,  // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
-	24, // 8: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
-	24, // 9: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
-	24, // 10: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	5,  // 11: argon.v1.Image.meta:type_name -> argon.v1.Meta
-	13, // 12: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
+	10, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
+	10, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
+	31, // 8: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
+	31, // 9: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
+	31, // 10: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	6,  // 11: argon.v1.Image.meta:type_name -> argon.v1.Meta
+	14, // 12: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
 	1,  // 13: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
-	24, // 14: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
-	24, // 15: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	5,  // 16: argon.v1.Volume.meta:type_name -> argon.v1.Meta
-	14, // 17: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
-	15, // 18: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
-	18, // 19: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
-	24, // 20: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
-	24, // 21: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
-	5,  // 22: argon.v1.Machine.meta:type_name -> argon.v1.Meta
-	19, // 23: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
-	2,  // 24: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
-	21, // 25: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
-	3,  // 26: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
-	24, // 27: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
-	24, // 28: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
-	4,  // 29: argon.v1.Event.severity:type_name -> argon.v1.Severity
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	31, // 14: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
+	2,  // 15: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
+	31, // 16: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	30, // 17: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
+	31, // 18: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
+	31, // 19: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	6,  // 20: argon.v1.Volume.meta:type_name -> argon.v1.Meta
+	15, // 21: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
+	19, // 22: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
+	16, // 23: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
+	17, // 24: argon.v1.Volume.base:type_name -> argon.v1.Base
+	18, // 25: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
+	22, // 26: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
+	31, // 27: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
+	31, // 28: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
+	31, // 29: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
+	24, // 30: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
+	6,  // 31: argon.v1.Machine.meta:type_name -> argon.v1.Meta
+	25, // 32: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
+	3,  // 33: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
+	27, // 34: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
+	4,  // 35: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
+	31, // 36: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
+	31, // 37: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
+	5,  // 38: argon.v1.Event.severity:type_name -> argon.v1.Severity
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_records_proto_init() }
@@ -2187,8 +2894,8 @@ func file_argon_v1_records_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_records_proto_rawDesc), len(file_argon_v1_records_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   19,
+			NumEnums:      6,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
