@@ -966,7 +966,12 @@ type ServerView struct {
 	Machines uint32                 `protobuf:"varint,3,opt,name=machines,proto3" json:"machines,omitempty"`
 	Replicas uint32                 `protobuf:"varint,4,opt,name=replicas,proto3" json:"replicas,omitempty"`
 	// CPUs, memory and disk that records give away here.
-	Allocated     *Resources `protobuf:"bytes,5,opt,name=allocated,proto3" json:"allocated,omitempty"`
+	Allocated *Resources `protobuf:"bytes,5,opt,name=allocated,proto3" json:"allocated,omitempty"`
+	// While it is drained: what is still to leave, and what keeps it; one line
+	// each.
+	Draining []string `protobuf:"bytes,20,rep,name=draining,proto3" json:"draining,omitempty"`
+	// What its removal by force would cost; one line each.
+	RemovalCosts  []string `protobuf:"bytes,21,rep,name=removal_costs,json=removalCosts,proto3" json:"removal_costs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1032,6 +1037,20 @@ func (x *ServerView) GetReplicas() uint32 {
 func (x *ServerView) GetAllocated() *Resources {
 	if x != nil {
 		return x.Allocated
+	}
+	return nil
+}
+
+func (x *ServerView) GetDraining() []string {
+	if x != nil {
+		return x.Draining
+	}
+	return nil
+}
+
+func (x *ServerView) GetRemovalCosts() []string {
+	if x != nil {
+		return x.RemovalCosts
 	}
 	return nil
 }
@@ -1292,6 +1311,199 @@ func (*RemoveServerResponse) Descriptor() ([]byte, []int) {
 	return file_argon_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
+type DrainServerRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Evacuate bool                   `protobuf:"varint,2,opt,name=evacuate,proto3" json:"evacuate,omitempty"`
+	// 0: 2.
+	Parallel      uint32 `protobuf:"varint,3,opt,name=parallel,proto3" json:"parallel,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainServerRequest) Reset() {
+	*x = DrainServerRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainServerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainServerRequest) ProtoMessage() {}
+
+func (x *DrainServerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainServerRequest.ProtoReflect.Descriptor instead.
+func (*DrainServerRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DrainServerRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DrainServerRequest) GetEvacuate() bool {
+	if x != nil {
+		return x.Evacuate
+	}
+	return false
+}
+
+func (x *DrainServerRequest) GetParallel() uint32 {
+	if x != nil {
+		return x.Parallel
+	}
+	return 0
+}
+
+type DrainServerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        *ServerView            `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainServerResponse) Reset() {
+	*x = DrainServerResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainServerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainServerResponse) ProtoMessage() {}
+
+func (x *DrainServerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainServerResponse.ProtoReflect.Descriptor instead.
+func (*DrainServerResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DrainServerResponse) GetServer() *ServerView {
+	if x != nil {
+		return x.Server
+	}
+	return nil
+}
+
+type ActivateServerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivateServerRequest) Reset() {
+	*x = ActivateServerRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivateServerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivateServerRequest) ProtoMessage() {}
+
+func (x *ActivateServerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivateServerRequest.ProtoReflect.Descriptor instead.
+func (*ActivateServerRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ActivateServerRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ActivateServerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        *ServerView            `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivateServerResponse) Reset() {
+	*x = ActivateServerResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivateServerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivateServerResponse) ProtoMessage() {}
+
+func (x *ActivateServerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivateServerResponse.ProtoReflect.Descriptor instead.
+func (*ActivateServerResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ActivateServerResponse) GetServer() *ServerView {
+	if x != nil {
+		return x.Server
+	}
+	return nil
+}
+
 type ImportImageRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Part:
@@ -1305,7 +1517,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[23]
+	mi := &file_argon_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1529,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[23]
+	mi := &file_argon_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1542,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ImportImageRequest) GetPart() isImportImageRequest_Part {
@@ -1388,7 +1600,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[24]
+	mi := &file_argon_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1612,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[24]
+	mi := &file_argon_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1625,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ImportImageResponse) GetPhase() string {
@@ -1452,7 +1664,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[25]
+	mi := &file_argon_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1676,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[25]
+	mi := &file_argon_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1689,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 type ListImagesResponse struct {
@@ -1489,7 +1701,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[26]
+	mi := &file_argon_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1501,7 +1713,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[26]
+	mi := &file_argon_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1514,7 +1726,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -1533,7 +1745,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[27]
+	mi := &file_argon_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1757,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[27]
+	mi := &file_argon_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1770,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -1577,7 +1789,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[28]
+	mi := &file_argon_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1801,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[28]
+	mi := &file_argon_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1814,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -1621,7 +1833,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[29]
+	mi := &file_argon_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1845,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[29]
+	mi := &file_argon_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1858,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -1664,7 +1876,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[30]
+	mi := &file_argon_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +1888,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[30]
+	mi := &file_argon_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +1901,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 type FetchImageRequest struct {
@@ -1701,7 +1913,7 @@ type FetchImageRequest struct {
 
 func (x *FetchImageRequest) Reset() {
 	*x = FetchImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[31]
+	mi := &file_argon_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +1925,7 @@ func (x *FetchImageRequest) String() string {
 func (*FetchImageRequest) ProtoMessage() {}
 
 func (x *FetchImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[31]
+	mi := &file_argon_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +1938,7 @@ func (x *FetchImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchImageRequest.ProtoReflect.Descriptor instead.
 func (*FetchImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FetchImageRequest) GetId() string {
@@ -1747,7 +1959,7 @@ type FetchImageResponse struct {
 
 func (x *FetchImageResponse) Reset() {
 	*x = FetchImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[32]
+	mi := &file_argon_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1759,7 +1971,7 @@ func (x *FetchImageResponse) String() string {
 func (*FetchImageResponse) ProtoMessage() {}
 
 func (x *FetchImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[32]
+	mi := &file_argon_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1772,7 +1984,7 @@ func (x *FetchImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchImageResponse.ProtoReflect.Descriptor instead.
 func (*FetchImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FetchImageResponse) GetOffset() uint64 {
@@ -1803,7 +2015,7 @@ type VolumeView struct {
 
 func (x *VolumeView) Reset() {
 	*x = VolumeView{}
-	mi := &file_argon_v1_api_proto_msgTypes[33]
+	mi := &file_argon_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +2027,7 @@ func (x *VolumeView) String() string {
 func (*VolumeView) ProtoMessage() {}
 
 func (x *VolumeView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[33]
+	mi := &file_argon_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +2040,7 @@ func (x *VolumeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeView.ProtoReflect.Descriptor instead.
 func (*VolumeView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *VolumeView) GetVolume() *Volume {
@@ -1874,7 +2086,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[34]
+	mi := &file_argon_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +2098,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[34]
+	mi := &file_argon_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +2111,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -1940,7 +2152,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[35]
+	mi := &file_argon_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1952,7 +2164,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[35]
+	mi := &file_argon_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1965,7 +2177,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *VolumeView {
@@ -1990,7 +2202,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[36]
+	mi := &file_argon_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2214,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[36]
+	mi := &file_argon_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +2227,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 type ListVolumesResponse struct {
@@ -2027,7 +2239,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[37]
+	mi := &file_argon_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2251,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[37]
+	mi := &file_argon_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2264,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*VolumeView {
@@ -2071,7 +2283,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[38]
+	mi := &file_argon_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2295,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[38]
+	mi := &file_argon_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2308,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -2115,7 +2327,7 @@ type GetVolumeResponse struct {
 
 func (x *GetVolumeResponse) Reset() {
 	*x = GetVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[39]
+	mi := &file_argon_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2339,7 @@ func (x *GetVolumeResponse) String() string {
 func (*GetVolumeResponse) ProtoMessage() {}
 
 func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[39]
+	mi := &file_argon_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2352,7 @@ func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeResponse.ProtoReflect.Descriptor instead.
 func (*GetVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetVolumeResponse) GetVolume() *VolumeView {
@@ -2159,7 +2371,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[40]
+	mi := &file_argon_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2383,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[40]
+	mi := &file_argon_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2396,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -2202,7 +2414,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[41]
+	mi := &file_argon_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2426,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[41]
+	mi := &file_argon_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2439,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 type ConnectVolumeRequest struct {
@@ -2239,7 +2451,7 @@ type ConnectVolumeRequest struct {
 
 func (x *ConnectVolumeRequest) Reset() {
 	*x = ConnectVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[42]
+	mi := &file_argon_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2463,7 @@ func (x *ConnectVolumeRequest) String() string {
 func (*ConnectVolumeRequest) ProtoMessage() {}
 
 func (x *ConnectVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[42]
+	mi := &file_argon_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2476,7 @@ func (x *ConnectVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ConnectVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ConnectVolumeRequest) GetName() string {
@@ -2284,7 +2496,7 @@ type ConnectVolumeResponse struct {
 
 func (x *ConnectVolumeResponse) Reset() {
 	*x = ConnectVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[43]
+	mi := &file_argon_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2296,7 +2508,7 @@ func (x *ConnectVolumeResponse) String() string {
 func (*ConnectVolumeResponse) ProtoMessage() {}
 
 func (x *ConnectVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[43]
+	mi := &file_argon_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2309,7 +2521,7 @@ func (x *ConnectVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ConnectVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ConnectVolumeResponse) GetUri() string {
@@ -2331,7 +2543,7 @@ type PromoteReplicaRequest struct {
 
 func (x *PromoteReplicaRequest) Reset() {
 	*x = PromoteReplicaRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[44]
+	mi := &file_argon_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2343,7 +2555,7 @@ func (x *PromoteReplicaRequest) String() string {
 func (*PromoteReplicaRequest) ProtoMessage() {}
 
 func (x *PromoteReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[44]
+	mi := &file_argon_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2356,7 +2568,7 @@ func (x *PromoteReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteReplicaRequest.ProtoReflect.Descriptor instead.
 func (*PromoteReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PromoteReplicaRequest) GetVolume() string {
@@ -2391,7 +2603,7 @@ type PromoteReplicaResponse struct {
 
 func (x *PromoteReplicaResponse) Reset() {
 	*x = PromoteReplicaResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[45]
+	mi := &file_argon_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2403,7 +2615,7 @@ func (x *PromoteReplicaResponse) String() string {
 func (*PromoteReplicaResponse) ProtoMessage() {}
 
 func (x *PromoteReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[45]
+	mi := &file_argon_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2416,7 +2628,7 @@ func (x *PromoteReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteReplicaResponse.ProtoReflect.Descriptor instead.
 func (*PromoteReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PromoteReplicaResponse) GetVolume() *VolumeView {
@@ -2444,7 +2656,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_argon_v1_api_proto_msgTypes[46]
+	mi := &file_argon_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2668,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[46]
+	mi := &file_argon_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2681,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *MachineView) GetMachine() *Machine {
@@ -2510,15 +2722,16 @@ type CreateMachineRequest struct {
 	Ports        []*PublishedPort `protobuf:"bytes,8,rep,name=ports,proto3" json:"ports,omitempty"`
 	Acceleration string           `protobuf:"bytes,9,opt,name=acceleration,proto3" json:"acceleration,omitempty"`
 	// Leave it stopped.
-	Stopped            bool   `protobuf:"varint,10,opt,name=stopped,proto3" json:"stopped,omitempty"`
-	StopTimeoutSeconds uint32 `protobuf:"varint,11,opt,name=stop_timeout_seconds,json=stopTimeoutSeconds,proto3" json:"stop_timeout_seconds,omitempty"`
+	Stopped            bool    `protobuf:"varint,10,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	StopTimeoutSeconds uint32  `protobuf:"varint,11,opt,name=stop_timeout_seconds,json=stopTimeoutSeconds,proto3" json:"stop_timeout_seconds,omitempty"`
+	Shares             *Shares `protobuf:"bytes,20,opt,name=shares,proto3" json:"shares,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *CreateMachineRequest) Reset() {
 	*x = CreateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[47]
+	mi := &file_argon_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2530,7 +2743,7 @@ func (x *CreateMachineRequest) String() string {
 func (*CreateMachineRequest) ProtoMessage() {}
 
 func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[47]
+	mi := &file_argon_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2543,7 +2756,7 @@ func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineRequest.ProtoReflect.Descriptor instead.
 func (*CreateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateMachineRequest) GetName() string {
@@ -2623,6 +2836,13 @@ func (x *CreateMachineRequest) GetStopTimeoutSeconds() uint32 {
 	return 0
 }
 
+func (x *CreateMachineRequest) GetShares() *Shares {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
 type CreateMachineResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Machine       *MachineView           `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
@@ -2633,7 +2853,7 @@ type CreateMachineResponse struct {
 
 func (x *CreateMachineResponse) Reset() {
 	*x = CreateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[48]
+	mi := &file_argon_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2865,7 @@ func (x *CreateMachineResponse) String() string {
 func (*CreateMachineResponse) ProtoMessage() {}
 
 func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[48]
+	mi := &file_argon_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +2878,7 @@ func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineResponse.ProtoReflect.Descriptor instead.
 func (*CreateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateMachineResponse) GetMachine() *MachineView {
@@ -2683,7 +2903,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[49]
+	mi := &file_argon_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +2915,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[49]
+	mi := &file_argon_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +2928,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 type ListMachinesResponse struct {
@@ -2720,7 +2940,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2732,7 +2952,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2745,7 +2965,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -2764,7 +2984,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2776,7 +2996,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2789,7 +3009,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetMachineRequest) GetName() string {
@@ -2808,7 +3028,7 @@ type GetMachineResponse struct {
 
 func (x *GetMachineResponse) Reset() {
 	*x = GetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2820,7 +3040,7 @@ func (x *GetMachineResponse) String() string {
 func (*GetMachineResponse) ProtoMessage() {}
 
 func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2833,7 +3053,7 @@ func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineResponse.ProtoReflect.Descriptor instead.
 func (*GetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetMachineResponse) GetMachine() *MachineView {
@@ -2852,7 +3072,7 @@ type StartMachineRequest struct {
 
 func (x *StartMachineRequest) Reset() {
 	*x = StartMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2864,7 +3084,7 @@ func (x *StartMachineRequest) String() string {
 func (*StartMachineRequest) ProtoMessage() {}
 
 func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2877,7 +3097,7 @@ func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineRequest.ProtoReflect.Descriptor instead.
 func (*StartMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *StartMachineRequest) GetName() string {
@@ -2896,7 +3116,7 @@ type StartMachineResponse struct {
 
 func (x *StartMachineResponse) Reset() {
 	*x = StartMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2908,7 +3128,7 @@ func (x *StartMachineResponse) String() string {
 func (*StartMachineResponse) ProtoMessage() {}
 
 func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2921,7 +3141,7 @@ func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineResponse.ProtoReflect.Descriptor instead.
 func (*StartMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *StartMachineResponse) GetMachine() *MachineView {
@@ -2941,7 +3161,7 @@ type StopMachineRequest struct {
 
 func (x *StopMachineRequest) Reset() {
 	*x = StopMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3173,7 @@ func (x *StopMachineRequest) String() string {
 func (*StopMachineRequest) ProtoMessage() {}
 
 func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3186,7 @@ func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineRequest.ProtoReflect.Descriptor instead.
 func (*StopMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *StopMachineRequest) GetName() string {
@@ -2992,7 +3212,7 @@ type StopMachineResponse struct {
 
 func (x *StopMachineResponse) Reset() {
 	*x = StopMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3004,7 +3224,7 @@ func (x *StopMachineResponse) String() string {
 func (*StopMachineResponse) ProtoMessage() {}
 
 func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3017,7 +3237,7 @@ func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineResponse.ProtoReflect.Descriptor instead.
 func (*StopMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *StopMachineResponse) GetMachine() *MachineView {
@@ -3040,7 +3260,7 @@ type RemoveMachineRequest struct {
 
 func (x *RemoveMachineRequest) Reset() {
 	*x = RemoveMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3052,7 +3272,7 @@ func (x *RemoveMachineRequest) String() string {
 func (*RemoveMachineRequest) ProtoMessage() {}
 
 func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3065,7 +3285,7 @@ func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RemoveMachineRequest) GetName() string {
@@ -3097,7 +3317,7 @@ type RemoveMachineResponse struct {
 
 func (x *RemoveMachineResponse) Reset() {
 	*x = RemoveMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3329,7 @@ func (x *RemoveMachineResponse) String() string {
 func (*RemoveMachineResponse) ProtoMessage() {}
 
 func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3342,169 @@ func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
+}
+
+// What is absent stays as it is.
+type SetMachineRequest struct {
+	state                 protoimpl.MessageState `protogen:"open.v1"`
+	Name                  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Cpus                  *uint32                `protobuf:"varint,2,opt,name=cpus,proto3,oneof" json:"cpus,omitempty"`
+	MemoryBytes           *uint64                `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3,oneof" json:"memory_bytes,omitempty"`
+	StopTimeoutSeconds    *uint32                `protobuf:"varint,4,opt,name=stop_timeout_seconds,json=stopTimeoutSeconds,proto3,oneof" json:"stop_timeout_seconds,omitempty"`
+	CpuPercent            *uint32                `protobuf:"varint,10,opt,name=cpu_percent,json=cpuPercent,proto3,oneof" json:"cpu_percent,omitempty"`
+	CpuWeight             *uint32                `protobuf:"varint,11,opt,name=cpu_weight,json=cpuWeight,proto3,oneof" json:"cpu_weight,omitempty"`
+	DiskIops              *uint64                `protobuf:"varint,12,opt,name=disk_iops,json=diskIops,proto3,oneof" json:"disk_iops,omitempty"`
+	DiskBytesPerSecond    *uint64                `protobuf:"varint,13,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3,oneof" json:"disk_bytes_per_second,omitempty"`
+	NetworkBytesPerSecond *uint64                `protobuf:"varint,14,opt,name=network_bytes_per_second,json=networkBytesPerSecond,proto3,oneof" json:"network_bytes_per_second,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *SetMachineRequest) Reset() {
+	*x = SetMachineRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetMachineRequest) ProtoMessage() {}
+
+func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetMachineRequest.ProtoReflect.Descriptor instead.
+func (*SetMachineRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *SetMachineRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetMachineRequest) GetCpus() uint32 {
+	if x != nil && x.Cpus != nil {
+		return *x.Cpus
+	}
+	return 0
+}
+
+func (x *SetMachineRequest) GetMemoryBytes() uint64 {
+	if x != nil && x.MemoryBytes != nil {
+		return *x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *SetMachineRequest) GetStopTimeoutSeconds() uint32 {
+	if x != nil && x.StopTimeoutSeconds != nil {
+		return *x.StopTimeoutSeconds
+	}
+	return 0
+}
+
+func (x *SetMachineRequest) GetCpuPercent() uint32 {
+	if x != nil && x.CpuPercent != nil {
+		return *x.CpuPercent
+	}
+	return 0
+}
+
+func (x *SetMachineRequest) GetCpuWeight() uint32 {
+	if x != nil && x.CpuWeight != nil {
+		return *x.CpuWeight
+	}
+	return 0
+}
+
+func (x *SetMachineRequest) GetDiskIops() uint64 {
+	if x != nil && x.DiskIops != nil {
+		return *x.DiskIops
+	}
+	return 0
+}
+
+func (x *SetMachineRequest) GetDiskBytesPerSecond() uint64 {
+	if x != nil && x.DiskBytesPerSecond != nil {
+		return *x.DiskBytesPerSecond
+	}
+	return 0
+}
+
+func (x *SetMachineRequest) GetNetworkBytesPerSecond() uint64 {
+	if x != nil && x.NetworkBytesPerSecond != nil {
+		return *x.NetworkBytesPerSecond
+	}
+	return 0
+}
+
+type SetMachineResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Machine *MachineView           `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	// What takes effect only when it starts next; one line each.
+	NextStart     []string `protobuf:"bytes,2,rep,name=next_start,json=nextStart,proto3" json:"next_start,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetMachineResponse) Reset() {
+	*x = SetMachineResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetMachineResponse) ProtoMessage() {}
+
+func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetMachineResponse.ProtoReflect.Descriptor instead.
+func (*SetMachineResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *SetMachineResponse) GetMachine() *MachineView {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+func (x *SetMachineResponse) GetNextStart() []string {
+	if x != nil {
+		return x.NextStart
+	}
+	return nil
 }
 
 type ConsoleRequest struct {
@@ -3135,7 +3517,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3147,7 +3529,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3160,7 +3542,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ConsoleRequest) GetName() string {
@@ -3186,7 +3568,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3580,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3593,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ConsoleResponse) GetData() []byte {
@@ -3235,7 +3617,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3247,7 +3629,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3260,7 +3642,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -3300,7 +3682,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3312,7 +3694,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3325,7 +3707,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -3347,7 +3729,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3359,7 +3741,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3372,7 +3754,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -3405,7 +3787,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +3799,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +3812,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -3459,7 +3841,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +3853,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +3866,7 @@ func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest_Header.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{23, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{27, 0}
 }
 
 func (x *ImportImageRequest_Header) GetName() string {
@@ -3597,14 +3979,16 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"ttlSeconds\"w\n" +
 	"\x1eIssueClientCertificateResponse\x12'\n" +
 	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\x12,\n" +
-	"\x12ca_certificate_pem\x18\x02 \x01(\tR\x10caCertificatePem\"\xb7\x01\n" +
+	"\x12ca_certificate_pem\x18\x02 \x01(\tR\x10caCertificatePem\"\xf8\x01\n" +
 	"\n" +
 	"ServerView\x12(\n" +
 	"\x06server\x18\x01 \x01(\v2\x10.argon.v1.ServerR\x06server\x12\x14\n" +
 	"\x05alive\x18\x02 \x01(\bR\x05alive\x12\x1a\n" +
 	"\bmachines\x18\x03 \x01(\rR\bmachines\x12\x1a\n" +
 	"\breplicas\x18\x04 \x01(\rR\breplicas\x121\n" +
-	"\tallocated\x18\x05 \x01(\v2\x13.argon.v1.ResourcesR\tallocated\"\x14\n" +
+	"\tallocated\x18\x05 \x01(\v2\x13.argon.v1.ResourcesR\tallocated\x12\x1a\n" +
+	"\bdraining\x18\x14 \x03(\tR\bdraining\x12#\n" +
+	"\rremoval_costs\x18\x15 \x03(\tR\fremovalCosts\"\x14\n" +
 	"\x12ListServersRequest\"E\n" +
 	"\x13ListServersResponse\x12.\n" +
 	"\aservers\x18\x01 \x03(\v2\x14.argon.v1.ServerViewR\aservers\"&\n" +
@@ -3615,7 +3999,17 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x13RemoveServerRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
-	"\x14RemoveServerResponse\"\x89\x02\n" +
+	"\x14RemoveServerResponse\"`\n" +
+	"\x12DrainServerRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bevacuate\x18\x02 \x01(\bR\bevacuate\x12\x1a\n" +
+	"\bparallel\x18\x03 \x01(\rR\bparallel\"C\n" +
+	"\x13DrainServerResponse\x12,\n" +
+	"\x06server\x18\x01 \x01(\v2\x14.argon.v1.ServerViewR\x06server\"+\n" +
+	"\x15ActivateServerRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"F\n" +
+	"\x16ActivateServerResponse\x12,\n" +
+	"\x06server\x18\x01 \x01(\v2\x14.argon.v1.ServerViewR\x06server\"\x89\x02\n" +
 	"\x12ImportImageRequest\x12=\n" +
 	"\x06header\x18\x01 \x01(\v2#.argon.v1.ImportImageRequest.HeaderH\x00R\x06header\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x1a\x95\x01\n" +
@@ -3691,7 +4085,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\amachine\x18\x01 \x01(\v2\x11.argon.v1.MachineR\amachine\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
 	"serverName\x12!\n" +
-	"\fvolume_names\x18\x03 \x03(\tR\vvolumeNames\"\xeb\x02\n" +
+	"\fvolume_names\x18\x03 \x03(\tR\vvolumeNames\"\x95\x03\n" +
 	"\x14CreateMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -3705,7 +4099,8 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\facceleration\x18\t \x01(\tR\facceleration\x12\x18\n" +
 	"\astopped\x18\n" +
 	" \x01(\bR\astopped\x120\n" +
-	"\x14stop_timeout_seconds\x18\v \x01(\rR\x12stopTimeoutSeconds\"d\n" +
+	"\x14stop_timeout_seconds\x18\v \x01(\rR\x12stopTimeoutSeconds\x12(\n" +
+	"\x06shares\x18\x14 \x01(\v2\x10.argon.v1.SharesR\x06shares\"d\n" +
 	"\x15CreateMachineResponse\x12/\n" +
 	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\x12\x1a\n" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\x15\n" +
@@ -3729,7 +4124,33 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x12!\n" +
 	"\fkeep_volumes\x18\x03 \x01(\bR\vkeepVolumes\"\x17\n" +
-	"\x15RemoveMachineResponse\"8\n" +
+	"\x15RemoveMachineResponse\"\x98\x04\n" +
+	"\x11SetMachineRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
+	"\x04cpus\x18\x02 \x01(\rH\x00R\x04cpus\x88\x01\x01\x12&\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x04H\x01R\vmemoryBytes\x88\x01\x01\x125\n" +
+	"\x14stop_timeout_seconds\x18\x04 \x01(\rH\x02R\x12stopTimeoutSeconds\x88\x01\x01\x12$\n" +
+	"\vcpu_percent\x18\n" +
+	" \x01(\rH\x03R\n" +
+	"cpuPercent\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"cpu_weight\x18\v \x01(\rH\x04R\tcpuWeight\x88\x01\x01\x12 \n" +
+	"\tdisk_iops\x18\f \x01(\x04H\x05R\bdiskIops\x88\x01\x01\x126\n" +
+	"\x15disk_bytes_per_second\x18\r \x01(\x04H\x06R\x12diskBytesPerSecond\x88\x01\x01\x12<\n" +
+	"\x18network_bytes_per_second\x18\x0e \x01(\x04H\aR\x15networkBytesPerSecond\x88\x01\x01B\a\n" +
+	"\x05_cpusB\x0f\n" +
+	"\r_memory_bytesB\x17\n" +
+	"\x15_stop_timeout_secondsB\x0e\n" +
+	"\f_cpu_percentB\r\n" +
+	"\v_cpu_weightB\f\n" +
+	"\n" +
+	"_disk_iopsB\x18\n" +
+	"\x16_disk_bytes_per_secondB\x1b\n" +
+	"\x19_network_bytes_per_second\"d\n" +
+	"\x12SetMachineResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\x12\x1d\n" +
+	"\n" +
+	"next_start\x18\x02 \x03(\tR\tnextStart\"8\n" +
 	"\x0eConsoleRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"%\n" +
@@ -3803,7 +4224,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*InitRequest)(nil),                    // 0: argon.v1.InitRequest
 	(*InitResponse)(nil),                   // 1: argon.v1.InitResponse
@@ -3828,167 +4249,178 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*GetServerResponse)(nil),              // 20: argon.v1.GetServerResponse
 	(*RemoveServerRequest)(nil),            // 21: argon.v1.RemoveServerRequest
 	(*RemoveServerResponse)(nil),           // 22: argon.v1.RemoveServerResponse
-	(*ImportImageRequest)(nil),             // 23: argon.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),            // 24: argon.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),              // 25: argon.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),             // 26: argon.v1.ListImagesResponse
-	(*GetImageRequest)(nil),                // 27: argon.v1.GetImageRequest
-	(*GetImageResponse)(nil),               // 28: argon.v1.GetImageResponse
-	(*RemoveImageRequest)(nil),             // 29: argon.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),            // 30: argon.v1.RemoveImageResponse
-	(*FetchImageRequest)(nil),              // 31: argon.v1.FetchImageRequest
-	(*FetchImageResponse)(nil),             // 32: argon.v1.FetchImageResponse
-	(*VolumeView)(nil),                     // 33: argon.v1.VolumeView
-	(*CreateVolumeRequest)(nil),            // 34: argon.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),           // 35: argon.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),             // 36: argon.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),            // 37: argon.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),               // 38: argon.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),              // 39: argon.v1.GetVolumeResponse
-	(*RemoveVolumeRequest)(nil),            // 40: argon.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),           // 41: argon.v1.RemoveVolumeResponse
-	(*ConnectVolumeRequest)(nil),           // 42: argon.v1.ConnectVolumeRequest
-	(*ConnectVolumeResponse)(nil),          // 43: argon.v1.ConnectVolumeResponse
-	(*PromoteReplicaRequest)(nil),          // 44: argon.v1.PromoteReplicaRequest
-	(*PromoteReplicaResponse)(nil),         // 45: argon.v1.PromoteReplicaResponse
-	(*MachineView)(nil),                    // 46: argon.v1.MachineView
-	(*CreateMachineRequest)(nil),           // 47: argon.v1.CreateMachineRequest
-	(*CreateMachineResponse)(nil),          // 48: argon.v1.CreateMachineResponse
-	(*ListMachinesRequest)(nil),            // 49: argon.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),           // 50: argon.v1.ListMachinesResponse
-	(*GetMachineRequest)(nil),              // 51: argon.v1.GetMachineRequest
-	(*GetMachineResponse)(nil),             // 52: argon.v1.GetMachineResponse
-	(*StartMachineRequest)(nil),            // 53: argon.v1.StartMachineRequest
-	(*StartMachineResponse)(nil),           // 54: argon.v1.StartMachineResponse
-	(*StopMachineRequest)(nil),             // 55: argon.v1.StopMachineRequest
-	(*StopMachineResponse)(nil),            // 56: argon.v1.StopMachineResponse
-	(*RemoveMachineRequest)(nil),           // 57: argon.v1.RemoveMachineRequest
-	(*RemoveMachineResponse)(nil),          // 58: argon.v1.RemoveMachineResponse
-	(*ConsoleRequest)(nil),                 // 59: argon.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),                // 60: argon.v1.ConsoleResponse
-	(*ListEventsRequest)(nil),              // 61: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 62: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 63: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 64: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 65: argon.v1.ImportImageRequest.Header
-	(*Settings)(nil),                       // 66: argon.v1.Settings
-	(*Cluster)(nil),                        // 67: argon.v1.Cluster
-	(*Server)(nil),                         // 68: argon.v1.Server
-	(*Token)(nil),                          // 69: argon.v1.Token
-	(*Resources)(nil),                      // 70: argon.v1.Resources
-	(*Image)(nil),                          // 71: argon.v1.Image
-	(*Volume)(nil),                         // 72: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 73: argon.v1.VolumeStatus
-	(*Machine)(nil),                        // 74: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 75: argon.v1.PublishedPort
-	(*timestamppb.Timestamp)(nil),          // 76: google.protobuf.Timestamp
-	(*Event)(nil),                          // 77: argon.v1.Event
+	(*DrainServerRequest)(nil),             // 23: argon.v1.DrainServerRequest
+	(*DrainServerResponse)(nil),            // 24: argon.v1.DrainServerResponse
+	(*ActivateServerRequest)(nil),          // 25: argon.v1.ActivateServerRequest
+	(*ActivateServerResponse)(nil),         // 26: argon.v1.ActivateServerResponse
+	(*ImportImageRequest)(nil),             // 27: argon.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),            // 28: argon.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),              // 29: argon.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),             // 30: argon.v1.ListImagesResponse
+	(*GetImageRequest)(nil),                // 31: argon.v1.GetImageRequest
+	(*GetImageResponse)(nil),               // 32: argon.v1.GetImageResponse
+	(*RemoveImageRequest)(nil),             // 33: argon.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),            // 34: argon.v1.RemoveImageResponse
+	(*FetchImageRequest)(nil),              // 35: argon.v1.FetchImageRequest
+	(*FetchImageResponse)(nil),             // 36: argon.v1.FetchImageResponse
+	(*VolumeView)(nil),                     // 37: argon.v1.VolumeView
+	(*CreateVolumeRequest)(nil),            // 38: argon.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),           // 39: argon.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),             // 40: argon.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),            // 41: argon.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),               // 42: argon.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),              // 43: argon.v1.GetVolumeResponse
+	(*RemoveVolumeRequest)(nil),            // 44: argon.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),           // 45: argon.v1.RemoveVolumeResponse
+	(*ConnectVolumeRequest)(nil),           // 46: argon.v1.ConnectVolumeRequest
+	(*ConnectVolumeResponse)(nil),          // 47: argon.v1.ConnectVolumeResponse
+	(*PromoteReplicaRequest)(nil),          // 48: argon.v1.PromoteReplicaRequest
+	(*PromoteReplicaResponse)(nil),         // 49: argon.v1.PromoteReplicaResponse
+	(*MachineView)(nil),                    // 50: argon.v1.MachineView
+	(*CreateMachineRequest)(nil),           // 51: argon.v1.CreateMachineRequest
+	(*CreateMachineResponse)(nil),          // 52: argon.v1.CreateMachineResponse
+	(*ListMachinesRequest)(nil),            // 53: argon.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),           // 54: argon.v1.ListMachinesResponse
+	(*GetMachineRequest)(nil),              // 55: argon.v1.GetMachineRequest
+	(*GetMachineResponse)(nil),             // 56: argon.v1.GetMachineResponse
+	(*StartMachineRequest)(nil),            // 57: argon.v1.StartMachineRequest
+	(*StartMachineResponse)(nil),           // 58: argon.v1.StartMachineResponse
+	(*StopMachineRequest)(nil),             // 59: argon.v1.StopMachineRequest
+	(*StopMachineResponse)(nil),            // 60: argon.v1.StopMachineResponse
+	(*RemoveMachineRequest)(nil),           // 61: argon.v1.RemoveMachineRequest
+	(*RemoveMachineResponse)(nil),          // 62: argon.v1.RemoveMachineResponse
+	(*SetMachineRequest)(nil),              // 63: argon.v1.SetMachineRequest
+	(*SetMachineResponse)(nil),             // 64: argon.v1.SetMachineResponse
+	(*ConsoleRequest)(nil),                 // 65: argon.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),                // 66: argon.v1.ConsoleResponse
+	(*ListEventsRequest)(nil),              // 67: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 68: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 69: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 70: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 71: argon.v1.ImportImageRequest.Header
+	(*Settings)(nil),                       // 72: argon.v1.Settings
+	(*Cluster)(nil),                        // 73: argon.v1.Cluster
+	(*Server)(nil),                         // 74: argon.v1.Server
+	(*Token)(nil),                          // 75: argon.v1.Token
+	(*Resources)(nil),                      // 76: argon.v1.Resources
+	(*Image)(nil),                          // 77: argon.v1.Image
+	(*Volume)(nil),                         // 78: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 79: argon.v1.VolumeStatus
+	(*Machine)(nil),                        // 80: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 81: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 82: argon.v1.Shares
+	(*timestamppb.Timestamp)(nil),          // 83: google.protobuf.Timestamp
+	(*Event)(nil),                          // 84: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	66, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	67, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	68, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	67, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	68, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	68, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	67, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	68, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	67, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	68, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	72, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	73, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	74, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	73, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	74, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	74, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	73, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	74, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	73, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	74, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
 	16, // 10: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
-	69, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	69, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	68, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	70, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	75, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	75, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	74, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	76, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
 	16, // 15: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
 	16, // 16: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
-	65, // 17: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	71, // 18: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	71, // 19: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	71, // 20: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	72, // 21: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	73, // 22: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	33, // 23: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	33, // 24: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
-	33, // 25: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	33, // 26: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
-	74, // 27: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	75, // 28: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	46, // 29: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
-	46, // 30: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
-	46, // 31: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
-	46, // 32: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
-	46, // 33: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	76, // 34: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	77, // 35: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	77, // 36: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	0,  // 37: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	2,  // 38: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	4,  // 39: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	6,  // 40: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	8,  // 41: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	10, // 42: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	12, // 43: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	14, // 44: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	17, // 45: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	19, // 46: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	21, // 47: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	23, // 48: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	25, // 49: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	27, // 50: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	29, // 51: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	31, // 52: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	34, // 53: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	36, // 54: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	38, // 55: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	40, // 56: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	42, // 57: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	44, // 58: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	47, // 59: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	49, // 60: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	51, // 61: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	53, // 62: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	55, // 63: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	57, // 64: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	59, // 65: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	61, // 66: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	63, // 67: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	1,  // 68: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	3,  // 69: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	5,  // 70: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	7,  // 71: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	9,  // 72: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	11, // 73: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	13, // 74: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	15, // 75: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	18, // 76: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	20, // 77: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	22, // 78: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	24, // 79: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	26, // 80: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	28, // 81: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	30, // 82: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	32, // 83: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	35, // 84: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	37, // 85: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	39, // 86: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	41, // 87: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	43, // 88: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	45, // 89: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	48, // 90: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	50, // 91: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	52, // 92: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	54, // 93: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	56, // 94: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	58, // 95: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	60, // 96: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	62, // 97: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	64, // 98: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	68, // [68:99] is the sub-list for method output_type
-	37, // [37:68] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	16, // 17: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
+	16, // 18: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
+	71, // 19: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	77, // 20: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	77, // 21: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	77, // 22: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	78, // 23: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	79, // 24: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	37, // 25: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	37, // 26: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
+	37, // 27: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	37, // 28: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
+	80, // 29: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	81, // 30: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	82, // 31: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	50, // 32: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
+	50, // 33: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
+	50, // 34: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
+	50, // 35: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
+	50, // 36: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
+	50, // 37: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
+	83, // 38: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	84, // 39: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	84, // 40: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	0,  // 41: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	2,  // 42: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	4,  // 43: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	6,  // 44: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	8,  // 45: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	10, // 46: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	12, // 47: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	14, // 48: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	17, // 49: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	19, // 50: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	21, // 51: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	27, // 52: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	29, // 53: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	31, // 54: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	33, // 55: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	35, // 56: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	38, // 57: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	40, // 58: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	42, // 59: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	44, // 60: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	46, // 61: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	48, // 62: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	51, // 63: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	53, // 64: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	55, // 65: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	57, // 66: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	59, // 67: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	61, // 68: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	65, // 69: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	67, // 70: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	69, // 71: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	1,  // 72: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	3,  // 73: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	5,  // 74: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	7,  // 75: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	9,  // 76: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	11, // 77: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	13, // 78: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	15, // 79: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	18, // 80: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	20, // 81: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	22, // 82: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	28, // 83: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	30, // 84: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	32, // 85: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	34, // 86: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	36, // 87: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	39, // 88: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	41, // 89: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	43, // 90: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	45, // 91: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	47, // 92: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	49, // 93: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	52, // 94: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	54, // 95: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	56, // 96: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	58, // 97: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	60, // 98: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	62, // 99: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	66, // 100: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	68, // 101: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	70, // 102: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	72, // [72:103] is the sub-list for method output_type
+	41, // [41:72] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }
@@ -3997,17 +4429,18 @@ func file_argon_v1_api_proto_init() {
 		return
 	}
 	file_argon_v1_records_proto_init()
-	file_argon_v1_api_proto_msgTypes[23].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[27].OneofWrappers = []any{
 		(*ImportImageRequest_Header_)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
+	file_argon_v1_api_proto_msgTypes[63].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   66,
+			NumMessages:   72,
 			NumExtensions: 0,
 			NumServices:   6,
 		},

@@ -614,8 +614,13 @@ type Server struct {
 	Version      string `protobuf:"bytes,14,opt,name=version,proto3" json:"version,omitempty"`
 	// Serial number of its certificate, so that a removed server is refused.
 	CertificateSerial string `protobuf:"bytes,15,opt,name=certificate_serial,json=certificateSerial,proto3" json:"certificate_serial,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// What ends and limits guests there, and what they run as; one line each.
+	Containment string `protobuf:"bytes,20,opt,name=containment,proto3" json:"containment,omitempty"`
+	Confinement string `protobuf:"bytes,21,opt,name=confinement,proto3" json:"confinement,omitempty"`
+	// Absent: it takes machines and replicas like any other.
+	Drain         *Drain `protobuf:"bytes,22,opt,name=drain,proto3" json:"drain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Server) Reset() {
@@ -753,6 +758,90 @@ func (x *Server) GetCertificateSerial() string {
 	return ""
 }
 
+func (x *Server) GetContainment() string {
+	if x != nil {
+		return x.Containment
+	}
+	return ""
+}
+
+func (x *Server) GetConfinement() string {
+	if x != nil {
+		return x.Confinement
+	}
+	return ""
+}
+
+func (x *Server) GetDrain() *Drain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+// Drain says that a server is to be emptied, and kept so.
+type Drain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	// Replicas and copies of images leave, too.
+	Evacuate bool `protobuf:"varint,2,opt,name=evacuate,proto3" json:"evacuate,omitempty"`
+	// How many machines are moved at once [2].
+	Parallel      uint32 `protobuf:"varint,3,opt,name=parallel,proto3" json:"parallel,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_argon_v1_records_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Drain) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Drain) GetEvacuate() bool {
+	if x != nil {
+		return x.Evacuate
+	}
+	return false
+}
+
+func (x *Drain) GetParallel() uint32 {
+	if x != nil {
+		return x.Parallel
+	}
+	return 0
+}
+
 type Resources struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cpus          uint32                 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
@@ -764,7 +853,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_argon_v1_records_proto_msgTypes[4]
+	mi := &file_argon_v1_records_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +865,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[4]
+	mi := &file_argon_v1_records_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +878,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{4}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Resources) GetCpus() uint32 {
@@ -827,7 +916,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_argon_v1_records_proto_msgTypes[5]
+	mi := &file_argon_v1_records_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -839,7 +928,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[5]
+	mi := &file_argon_v1_records_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -852,7 +941,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{5}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Lease) GetServerId() string {
@@ -900,7 +989,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_argon_v1_records_proto_msgTypes[6]
+	mi := &file_argon_v1_records_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +1001,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[6]
+	mi := &file_argon_v1_records_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +1014,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{6}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Token) GetId() string {
@@ -987,7 +1076,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_argon_v1_records_proto_msgTypes[7]
+	mi := &file_argon_v1_records_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1088,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[7]
+	mi := &file_argon_v1_records_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1101,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{7}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Image) GetMeta() *Meta {
@@ -1068,7 +1157,7 @@ type ImageCopy struct {
 
 func (x *ImageCopy) Reset() {
 	*x = ImageCopy{}
-	mi := &file_argon_v1_records_proto_msgTypes[8]
+	mi := &file_argon_v1_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1169,7 @@ func (x *ImageCopy) String() string {
 func (*ImageCopy) ProtoMessage() {}
 
 func (x *ImageCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[8]
+	mi := &file_argon_v1_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1182,7 @@ func (x *ImageCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCopy.ProtoReflect.Descriptor instead.
 func (*ImageCopy) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ImageCopy) GetServerId() string {
@@ -1138,7 +1227,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_argon_v1_records_proto_msgTypes[9]
+	mi := &file_argon_v1_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1239,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[9]
+	mi := &file_argon_v1_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1252,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Replica) GetId() uint32 {
@@ -1264,7 +1353,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_argon_v1_records_proto_msgTypes[10]
+	mi := &file_argon_v1_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1365,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[10]
+	mi := &file_argon_v1_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1378,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Snapshot) GetId() uint32 {
@@ -1380,7 +1469,7 @@ type Base struct {
 
 func (x *Base) Reset() {
 	*x = Base{}
-	mi := &file_argon_v1_records_proto_msgTypes[11]
+	mi := &file_argon_v1_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1481,7 @@ func (x *Base) String() string {
 func (*Base) ProtoMessage() {}
 
 func (x *Base) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[11]
+	mi := &file_argon_v1_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1494,7 @@ func (x *Base) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Base.ProtoReflect.Descriptor instead.
 func (*Base) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Base) GetImageId() string {
@@ -1454,7 +1543,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_argon_v1_records_proto_msgTypes[12]
+	mi := &file_argon_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1555,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[12]
+	mi := &file_argon_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1568,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Scrub) GetWanted() uint64 {
@@ -1537,7 +1626,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_argon_v1_records_proto_msgTypes[13]
+	mi := &file_argon_v1_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1638,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[13]
+	mi := &file_argon_v1_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1651,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{13}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Attachment) GetServerId() string {
@@ -1626,7 +1715,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_argon_v1_records_proto_msgTypes[14]
+	mi := &file_argon_v1_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1727,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[14]
+	mi := &file_argon_v1_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1740,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{14}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Volume) GetMeta() *Meta {
@@ -1801,7 +1890,7 @@ type VolumeStatus struct {
 
 func (x *VolumeStatus) Reset() {
 	*x = VolumeStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[15]
+	mi := &file_argon_v1_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1902,7 @@ func (x *VolumeStatus) String() string {
 func (*VolumeStatus) ProtoMessage() {}
 
 func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[15]
+	mi := &file_argon_v1_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +1915,7 @@ func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
 func (*VolumeStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *VolumeStatus) GetVolumeId() string {
@@ -1899,7 +1988,7 @@ type ResyncProgress struct {
 
 func (x *ResyncProgress) Reset() {
 	*x = ResyncProgress{}
-	mi := &file_argon_v1_records_proto_msgTypes[16]
+	mi := &file_argon_v1_records_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1911,7 +2000,7 @@ func (x *ResyncProgress) String() string {
 func (*ResyncProgress) ProtoMessage() {}
 
 func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[16]
+	mi := &file_argon_v1_records_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1924,7 +2013,7 @@ func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncProgress.ProtoReflect.Descriptor instead.
 func (*ResyncProgress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{16}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResyncProgress) GetReplicaId() uint32 {
@@ -1981,7 +2070,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_argon_v1_records_proto_msgTypes[17]
+	mi := &file_argon_v1_records_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1993,7 +2082,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[17]
+	mi := &file_argon_v1_records_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2006,7 +2095,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{17}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Usage) GetServerId() string {
@@ -2072,7 +2161,7 @@ type ReplicaUsage struct {
 
 func (x *ReplicaUsage) Reset() {
 	*x = ReplicaUsage{}
-	mi := &file_argon_v1_records_proto_msgTypes[18]
+	mi := &file_argon_v1_records_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2173,7 @@ func (x *ReplicaUsage) String() string {
 func (*ReplicaUsage) ProtoMessage() {}
 
 func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[18]
+	mi := &file_argon_v1_records_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2186,7 @@ func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaUsage.ProtoReflect.Descriptor instead.
 func (*ReplicaUsage) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{18}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReplicaUsage) GetVolumeId() string {
@@ -2138,7 +2227,7 @@ type PublishedPort struct {
 
 func (x *PublishedPort) Reset() {
 	*x = PublishedPort{}
-	mi := &file_argon_v1_records_proto_msgTypes[19]
+	mi := &file_argon_v1_records_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2239,7 @@ func (x *PublishedPort) String() string {
 func (*PublishedPort) ProtoMessage() {}
 
 func (x *PublishedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[19]
+	mi := &file_argon_v1_records_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2252,7 @@ func (x *PublishedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishedPort.ProtoReflect.Descriptor instead.
 func (*PublishedPort) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{19}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PublishedPort) GetClusterPort() uint32 {
@@ -2199,14 +2288,18 @@ type Machine struct {
 	// How long an ACPI stop may take before it is forced [60].
 	StopTimeoutSeconds uint32 `protobuf:"varint,11,opt,name=stop_timeout_seconds,json=stopTimeoutSeconds,proto3" json:"stop_timeout_seconds,omitempty"`
 	// The next stop is forced at once.
-	ForceStop     bool `protobuf:"varint,12,opt,name=force_stop,json=forceStop,proto3" json:"force_stop,omitempty"`
+	ForceStop bool    `protobuf:"varint,12,opt,name=force_stop,json=forceStop,proto3" json:"force_stop,omitempty"`
+	Shares    *Shares `protobuf:"bytes,20,opt,name=shares,proto3" json:"shares,omitempty"`
+	// The way from one server to another; absent: it stays. Set by the
+	// controller only.
+	Move          *Move `protobuf:"bytes,21,opt,name=move,proto3" json:"move,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_argon_v1_records_proto_msgTypes[20]
+	mi := &file_argon_v1_records_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2311,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[20]
+	mi := &file_argon_v1_records_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2324,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{20}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Machine) GetMeta() *Meta {
@@ -2318,6 +2411,164 @@ func (x *Machine) GetForceStop() bool {
 	return false
 }
 
+func (x *Machine) GetShares() *Shares {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+func (x *Machine) GetMove() *Move {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
+// Shares say what part of its server a machine may have. 0: no limit.
+type Shares struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many hundredths of a processor, over all of its own.
+	CpuPercent uint32 `protobuf:"varint,1,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"`
+	// Against other machines when processors are short, 1 to 10000 [100].
+	CpuWeight uint32 `protobuf:"varint,2,opt,name=cpu_weight,json=cpuWeight,proto3" json:"cpu_weight,omitempty"`
+	// Of all its disks together.
+	DiskIops           uint64 `protobuf:"varint,3,opt,name=disk_iops,json=diskIops,proto3" json:"disk_iops,omitempty"`
+	DiskBytesPerSecond uint64 `protobuf:"varint,4,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3" json:"disk_bytes_per_second,omitempty"`
+	// Of its published ports together, each way.
+	NetworkBytesPerSecond uint64 `protobuf:"varint,5,opt,name=network_bytes_per_second,json=networkBytesPerSecond,proto3" json:"network_bytes_per_second,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *Shares) Reset() {
+	*x = Shares{}
+	mi := &file_argon_v1_records_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Shares) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Shares) ProtoMessage() {}
+
+func (x *Shares) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Shares.ProtoReflect.Descriptor instead.
+func (*Shares) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Shares) GetCpuPercent() uint32 {
+	if x != nil {
+		return x.CpuPercent
+	}
+	return 0
+}
+
+func (x *Shares) GetCpuWeight() uint32 {
+	if x != nil {
+		return x.CpuWeight
+	}
+	return 0
+}
+
+func (x *Shares) GetDiskIops() uint64 {
+	if x != nil {
+		return x.DiskIops
+	}
+	return 0
+}
+
+func (x *Shares) GetDiskBytesPerSecond() uint64 {
+	if x != nil {
+		return x.DiskBytesPerSecond
+	}
+	return 0
+}
+
+func (x *Shares) GetNetworkBytesPerSecond() uint64 {
+	if x != nil {
+		return x.NetworkBytesPerSecond
+	}
+	return 0
+}
+
+// Move is the order to leave a server. The machine is stopped there, and
+// started where it is placed next.
+type Move struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	FromServerId string                 `protobuf:"bytes,1,opt,name=from_server_id,json=fromServerId,proto3" json:"from_server_id,omitempty"`
+	// The placement that is to end; what is later is where it went.
+	Placement     uint64                 `protobuf:"varint,2,opt,name=placement,proto3" json:"placement,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Move) Reset() {
+	*x = Move{}
+	mi := &file_argon_v1_records_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Move) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Move) ProtoMessage() {}
+
+func (x *Move) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Move.ProtoReflect.Descriptor instead.
+func (*Move) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Move) GetFromServerId() string {
+	if x != nil {
+		return x.FromServerId
+	}
+	return ""
+}
+
+func (x *Move) GetPlacement() uint64 {
+	if x != nil {
+		return x.Placement
+	}
+	return 0
+}
+
+func (x *Move) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 // MachineStatus is what was last observed, written by the agent of the
 // machine's server (or by the controller when that server is lost).
 type MachineStatus struct {
@@ -2332,14 +2583,17 @@ type MachineStatus struct {
 	// What it really runs on: "kvm" or "tcg".
 	Acceleration string `protobuf:"bytes,6,opt,name=acceleration,proto3" json:"acceleration,omitempty"`
 	// How often it was started.
-	Starts        uint32 `protobuf:"varint,7,opt,name=starts,proto3" json:"starts,omitempty"`
+	Starts uint32 `protobuf:"varint,7,opt,name=starts,proto3" json:"starts,omitempty"`
+	// What of its shares is not as wanted yet, or can't be on this server; one
+	// line.
+	SharesDetail  string `protobuf:"bytes,20,opt,name=shares_detail,json=sharesDetail,proto3" json:"shares_detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MachineStatus) Reset() {
 	*x = MachineStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[21]
+	mi := &file_argon_v1_records_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2351,7 +2605,7 @@ func (x *MachineStatus) String() string {
 func (*MachineStatus) ProtoMessage() {}
 
 func (x *MachineStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[21]
+	mi := &file_argon_v1_records_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2364,7 +2618,7 @@ func (x *MachineStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineStatus.ProtoReflect.Descriptor instead.
 func (*MachineStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{21}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MachineStatus) GetState() MachineState {
@@ -2416,6 +2670,13 @@ func (x *MachineStatus) GetStarts() uint32 {
 	return 0
 }
 
+func (x *MachineStatus) GetSharesDetail() string {
+	if x != nil {
+		return x.SharesDetail
+	}
+	return ""
+}
+
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A ULID: sorts by time.
@@ -2437,7 +2698,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_argon_v1_records_proto_msgTypes[22]
+	mi := &file_argon_v1_records_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2710,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[22]
+	mi := &file_argon_v1_records_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2723,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{22}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Event) GetId() string {
@@ -2552,7 +2813,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\bSettings\x12#\n" +
 	"\rlease_seconds\x18\x01 \x01(\rR\fleaseSeconds\x122\n" +
 	"\x15replica_grace_seconds\x18\x02 \x01(\rR\x13replicaGraceSeconds\x12.\n" +
-	"\x13voter_grace_seconds\x18\x03 \x01(\rR\x11voterGraceSeconds\"\xfe\x03\n" +
+	"\x13voter_grace_seconds\x18\x03 \x01(\rR\x11voterGraceSeconds\"\xe9\x04\n" +
 	"\x06Server\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x19\n" +
@@ -2570,7 +2831,14 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x04used\x18\f \x01(\v2\x13.argon.v1.ResourcesR\x04used\x12\"\n" +
 	"\facceleration\x18\r \x01(\tR\facceleration\x12\x18\n" +
 	"\aversion\x18\x0e \x01(\tR\aversion\x12-\n" +
-	"\x12certificate_serial\x18\x0f \x01(\tR\x11certificateSerial\"a\n" +
+	"\x12certificate_serial\x18\x0f \x01(\tR\x11certificateSerial\x12 \n" +
+	"\vcontainment\x18\x14 \x01(\tR\vcontainment\x12 \n" +
+	"\vconfinement\x18\x15 \x01(\tR\vconfinement\x12%\n" +
+	"\x05drain\x18\x16 \x01(\v2\x0f.argon.v1.DrainR\x05drain\"q\n" +
+	"\x05Drain\x120\n" +
+	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
+	"\bevacuate\x18\x02 \x01(\bR\bevacuate\x12\x1a\n" +
+	"\bparallel\x18\x03 \x01(\rR\bparallel\"a\n" +
 	"\tResources\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
@@ -2718,7 +2986,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\rPublishedPort\x12!\n" +
 	"\fcluster_port\x18\x01 \x01(\rR\vclusterPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x02 \x01(\rR\tguestPort\"\xbd\x03\n" +
+	"guest_port\x18\x02 \x01(\rR\tguestPort\"\x8b\x04\n" +
 	"\aMachine\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -2734,7 +3002,21 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	" \x01(\v2\x17.argon.v1.MachineStatusR\x06status\x120\n" +
 	"\x14stop_timeout_seconds\x18\v \x01(\rR\x12stopTimeoutSeconds\x12\x1d\n" +
 	"\n" +
-	"force_stop\x18\f \x01(\bR\tforceStop\"\xfe\x01\n" +
+	"force_stop\x18\f \x01(\bR\tforceStop\x12(\n" +
+	"\x06shares\x18\x14 \x01(\v2\x10.argon.v1.SharesR\x06shares\x12\"\n" +
+	"\x04move\x18\x15 \x01(\v2\x0e.argon.v1.MoveR\x04move\"\xd1\x01\n" +
+	"\x06Shares\x12\x1f\n" +
+	"\vcpu_percent\x18\x01 \x01(\rR\n" +
+	"cpuPercent\x12\x1d\n" +
+	"\n" +
+	"cpu_weight\x18\x02 \x01(\rR\tcpuWeight\x12\x1b\n" +
+	"\tdisk_iops\x18\x03 \x01(\x04R\bdiskIops\x121\n" +
+	"\x15disk_bytes_per_second\x18\x04 \x01(\x04R\x12diskBytesPerSecond\x127\n" +
+	"\x18network_bytes_per_second\x18\x05 \x01(\x04R\x15networkBytesPerSecond\"|\n" +
+	"\x04Move\x12$\n" +
+	"\x0efrom_server_id\x18\x01 \x01(\tR\ffromServerId\x12\x1c\n" +
+	"\tplacement\x18\x02 \x01(\x04R\tplacement\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xa3\x02\n" +
 	"\rMachineStatus\x12,\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x16.argon.v1.MachineStateR\x05state\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x1c\n" +
@@ -2742,7 +3024,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\"\n" +
 	"\facceleration\x18\x06 \x01(\tR\facceleration\x12\x16\n" +
-	"\x06starts\x18\a \x01(\rR\x06starts\"\x9c\x02\n" +
+	"\x06starts\x18\a \x01(\rR\x06starts\x12#\n" +
+	"\rshares_detail\x18\x14 \x01(\tR\fsharesDetail\"\x9c\x02\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12.\n" +
@@ -2802,7 +3085,7 @@ func file_argon_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_argon_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_argon_v1_records_proto_goTypes = []any{
 	(VoterRole)(0),                // 0: argon.v1.VoterRole
 	(ReplicaState)(0),             // 1: argon.v1.ReplicaState
@@ -2814,74 +3097,82 @@ var file_argon_v1_records_proto_goTypes = []any{
 	(*Cluster)(nil),               // 7: argon.v1.Cluster
 	(*Settings)(nil),              // 8: argon.v1.Settings
 	(*Server)(nil),                // 9: argon.v1.Server
-	(*Resources)(nil),             // 10: argon.v1.Resources
-	(*Lease)(nil),                 // 11: argon.v1.Lease
-	(*Token)(nil),                 // 12: argon.v1.Token
-	(*Image)(nil),                 // 13: argon.v1.Image
-	(*ImageCopy)(nil),             // 14: argon.v1.ImageCopy
-	(*Replica)(nil),               // 15: argon.v1.Replica
-	(*Snapshot)(nil),              // 16: argon.v1.Snapshot
-	(*Base)(nil),                  // 17: argon.v1.Base
-	(*Scrub)(nil),                 // 18: argon.v1.Scrub
-	(*Attachment)(nil),            // 19: argon.v1.Attachment
-	(*Volume)(nil),                // 20: argon.v1.Volume
-	(*VolumeStatus)(nil),          // 21: argon.v1.VolumeStatus
-	(*ResyncProgress)(nil),        // 22: argon.v1.ResyncProgress
-	(*Usage)(nil),                 // 23: argon.v1.Usage
-	(*ReplicaUsage)(nil),          // 24: argon.v1.ReplicaUsage
-	(*PublishedPort)(nil),         // 25: argon.v1.PublishedPort
-	(*Machine)(nil),               // 26: argon.v1.Machine
-	(*MachineStatus)(nil),         // 27: argon.v1.MachineStatus
-	(*Event)(nil),                 // 28: argon.v1.Event
-	nil,                           // 29: argon.v1.Meta.LabelsEntry
-	nil,                           // 30: argon.v1.Snapshot.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
+	(*Drain)(nil),                 // 10: argon.v1.Drain
+	(*Resources)(nil),             // 11: argon.v1.Resources
+	(*Lease)(nil),                 // 12: argon.v1.Lease
+	(*Token)(nil),                 // 13: argon.v1.Token
+	(*Image)(nil),                 // 14: argon.v1.Image
+	(*ImageCopy)(nil),             // 15: argon.v1.ImageCopy
+	(*Replica)(nil),               // 16: argon.v1.Replica
+	(*Snapshot)(nil),              // 17: argon.v1.Snapshot
+	(*Base)(nil),                  // 18: argon.v1.Base
+	(*Scrub)(nil),                 // 19: argon.v1.Scrub
+	(*Attachment)(nil),            // 20: argon.v1.Attachment
+	(*Volume)(nil),                // 21: argon.v1.Volume
+	(*VolumeStatus)(nil),          // 22: argon.v1.VolumeStatus
+	(*ResyncProgress)(nil),        // 23: argon.v1.ResyncProgress
+	(*Usage)(nil),                 // 24: argon.v1.Usage
+	(*ReplicaUsage)(nil),          // 25: argon.v1.ReplicaUsage
+	(*PublishedPort)(nil),         // 26: argon.v1.PublishedPort
+	(*Machine)(nil),               // 27: argon.v1.Machine
+	(*Shares)(nil),                // 28: argon.v1.Shares
+	(*Move)(nil),                  // 29: argon.v1.Move
+	(*MachineStatus)(nil),         // 30: argon.v1.MachineStatus
+	(*Event)(nil),                 // 31: argon.v1.Event
+	nil,                           // 32: argon.v1.Meta.LabelsEntry
+	nil,                           // 33: argon.v1.Snapshot.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
 }
 var file_argon_v1_records_proto_depIdxs = []int32{
-	31, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	29, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
-	31, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
+	34, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	32, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
+	34, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
 	8,  // 3: argon.v1.Cluster.settings:type_name -> argon.v1.Settings
 	6,  // 4: argon.v1.Server.meta:type_name -> argon.v1.Meta
 	0,  // 5: argon.v1.Server.voter_role:type_name -> argon.v1.VoterRole
-	10, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
-	10, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
-	31, // 8: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
-	31, // 9: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
-	31, // 10: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	6,  // 11: argon.v1.Image.meta:type_name -> argon.v1.Meta
-	14, // 12: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
-	1,  // 13: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
-	31, // 14: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
-	2,  // 15: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
-	31, // 16: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	30, // 17: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
-	31, // 18: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
-	31, // 19: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	6,  // 20: argon.v1.Volume.meta:type_name -> argon.v1.Meta
-	15, // 21: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
-	19, // 22: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
-	16, // 23: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
-	17, // 24: argon.v1.Volume.base:type_name -> argon.v1.Base
-	18, // 25: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
-	22, // 26: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
-	31, // 27: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
-	31, // 28: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
-	31, // 29: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
-	24, // 30: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
-	6,  // 31: argon.v1.Machine.meta:type_name -> argon.v1.Meta
-	25, // 32: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
-	3,  // 33: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
-	27, // 34: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
-	4,  // 35: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
-	31, // 36: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
-	31, // 37: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
-	5,  // 38: argon.v1.Event.severity:type_name -> argon.v1.Severity
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	11, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
+	11, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
+	10, // 8: argon.v1.Server.drain:type_name -> argon.v1.Drain
+	34, // 9: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
+	34, // 10: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
+	34, // 11: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
+	34, // 12: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	6,  // 13: argon.v1.Image.meta:type_name -> argon.v1.Meta
+	15, // 14: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
+	1,  // 15: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
+	34, // 16: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
+	2,  // 17: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
+	34, // 18: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	33, // 19: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
+	34, // 20: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
+	34, // 21: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	6,  // 22: argon.v1.Volume.meta:type_name -> argon.v1.Meta
+	16, // 23: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
+	20, // 24: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
+	17, // 25: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
+	18, // 26: argon.v1.Volume.base:type_name -> argon.v1.Base
+	19, // 27: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
+	23, // 28: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
+	34, // 29: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
+	34, // 30: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
+	34, // 31: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
+	25, // 32: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
+	6,  // 33: argon.v1.Machine.meta:type_name -> argon.v1.Meta
+	26, // 34: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
+	3,  // 35: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
+	30, // 36: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
+	28, // 37: argon.v1.Machine.shares:type_name -> argon.v1.Shares
+	29, // 38: argon.v1.Machine.move:type_name -> argon.v1.Move
+	34, // 39: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
+	4,  // 40: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
+	34, // 41: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
+	34, // 42: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
+	5,  // 43: argon.v1.Event.severity:type_name -> argon.v1.Severity
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_records_proto_init() }
@@ -2895,7 +3186,7 @@ func file_argon_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_records_proto_rawDesc), len(file_argon_v1_records_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
