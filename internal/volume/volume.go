@@ -89,4 +89,10 @@ var (
 	ErrClosed = errors.New("device closed")
 	// ErrRange: the request does not lie inside the device or is not aligned.
 	ErrRange = errors.New("request outside the device or not aligned")
+	// ErrNoSnapshot: there is no such snapshot.
+	ErrNoSnapshot = errors.New("no such snapshot")
+	// ErrTooManySnapshots: no more can be kept before others were deleted.
+	ErrTooManySnapshots = errors.New("too many snapshots")
+	// ErrDamaged: what the disk holds is not what was written to it.
+	ErrDamaged = errors.New("the content does not match its checksum")
 )

@@ -15,8 +15,8 @@
 //	 6  status     u16  0 in requests
 //	 8  id         u64  the answer has the request's
 //	16  offset     u64  BeginSync: the generation before which nothing differs
-//	24  length     u64  of the range, in bytes
-//	32  generation u64  of a change; Changed: since which
+//	24  length     u64  of the range, in bytes; BeginSync, Resize: the volume's size
+//	32  generation u64  of a change; Changed, ChangedSnapshot: since which
 //	40  payload    u32  how many bytes follow
 //	44  crc32c     u32  of the 44 bytes before
 //
@@ -66,7 +66,31 @@ const (
 	// since 0, may hold anything but zeros. The answer has a bit for each
 	// ChangedGrain bytes, the lowest bit first.
 	Changed
+	// Prepare makes the files that the next Snapshot needs.
+	Prepare
+	// Snapshot keeps the content as it is under an id, which is the payload.
+	Snapshot
+	// ReadSnapshot is Read of a snapshot, whose id is the payload.
+	ReadSnapshot
+	// ChangedSnapshot is Changed of a snapshot, whose id is the payload.
+	ChangedSnapshot
+	// Revert makes a range what it is in a snapshot, whose id is the payload.
+	Revert
+	// Resize makes the volume larger.
+	Resize
+	// Sums asks for the checksum of each ChangedGrain bytes of a range; the
+	// answer has a Sum for each. Those of an earlier generation are recorded.
+	Sums
+	// ReadVerified is Read, of what equals its recorded checksum only.
+	ReadVerified
+
+	lastType = ReadVerified
 )
+
+// HasID tells whether the payload of such a request is a snapshot's id.
+func (t Type) HasID() bool {
+	return t == Snapshot || t == ReadSnapshot || t == ChangedSnapshot || t == Revert
+}
 
 // ChangedGrain is what a bit of the answer to Changed stands for, in bytes.
 const ChangedGrain = 1 << 20
@@ -101,6 +125,12 @@ const (
 	NotFound
 	// Refused: the request makes no sense. The payload says why.
 	Refused
+	// NoSnapshot: there is no such snapshot here.
+	NoSnapshot
+	// Damaged: what was read is not what was written. The payload says where.
+	Damaged
+
+	lastStatus = Damaged
 )
 
 // Header is a frame without its payload.
@@ -157,7 +187,7 @@ func ParseHeader(b []byte) (Header, error) {
 	if h.Type == Hello {
 		limit = MaxHello
 	}
-	if h.Type < Hello || h.Type > Changed || h.Status > Refused || b[5]&^1 != 0 || h.Payload > limit || h.Off < 0 || h.Len < 0 {
+	if h.Type < Hello || h.Type > lastType || h.Status > lastStatus || b[5]&^1 != 0 || h.Payload > limit || h.Off < 0 || h.Len < 0 {
 		return Header{}, fmt.Errorf("type %d, status %d, %d bytes at %d, payload of %d: %w", b[4], h.Status, h.Len, h.Off, h.Payload, ErrFrame)
 	}
 	return h, nil

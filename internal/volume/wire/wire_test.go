@@ -13,9 +13,9 @@ import (
 func TestHeaderRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := Header{
-			Type:       Type(rapid.IntRange(int(Read), int(Close)).Draw(t, "type")),
+			Type:       Type(rapid.IntRange(int(Read), int(lastType)).Draw(t, "type")),
 			FUA:        rapid.Bool().Draw(t, "fua"),
-			Status:     Status(rapid.IntRange(0, int(Refused)).Draw(t, "status")),
+			Status:     Status(rapid.IntRange(0, int(lastStatus)).Draw(t, "status")),
 			ID:         rapid.Uint64().Draw(t, "id"),
 			Off:        rapid.Int64Min(0).Draw(t, "off"),
 			Len:        rapid.Int64Min(0).Draw(t, "len"),
@@ -40,9 +40,9 @@ func TestHeaderLimits(t *testing.T) {
 	for _, h := range []Header{
 		{Type: Write, Payload: volume.MaxRequest + 1},
 		{Type: Hello, Payload: MaxHello + 1},
-		{Type: Changed + 1},
+		{Type: lastType + 1},
 		{Type: 0},
-		{Type: Read, Status: Refused + 1},
+		{Type: Read, Status: lastStatus + 1},
 		{Type: Read, Off: -512},
 		{Type: Read, Len: -1},
 	} {
@@ -90,4 +90,34 @@ func FuzzParseInfo(f *testing.F) {
 			t.Errorf("%x was read as %+v", b, i)
 		}
 	})
+}
+
+func FuzzParseSums(f *testing.F) {
+	f.Add(AppendSums(nil, []Sum{{State: SumNew, Sum: [16]byte{1, 2}}, {State: SumDiffers}}))
+	f.Add([]byte{0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		sums, err := ParseSums(b)
+		if err == nil && !bytes.Equal(AppendSums(nil, sums), b) {
+			t.Errorf("%x was read as %+v", b, sums)
+		}
+	})
+}
+
+func FuzzParseID(f *testing.F) {
+	f.Add(MarshalID(77))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		id, err := ParseID(b)
+		if err == nil && !bytes.Equal(MarshalID(id), b) {
+			t.Errorf("%x was read as %d", b, id)
+		}
+	})
+}
+
+// A part of a grain has a sum of its own.
+func TestSumBytes(t *testing.T) {
+	for n, want := range map[int64]int64{0: 0, 1: SumSize, ChangedGrain: SumSize, ChangedGrain + 1: 2 * SumSize} {
+		if got := SumBytes(n); got != want {
+			t.Errorf("%d bytes of sums for %d, want %d", got, n, want)
+		}
+	}
 }
