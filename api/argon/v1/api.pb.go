@@ -2722,11 +2722,16 @@ type CreateMachineRequest struct {
 	Ports        []*PublishedPort `protobuf:"bytes,8,rep,name=ports,proto3" json:"ports,omitempty"`
 	Acceleration string           `protobuf:"bytes,9,opt,name=acceleration,proto3" json:"acceleration,omitempty"`
 	// Leave it stopped.
-	Stopped            bool    `protobuf:"varint,10,opt,name=stopped,proto3" json:"stopped,omitempty"`
-	StopTimeoutSeconds uint32  `protobuf:"varint,11,opt,name=stop_timeout_seconds,json=stopTimeoutSeconds,proto3" json:"stop_timeout_seconds,omitempty"`
-	Shares             *Shares `protobuf:"bytes,20,opt,name=shares,proto3" json:"shares,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	Stopped            bool       `protobuf:"varint,10,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	StopTimeoutSeconds uint32     `protobuf:"varint,11,opt,name=stop_timeout_seconds,json=stopTimeoutSeconds,proto3" json:"stop_timeout_seconds,omitempty"`
+	Shares             *Shares    `protobuf:"bytes,20,opt,name=shares,proto3" json:"shares,omitempty"`
+	FirstBoot          *FirstBoot `protobuf:"bytes,30,opt,name=first_boot,json=firstBoot,proto3" json:"first_boot,omitempty"`
+	// "bios" (also when empty) or "uefi".
+	Firmware string `protobuf:"bytes,31,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	// How many network interfaces it has. 0: 1.
+	Networks      uint32 `protobuf:"varint,32,opt,name=networks,proto3" json:"networks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateMachineRequest) Reset() {
@@ -2841,6 +2846,27 @@ func (x *CreateMachineRequest) GetShares() *Shares {
 		return x.Shares
 	}
 	return nil
+}
+
+func (x *CreateMachineRequest) GetFirstBoot() *FirstBoot {
+	if x != nil {
+		return x.FirstBoot
+	}
+	return nil
+}
+
+func (x *CreateMachineRequest) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *CreateMachineRequest) GetNetworks() uint32 {
+	if x != nil {
+		return x.Networks
+	}
+	return 0
 }
 
 type CreateMachineResponse struct {
@@ -3825,11 +3851,11 @@ func (x *WatchEventsResponse) GetEvent() *Event {
 type ImportImageRequest_Header struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// "" (found by looking), "qcow2" or "raw".
+	// "" (found by looking), "qcow2", "raw", "vmdk", "vdi", "vhdx" or "ova".
 	Format string `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"`
 	// Of the file as given, hex; empty: not checked.
 	Sha256 string `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
-	// https only; the server downloads it.
+	// The server downloads it: https, or http with a checksum.
 	Url string `protobuf:"bytes,4,opt,name=url,proto3" json:"url,omitempty"`
 	// Bytes that will follow; 0: unknown.
 	SizeBytes uint64 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
@@ -4085,7 +4111,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\amachine\x18\x01 \x01(\v2\x11.argon.v1.MachineR\amachine\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
 	"serverName\x12!\n" +
-	"\fvolume_names\x18\x03 \x03(\tR\vvolumeNames\"\x95\x03\n" +
+	"\fvolume_names\x18\x03 \x03(\tR\vvolumeNames\"\x81\x04\n" +
 	"\x14CreateMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -4100,7 +4126,11 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\astopped\x18\n" +
 	" \x01(\bR\astopped\x120\n" +
 	"\x14stop_timeout_seconds\x18\v \x01(\rR\x12stopTimeoutSeconds\x12(\n" +
-	"\x06shares\x18\x14 \x01(\v2\x10.argon.v1.SharesR\x06shares\"d\n" +
+	"\x06shares\x18\x14 \x01(\v2\x10.argon.v1.SharesR\x06shares\x122\n" +
+	"\n" +
+	"first_boot\x18\x1e \x01(\v2\x13.argon.v1.FirstBootR\tfirstBoot\x12\x1a\n" +
+	"\bfirmware\x18\x1f \x01(\tR\bfirmware\x12\x1a\n" +
+	"\bnetworks\x18  \x01(\rR\bnetworks\"d\n" +
 	"\x15CreateMachineResponse\x12/\n" +
 	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\x12\x1a\n" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\x15\n" +
@@ -4309,8 +4339,9 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*Machine)(nil),                        // 80: argon.v1.Machine
 	(*PublishedPort)(nil),                  // 81: argon.v1.PublishedPort
 	(*Shares)(nil),                         // 82: argon.v1.Shares
-	(*timestamppb.Timestamp)(nil),          // 83: google.protobuf.Timestamp
-	(*Event)(nil),                          // 84: argon.v1.Event
+	(*FirstBoot)(nil),                      // 83: argon.v1.FirstBoot
+	(*timestamppb.Timestamp)(nil),          // 84: google.protobuf.Timestamp
+	(*Event)(nil),                          // 85: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
 	72, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
@@ -4345,82 +4376,83 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	80, // 29: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
 	81, // 30: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
 	82, // 31: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	50, // 32: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
-	50, // 33: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
-	50, // 34: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
-	50, // 35: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
-	50, // 36: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	50, // 37: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
-	83, // 38: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	84, // 39: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	84, // 40: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	0,  // 41: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	2,  // 42: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	4,  // 43: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	6,  // 44: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	8,  // 45: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	10, // 46: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	12, // 47: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	14, // 48: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	17, // 49: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	19, // 50: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	21, // 51: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	27, // 52: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	29, // 53: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	31, // 54: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	33, // 55: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	35, // 56: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	38, // 57: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	40, // 58: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	42, // 59: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	44, // 60: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	46, // 61: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	48, // 62: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	51, // 63: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	53, // 64: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	55, // 65: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	57, // 66: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	59, // 67: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	61, // 68: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	65, // 69: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	67, // 70: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	69, // 71: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	1,  // 72: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	3,  // 73: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	5,  // 74: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	7,  // 75: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	9,  // 76: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	11, // 77: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	13, // 78: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	15, // 79: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	18, // 80: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	20, // 81: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	22, // 82: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	28, // 83: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	30, // 84: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	32, // 85: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	34, // 86: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	36, // 87: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	39, // 88: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	41, // 89: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	43, // 90: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	45, // 91: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	47, // 92: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	49, // 93: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	52, // 94: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	54, // 95: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	56, // 96: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	58, // 97: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	60, // 98: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	62, // 99: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	66, // 100: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	68, // 101: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	70, // 102: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	72, // [72:103] is the sub-list for method output_type
-	41, // [41:72] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	83, // 32: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	50, // 33: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
+	50, // 34: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
+	50, // 35: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
+	50, // 36: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
+	50, // 37: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
+	50, // 38: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
+	84, // 39: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	85, // 40: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	85, // 41: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	0,  // 42: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	2,  // 43: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	4,  // 44: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	6,  // 45: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	8,  // 46: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	10, // 47: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	12, // 48: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	14, // 49: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	17, // 50: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	19, // 51: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	21, // 52: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	27, // 53: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	29, // 54: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	31, // 55: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	33, // 56: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	35, // 57: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	38, // 58: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	40, // 59: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	42, // 60: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	44, // 61: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	46, // 62: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	48, // 63: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	51, // 64: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	53, // 65: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	55, // 66: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	57, // 67: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	59, // 68: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	61, // 69: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	65, // 70: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	67, // 71: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	69, // 72: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	1,  // 73: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	3,  // 74: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	5,  // 75: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	7,  // 76: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	9,  // 77: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	11, // 78: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	13, // 79: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	15, // 80: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	18, // 81: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	20, // 82: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	22, // 83: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	28, // 84: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	30, // 85: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	32, // 86: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	34, // 87: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	36, // 88: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	39, // 89: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	41, // 90: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	43, // 91: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	45, // 92: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	47, // 93: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	49, // 94: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	52, // 95: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	54, // 96: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	56, // 97: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	58, // 98: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	60, // 99: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	62, // 100: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	66, // 101: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	68, // 102: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	70, // 103: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	73, // [73:104] is the sub-list for method output_type
+	42, // [42:73] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }

@@ -1066,10 +1066,12 @@ type Image struct {
 	SizeBytes uint64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// SHA-256 of the raw form, hex.
 	Sha256 string `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
-	// What was imported: "qcow2" or "raw".
-	SourceFormat  string       `protobuf:"bytes,4,opt,name=source_format,json=sourceFormat,proto3" json:"source_format,omitempty"`
-	Source        string       `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
-	Copies        []*ImageCopy `protobuf:"bytes,6,rep,name=copies,proto3" json:"copies,omitempty"`
+	// What was imported: "qcow2", "raw", "vmdk", "vdi", "vhdx" or "ova".
+	SourceFormat string       `protobuf:"bytes,4,opt,name=source_format,json=sourceFormat,proto3" json:"source_format,omitempty"`
+	Source       string       `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	Copies       []*ImageCopy `protobuf:"bytes,6,rep,name=copies,proto3" json:"copies,omitempty"`
+	// What an OVA says of the machine that its disk is from.
+	Hints         *MachineHints `protobuf:"bytes,30,opt,name=hints,proto3" json:"hints,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1146,6 +1148,75 @@ func (x *Image) GetCopies() []*ImageCopy {
 	return nil
 }
 
+func (x *Image) GetHints() *MachineHints {
+	if x != nil {
+		return x.Hints
+	}
+	return nil
+}
+
+// MachineHints is what a machine had before it came here. Zero: not known.
+type MachineHints struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Cpus        uint32                 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryBytes uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// "bios" or "uefi".
+	Firmware      string `protobuf:"bytes,3,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MachineHints) Reset() {
+	*x = MachineHints{}
+	mi := &file_argon_v1_records_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MachineHints) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MachineHints) ProtoMessage() {}
+
+func (x *MachineHints) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MachineHints.ProtoReflect.Descriptor instead.
+func (*MachineHints) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *MachineHints) GetCpus() uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *MachineHints) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *MachineHints) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
 type ImageCopy struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	ServerId string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
@@ -1157,7 +1228,7 @@ type ImageCopy struct {
 
 func (x *ImageCopy) Reset() {
 	*x = ImageCopy{}
-	mi := &file_argon_v1_records_proto_msgTypes[9]
+	mi := &file_argon_v1_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1169,7 +1240,7 @@ func (x *ImageCopy) String() string {
 func (*ImageCopy) ProtoMessage() {}
 
 func (x *ImageCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[9]
+	mi := &file_argon_v1_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1182,7 +1253,7 @@ func (x *ImageCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCopy.ProtoReflect.Descriptor instead.
 func (*ImageCopy) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ImageCopy) GetServerId() string {
@@ -1227,7 +1298,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_argon_v1_records_proto_msgTypes[10]
+	mi := &file_argon_v1_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +1310,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[10]
+	mi := &file_argon_v1_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +1323,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Replica) GetId() uint32 {
@@ -1353,7 +1424,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_argon_v1_records_proto_msgTypes[11]
+	mi := &file_argon_v1_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1436,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[11]
+	mi := &file_argon_v1_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1449,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Snapshot) GetId() uint32 {
@@ -1469,7 +1540,7 @@ type Base struct {
 
 func (x *Base) Reset() {
 	*x = Base{}
-	mi := &file_argon_v1_records_proto_msgTypes[12]
+	mi := &file_argon_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1552,7 @@ func (x *Base) String() string {
 func (*Base) ProtoMessage() {}
 
 func (x *Base) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[12]
+	mi := &file_argon_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1565,7 @@ func (x *Base) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Base.ProtoReflect.Descriptor instead.
 func (*Base) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Base) GetImageId() string {
@@ -1543,7 +1614,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_argon_v1_records_proto_msgTypes[13]
+	mi := &file_argon_v1_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +1626,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[13]
+	mi := &file_argon_v1_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +1639,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{13}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Scrub) GetWanted() uint64 {
@@ -1626,7 +1697,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_argon_v1_records_proto_msgTypes[14]
+	mi := &file_argon_v1_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1709,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[14]
+	mi := &file_argon_v1_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1722,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{14}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Attachment) GetServerId() string {
@@ -1715,7 +1786,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_argon_v1_records_proto_msgTypes[15]
+	mi := &file_argon_v1_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1798,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[15]
+	mi := &file_argon_v1_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1811,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Volume) GetMeta() *Meta {
@@ -1890,7 +1961,7 @@ type VolumeStatus struct {
 
 func (x *VolumeStatus) Reset() {
 	*x = VolumeStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[16]
+	mi := &file_argon_v1_records_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1902,7 +1973,7 @@ func (x *VolumeStatus) String() string {
 func (*VolumeStatus) ProtoMessage() {}
 
 func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[16]
+	mi := &file_argon_v1_records_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1915,7 +1986,7 @@ func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
 func (*VolumeStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{16}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VolumeStatus) GetVolumeId() string {
@@ -1988,7 +2059,7 @@ type ResyncProgress struct {
 
 func (x *ResyncProgress) Reset() {
 	*x = ResyncProgress{}
-	mi := &file_argon_v1_records_proto_msgTypes[17]
+	mi := &file_argon_v1_records_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2071,7 @@ func (x *ResyncProgress) String() string {
 func (*ResyncProgress) ProtoMessage() {}
 
 func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[17]
+	mi := &file_argon_v1_records_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2084,7 @@ func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncProgress.ProtoReflect.Descriptor instead.
 func (*ResyncProgress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{17}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResyncProgress) GetReplicaId() uint32 {
@@ -2070,7 +2141,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_argon_v1_records_proto_msgTypes[18]
+	mi := &file_argon_v1_records_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2153,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[18]
+	mi := &file_argon_v1_records_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2166,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{18}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Usage) GetServerId() string {
@@ -2161,7 +2232,7 @@ type ReplicaUsage struct {
 
 func (x *ReplicaUsage) Reset() {
 	*x = ReplicaUsage{}
-	mi := &file_argon_v1_records_proto_msgTypes[19]
+	mi := &file_argon_v1_records_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2244,7 @@ func (x *ReplicaUsage) String() string {
 func (*ReplicaUsage) ProtoMessage() {}
 
 func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[19]
+	mi := &file_argon_v1_records_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2257,7 @@ func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaUsage.ProtoReflect.Descriptor instead.
 func (*ReplicaUsage) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{19}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReplicaUsage) GetVolumeId() string {
@@ -2227,7 +2298,7 @@ type PublishedPort struct {
 
 func (x *PublishedPort) Reset() {
 	*x = PublishedPort{}
-	mi := &file_argon_v1_records_proto_msgTypes[20]
+	mi := &file_argon_v1_records_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2239,7 +2310,7 @@ func (x *PublishedPort) String() string {
 func (*PublishedPort) ProtoMessage() {}
 
 func (x *PublishedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[20]
+	mi := &file_argon_v1_records_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2252,7 +2323,7 @@ func (x *PublishedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishedPort.ProtoReflect.Descriptor instead.
 func (*PublishedPort) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{20}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PublishedPort) GetClusterPort() uint32 {
@@ -2292,14 +2363,20 @@ type Machine struct {
 	Shares    *Shares `protobuf:"bytes,20,opt,name=shares,proto3" json:"shares,omitempty"`
 	// The way from one server to another; absent: it stays. Set by the
 	// controller only.
-	Move          *Move `protobuf:"bytes,21,opt,name=move,proto3" json:"move,omitempty"`
+	Move *Move `protobuf:"bytes,21,opt,name=move,proto3" json:"move,omitempty"`
+	// What it finds when it starts for the first time; absent: nothing.
+	FirstBoot *FirstBoot `protobuf:"bytes,30,opt,name=first_boot,json=firstBoot,proto3" json:"first_boot,omitempty"`
+	// "bios" (also when empty) or "uefi".
+	Firmware string `protobuf:"bytes,31,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	// Absent: one, with the address that QEMU gives it.
+	Networks      []*NetworkInterface `protobuf:"bytes,32,rep,name=networks,proto3" json:"networks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_argon_v1_records_proto_msgTypes[21]
+	mi := &file_argon_v1_records_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +2388,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[21]
+	mi := &file_argon_v1_records_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +2401,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{21}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Machine) GetMeta() *Meta {
@@ -2425,6 +2502,161 @@ func (x *Machine) GetMove() *Move {
 	return nil
 }
 
+func (x *Machine) GetFirstBoot() *FirstBoot {
+	if x != nil {
+		return x.FirstBoot
+	}
+	return nil
+}
+
+func (x *Machine) GetFirmware() string {
+	if x != nil {
+		return x.Firmware
+	}
+	return ""
+}
+
+func (x *Machine) GetNetworks() []*NetworkInterface {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+// FirstBoot is what cloud-init reads in the guest (NoCloud). Kept whole, so
+// that every server makes the same of it.
+type FirstBoot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Grows with each change: cloud-init then begins anew.
+	Revision uint32 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The user that the keys and the password are for; empty: the image's own.
+	User    string   `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	SshKeys []string `protobuf:"bytes,3,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
+	// As crypt(3) makes it. Not shown.
+	PasswordHash string `protobuf:"bytes,4,opt,name=password_hash,json=passwordHash,proto3" json:"password_hash,omitempty"`
+	// As cloud-init takes them. Not shown.
+	UserData      []byte `protobuf:"bytes,5,opt,name=user_data,json=userData,proto3" json:"user_data,omitempty"`
+	NetworkConfig []byte `protobuf:"bytes,6,opt,name=network_config,json=networkConfig,proto3" json:"network_config,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FirstBoot) Reset() {
+	*x = FirstBoot{}
+	mi := &file_argon_v1_records_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FirstBoot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FirstBoot) ProtoMessage() {}
+
+func (x *FirstBoot) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FirstBoot.ProtoReflect.Descriptor instead.
+func (*FirstBoot) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *FirstBoot) GetRevision() uint32 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *FirstBoot) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *FirstBoot) GetSshKeys() []string {
+	if x != nil {
+		return x.SshKeys
+	}
+	return nil
+}
+
+func (x *FirstBoot) GetPasswordHash() string {
+	if x != nil {
+		return x.PasswordHash
+	}
+	return ""
+}
+
+func (x *FirstBoot) GetUserData() []byte {
+	if x != nil {
+		return x.UserData
+	}
+	return nil
+}
+
+func (x *FirstBoot) GetNetworkConfig() []byte {
+	if x != nil {
+		return x.NetworkConfig
+	}
+	return nil
+}
+
+type NetworkInterface struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mac           string                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkInterface) Reset() {
+	*x = NetworkInterface{}
+	mi := &file_argon_v1_records_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkInterface) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkInterface) ProtoMessage() {}
+
+func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkInterface.ProtoReflect.Descriptor instead.
+func (*NetworkInterface) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *NetworkInterface) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
 // Shares say what part of its server a machine may have. 0: no limit.
 type Shares struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2443,7 +2675,7 @@ type Shares struct {
 
 func (x *Shares) Reset() {
 	*x = Shares{}
-	mi := &file_argon_v1_records_proto_msgTypes[22]
+	mi := &file_argon_v1_records_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +2687,7 @@ func (x *Shares) String() string {
 func (*Shares) ProtoMessage() {}
 
 func (x *Shares) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[22]
+	mi := &file_argon_v1_records_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +2700,7 @@ func (x *Shares) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shares.ProtoReflect.Descriptor instead.
 func (*Shares) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{22}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Shares) GetCpuPercent() uint32 {
@@ -2520,7 +2752,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_argon_v1_records_proto_msgTypes[23]
+	mi := &file_argon_v1_records_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2532,7 +2764,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[23]
+	mi := &file_argon_v1_records_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2545,7 +2777,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{23}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Move) GetFromServerId() string {
@@ -2586,14 +2818,16 @@ type MachineStatus struct {
 	Starts uint32 `protobuf:"varint,7,opt,name=starts,proto3" json:"starts,omitempty"`
 	// What of its shares is not as wanted yet, or can't be on this server; one
 	// line.
-	SharesDetail  string `protobuf:"bytes,20,opt,name=shares_detail,json=sharesDetail,proto3" json:"shares_detail,omitempty"`
+	SharesDetail string `protobuf:"bytes,20,opt,name=shares_detail,json=sharesDetail,proto3" json:"shares_detail,omitempty"`
+	// What its guest agent says; absent: it has none, or it does not answer.
+	Guest         *GuestInfo `protobuf:"bytes,30,opt,name=guest,proto3" json:"guest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MachineStatus) Reset() {
 	*x = MachineStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[24]
+	mi := &file_argon_v1_records_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2605,7 +2839,7 @@ func (x *MachineStatus) String() string {
 func (*MachineStatus) ProtoMessage() {}
 
 func (x *MachineStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[24]
+	mi := &file_argon_v1_records_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2618,7 +2852,7 @@ func (x *MachineStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineStatus.ProtoReflect.Descriptor instead.
 func (*MachineStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{24}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MachineStatus) GetState() MachineState {
@@ -2677,6 +2911,74 @@ func (x *MachineStatus) GetSharesDetail() string {
 	return ""
 }
 
+func (x *MachineStatus) GetGuest() *GuestInfo {
+	if x != nil {
+		return x.Guest
+	}
+	return nil
+}
+
+// GuestInfo is what a guest says of itself. It may lie.
+type GuestInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hostname      string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Os            string                 `protobuf:"bytes,2,opt,name=os,proto3" json:"os,omitempty"`
+	Addresses     []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestInfo) Reset() {
+	*x = GuestInfo{}
+	mi := &file_argon_v1_records_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestInfo) ProtoMessage() {}
+
+func (x *GuestInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestInfo.ProtoReflect.Descriptor instead.
+func (*GuestInfo) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *GuestInfo) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *GuestInfo) GetOs() string {
+	if x != nil {
+		return x.Os
+	}
+	return ""
+}
+
+func (x *GuestInfo) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A ULID: sorts by time.
@@ -2698,7 +3000,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_argon_v1_records_proto_msgTypes[25]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2710,7 +3012,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[25]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2723,7 +3025,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{25}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Event) GetId() string {
@@ -2857,7 +3159,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
 	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x17\n" +
 	"\aused_by\x18\x05 \x01(\tR\x06usedBy\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x03R\brevision\"\xcc\x01\n" +
+	"\brevision\x18\x06 \x01(\x03R\brevision\"\xfa\x01\n" +
 	"\x05Image\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x1d\n" +
 	"\n" +
@@ -2865,7 +3167,12 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x06sha256\x18\x03 \x01(\tR\x06sha256\x12#\n" +
 	"\rsource_format\x18\x04 \x01(\tR\fsourceFormat\x12\x16\n" +
 	"\x06source\x18\x05 \x01(\tR\x06source\x12+\n" +
-	"\x06copies\x18\x06 \x03(\v2\x13.argon.v1.ImageCopyR\x06copies\">\n" +
+	"\x06copies\x18\x06 \x03(\v2\x13.argon.v1.ImageCopyR\x06copies\x12,\n" +
+	"\x05hints\x18\x1e \x01(\v2\x16.argon.v1.MachineHintsR\x05hints\"a\n" +
+	"\fMachineHints\x12\x12\n" +
+	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x1a\n" +
+	"\bfirmware\x18\x03 \x01(\tR\bfirmware\">\n" +
 	"\tImageCopy\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
 	"\x05ready\x18\x02 \x01(\bR\x05ready\"\xc7\x02\n" +
@@ -2986,7 +3293,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\rPublishedPort\x12!\n" +
 	"\fcluster_port\x18\x01 \x01(\rR\vclusterPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x02 \x01(\rR\tguestPort\"\x8b\x04\n" +
+	"guest_port\x18\x02 \x01(\rR\tguestPort\"\x93\x05\n" +
 	"\aMachine\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -3004,7 +3311,20 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\n" +
 	"force_stop\x18\f \x01(\bR\tforceStop\x12(\n" +
 	"\x06shares\x18\x14 \x01(\v2\x10.argon.v1.SharesR\x06shares\x12\"\n" +
-	"\x04move\x18\x15 \x01(\v2\x0e.argon.v1.MoveR\x04move\"\xd1\x01\n" +
+	"\x04move\x18\x15 \x01(\v2\x0e.argon.v1.MoveR\x04move\x122\n" +
+	"\n" +
+	"first_boot\x18\x1e \x01(\v2\x13.argon.v1.FirstBootR\tfirstBoot\x12\x1a\n" +
+	"\bfirmware\x18\x1f \x01(\tR\bfirmware\x126\n" +
+	"\bnetworks\x18  \x03(\v2\x1a.argon.v1.NetworkInterfaceR\bnetworks\"\xbf\x01\n" +
+	"\tFirstBoot\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\rR\brevision\x12\x12\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\x12\x19\n" +
+	"\bssh_keys\x18\x03 \x03(\tR\asshKeys\x12#\n" +
+	"\rpassword_hash\x18\x04 \x01(\tR\fpasswordHash\x12\x1b\n" +
+	"\tuser_data\x18\x05 \x01(\fR\buserData\x12%\n" +
+	"\x0enetwork_config\x18\x06 \x01(\fR\rnetworkConfig\"$\n" +
+	"\x10NetworkInterface\x12\x10\n" +
+	"\x03mac\x18\x01 \x01(\tR\x03mac\"\xd1\x01\n" +
 	"\x06Shares\x12\x1f\n" +
 	"\vcpu_percent\x18\x01 \x01(\rR\n" +
 	"cpuPercent\x12\x1d\n" +
@@ -3016,7 +3336,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x04Move\x12$\n" +
 	"\x0efrom_server_id\x18\x01 \x01(\tR\ffromServerId\x12\x1c\n" +
 	"\tplacement\x18\x02 \x01(\x04R\tplacement\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xa3\x02\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xce\x02\n" +
 	"\rMachineStatus\x12,\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x16.argon.v1.MachineStateR\x05state\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x1c\n" +
@@ -3025,7 +3345,12 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\"\n" +
 	"\facceleration\x18\x06 \x01(\tR\facceleration\x12\x16\n" +
 	"\x06starts\x18\a \x01(\rR\x06starts\x12#\n" +
-	"\rshares_detail\x18\x14 \x01(\tR\fsharesDetail\"\x9c\x02\n" +
+	"\rshares_detail\x18\x14 \x01(\tR\fsharesDetail\x12)\n" +
+	"\x05guest\x18\x1e \x01(\v2\x13.argon.v1.GuestInfoR\x05guest\"U\n" +
+	"\tGuestInfo\x12\x1a\n" +
+	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x0e\n" +
+	"\x02os\x18\x02 \x01(\tR\x02os\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\"\x9c\x02\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12.\n" +
@@ -3085,7 +3410,7 @@ func file_argon_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_argon_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_argon_v1_records_proto_goTypes = []any{
 	(VoterRole)(0),                // 0: argon.v1.VoterRole
 	(ReplicaState)(0),             // 1: argon.v1.ReplicaState
@@ -3102,77 +3427,85 @@ var file_argon_v1_records_proto_goTypes = []any{
 	(*Lease)(nil),                 // 12: argon.v1.Lease
 	(*Token)(nil),                 // 13: argon.v1.Token
 	(*Image)(nil),                 // 14: argon.v1.Image
-	(*ImageCopy)(nil),             // 15: argon.v1.ImageCopy
-	(*Replica)(nil),               // 16: argon.v1.Replica
-	(*Snapshot)(nil),              // 17: argon.v1.Snapshot
-	(*Base)(nil),                  // 18: argon.v1.Base
-	(*Scrub)(nil),                 // 19: argon.v1.Scrub
-	(*Attachment)(nil),            // 20: argon.v1.Attachment
-	(*Volume)(nil),                // 21: argon.v1.Volume
-	(*VolumeStatus)(nil),          // 22: argon.v1.VolumeStatus
-	(*ResyncProgress)(nil),        // 23: argon.v1.ResyncProgress
-	(*Usage)(nil),                 // 24: argon.v1.Usage
-	(*ReplicaUsage)(nil),          // 25: argon.v1.ReplicaUsage
-	(*PublishedPort)(nil),         // 26: argon.v1.PublishedPort
-	(*Machine)(nil),               // 27: argon.v1.Machine
-	(*Shares)(nil),                // 28: argon.v1.Shares
-	(*Move)(nil),                  // 29: argon.v1.Move
-	(*MachineStatus)(nil),         // 30: argon.v1.MachineStatus
-	(*Event)(nil),                 // 31: argon.v1.Event
-	nil,                           // 32: argon.v1.Meta.LabelsEntry
-	nil,                           // 33: argon.v1.Snapshot.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
+	(*MachineHints)(nil),          // 15: argon.v1.MachineHints
+	(*ImageCopy)(nil),             // 16: argon.v1.ImageCopy
+	(*Replica)(nil),               // 17: argon.v1.Replica
+	(*Snapshot)(nil),              // 18: argon.v1.Snapshot
+	(*Base)(nil),                  // 19: argon.v1.Base
+	(*Scrub)(nil),                 // 20: argon.v1.Scrub
+	(*Attachment)(nil),            // 21: argon.v1.Attachment
+	(*Volume)(nil),                // 22: argon.v1.Volume
+	(*VolumeStatus)(nil),          // 23: argon.v1.VolumeStatus
+	(*ResyncProgress)(nil),        // 24: argon.v1.ResyncProgress
+	(*Usage)(nil),                 // 25: argon.v1.Usage
+	(*ReplicaUsage)(nil),          // 26: argon.v1.ReplicaUsage
+	(*PublishedPort)(nil),         // 27: argon.v1.PublishedPort
+	(*Machine)(nil),               // 28: argon.v1.Machine
+	(*FirstBoot)(nil),             // 29: argon.v1.FirstBoot
+	(*NetworkInterface)(nil),      // 30: argon.v1.NetworkInterface
+	(*Shares)(nil),                // 31: argon.v1.Shares
+	(*Move)(nil),                  // 32: argon.v1.Move
+	(*MachineStatus)(nil),         // 33: argon.v1.MachineStatus
+	(*GuestInfo)(nil),             // 34: argon.v1.GuestInfo
+	(*Event)(nil),                 // 35: argon.v1.Event
+	nil,                           // 36: argon.v1.Meta.LabelsEntry
+	nil,                           // 37: argon.v1.Snapshot.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
 }
 var file_argon_v1_records_proto_depIdxs = []int32{
-	34, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	32, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
-	34, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
+	38, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	36, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
+	38, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
 	8,  // 3: argon.v1.Cluster.settings:type_name -> argon.v1.Settings
 	6,  // 4: argon.v1.Server.meta:type_name -> argon.v1.Meta
 	0,  // 5: argon.v1.Server.voter_role:type_name -> argon.v1.VoterRole
 	11, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
 	11, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
 	10, // 8: argon.v1.Server.drain:type_name -> argon.v1.Drain
-	34, // 9: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
-	34, // 10: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
-	34, // 11: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
-	34, // 12: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	38, // 9: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
+	38, // 10: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
+	38, // 11: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
+	38, // 12: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
 	6,  // 13: argon.v1.Image.meta:type_name -> argon.v1.Meta
-	15, // 14: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
-	1,  // 15: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
-	34, // 16: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
-	2,  // 17: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
-	34, // 18: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	33, // 19: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
-	34, // 20: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
-	34, // 21: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	6,  // 22: argon.v1.Volume.meta:type_name -> argon.v1.Meta
-	16, // 23: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
-	20, // 24: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
-	17, // 25: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
-	18, // 26: argon.v1.Volume.base:type_name -> argon.v1.Base
-	19, // 27: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
-	23, // 28: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
-	34, // 29: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
-	34, // 30: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
-	34, // 31: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
-	25, // 32: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
-	6,  // 33: argon.v1.Machine.meta:type_name -> argon.v1.Meta
-	26, // 34: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
-	3,  // 35: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
-	30, // 36: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
-	28, // 37: argon.v1.Machine.shares:type_name -> argon.v1.Shares
-	29, // 38: argon.v1.Machine.move:type_name -> argon.v1.Move
-	34, // 39: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
-	4,  // 40: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
-	34, // 41: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
-	34, // 42: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
-	5,  // 43: argon.v1.Event.severity:type_name -> argon.v1.Severity
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	16, // 14: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
+	15, // 15: argon.v1.Image.hints:type_name -> argon.v1.MachineHints
+	1,  // 16: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
+	38, // 17: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
+	2,  // 18: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
+	38, // 19: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	37, // 20: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
+	38, // 21: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
+	38, // 22: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	6,  // 23: argon.v1.Volume.meta:type_name -> argon.v1.Meta
+	17, // 24: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
+	21, // 25: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
+	18, // 26: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
+	19, // 27: argon.v1.Volume.base:type_name -> argon.v1.Base
+	20, // 28: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
+	24, // 29: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
+	38, // 30: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
+	38, // 31: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
+	38, // 32: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
+	26, // 33: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
+	6,  // 34: argon.v1.Machine.meta:type_name -> argon.v1.Meta
+	27, // 35: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
+	3,  // 36: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
+	33, // 37: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
+	31, // 38: argon.v1.Machine.shares:type_name -> argon.v1.Shares
+	32, // 39: argon.v1.Machine.move:type_name -> argon.v1.Move
+	29, // 40: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
+	30, // 41: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
+	38, // 42: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
+	4,  // 43: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
+	38, // 44: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
+	34, // 45: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
+	38, // 46: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
+	5,  // 47: argon.v1.Event.severity:type_name -> argon.v1.Severity
+	48, // [48:48] is the sub-list for method output_type
+	48, // [48:48] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_records_proto_init() }
@@ -3186,7 +3519,7 @@ func file_argon_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_records_proto_rawDesc), len(file_argon_v1_records_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   28,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
