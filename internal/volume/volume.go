@@ -64,8 +64,6 @@ type Request struct {
 	// FUA: this request's own effect survives a power cut once Done is
 	// called. For OpWrite, OpZero and OpTrim.
 	FUA bool
-	// NoHole: OpZero must keep the space allocated. A hint.
-	NoHole bool
 	// Done is called exactly once, from any goroutine; it must not block and
 	// must not call back into the device's Submit on the same stack.
 	Done func(error)

@@ -36,7 +36,8 @@ type conn struct {
 	device  volume.Device
 	log     *slog.Logger
 	session session
-	done    chan struct{} // closed when nothing is left of it
+	done    chan struct{}  // closed when nothing is left of it
+	tasks   sync.WaitGroup // of requests that are more than one to the device
 
 	writing sync.Mutex // guards out and what is written
 	out     net.Buffers
@@ -114,6 +115,7 @@ func (c *conn) transmit() error {
 	err := c.read()
 	c.finish()
 	wg.Wait()
+	c.tasks.Wait()
 	return err
 }
 
@@ -121,7 +123,7 @@ func (c *conn) handshake() error {
 	if err := c.setDeadline(time.Now().Add(handshakeTime)); err != nil {
 		return err
 	}
-	h := haggler{r: c.r, w: c.nc, export: c.server.opts.Export, device: c.device}
+	h := haggler{r: c.r, w: c.nc, export: c.server.opts.Export, device: c.device, stopping: c.server.isStopping}
 	var err error
 	if c.session, err = h.run(); err != nil {
 		return err
@@ -189,7 +191,6 @@ func (c *conn) handle(h proto.Request) error {
 	}
 	r.dev.Op, r.dev.Off, r.dev.Len = deviceOp(h.Command), int64(h.Off), int64(h.Len)
 	r.dev.FUA = h.Flags&proto.CmdFlagFUA != 0 && r.dev.Op.Changes()
-	r.dev.NoHole = h.Flags&proto.CmdFlagNoHole != 0
 	switch {
 	case errno != 0:
 		r.complete(nil)
@@ -197,6 +198,8 @@ func (c *conn) handle(h proto.Request) error {
 		r.complete(c.status(r, h))
 	case h.Len == 0 && h.Command != proto.CmdFlush:
 		r.complete(nil) // not forbidden, only without effect
+	case h.Flags&proto.CmdFlagNoHole != 0:
+		c.tasks.Go(func() { r.complete(c.provision(r)) })
 	default:
 		if h.Command == proto.CmdRead {
 			r.dev.Data = (*r.buf)[:h.Len]
@@ -208,11 +211,13 @@ func (c *conn) handle(h proto.Request) error {
 
 // bufferNeeded is the memory for a request's payload or its answer's.
 func bufferNeeded(h proto.Request) int {
-	switch h.Command {
-	case proto.CmdRead, proto.CmdWrite:
+	switch {
+	case h.Command == proto.CmdRead || h.Command == proto.CmdWrite:
 		return int(h.Len)
-	case proto.CmdBlockStatus:
+	case h.Command == proto.CmdBlockStatus:
 		return 4 + 8*maxExtents
+	case h.Flags&proto.CmdFlagNoHole != 0:
+		return int(min(h.Len, provisionPiece))
 	}
 	return 0
 }

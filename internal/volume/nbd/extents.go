@@ -38,6 +38,9 @@ type statusAnswer struct {
 	left int64 // of what was asked for
 	one  bool  // NBD_CMD_FLAG_REQ_ONE
 	n    int
+
+	last      int64  // length of the last extent; it is in b already
+	lastFlags uint32 // of it
 }
 
 func newStatusAnswer(b []byte, length int64, one bool) *statusAnswer {
@@ -47,10 +50,6 @@ func newStatusAnswer(b []byte, length int64, one bool) *statusAnswer {
 // add tells whether one more extent may follow. Only the last may reach beyond
 // what was asked for, and with REQ_ONE not even that.
 func (a *statusAnswer) add(n int64, hole, zero bool) bool {
-	cut := min(n, maxExtentLen)
-	if a.one {
-		cut = min(cut, a.left)
-	}
 	var flags uint32
 	if hole {
 		flags |= proto.StateHole
@@ -58,11 +57,25 @@ func (a *statusAnswer) add(n int64, hole, zero bool) bool {
 	if zero {
 		flags |= proto.StateZero
 	}
+	switch {
+	case a.n > 0 && flags == a.lastFlags: // the same goes on
+		n += a.last
+		a.b = a.b[:len(a.b)-8]
+		a.left += a.last
+		a.n--
+	case a.n > 0 && a.one:
+		return false
+	}
+	cut := min(n, maxExtentLen)
+	if a.one {
+		cut = min(cut, a.left)
+	}
 	a.b = binary.BigEndian.AppendUint32(a.b, uint32(cut))
 	a.b = binary.BigEndian.AppendUint32(a.b, flags)
+	a.last, a.lastFlags = cut, flags
 	a.left -= cut
 	a.n++
-	return !a.one && cut == n && a.left > 0 && a.n < maxExtents
+	return cut == n && a.left > 0 && a.n < maxExtents
 }
 
 // payload is the whole. Of a device that told nothing, nothing is known.

@@ -31,10 +31,14 @@ type haggler struct {
 	w      io.Writer
 	export string
 	device volume.Device
+	// stopping tells that the server takes no new clients.
+	stopping func() bool
 
 	noZeroes bool
 	session  session
-	reply    []byte
+	// contextsOf is the name under which metadata contexts were selected.
+	contextsOf string
+	reply      []byte
 }
 
 // run returns what was agreed once the client chose the export. Errors:
@@ -108,6 +112,8 @@ func (h *haggler) answer(opt proto.Option, data []byte) (bool, error) {
 		return true, h.exportName(data)
 	case opt == proto.OptAbort:
 		h.add(opt, proto.RepAck, nil)
+	case h.stopping():
+		h.fail(opt, proto.RepErrShutdown, "the server stops")
 	case data == nil:
 		h.fail(opt, proto.RepErrTooBig, "option is too long")
 	case opt == proto.OptList:
@@ -149,6 +155,12 @@ func (h *haggler) fail(opt proto.Option, typ proto.OptionReply, why string) {
 
 func (h *haggler) serves(export string) bool { return export == "" || export == h.export }
 
+// choose begins the transmission phase with an export. Contexts that were
+// selected under another name of it don't count.
+func (h *haggler) choose(export string) {
+	h.session.allocation = h.session.allocation && h.contextsOf == export
+}
+
 func (h *haggler) knowsExtents() bool {
 	_, ok := h.device.(Extents)
 	return ok
@@ -156,9 +168,10 @@ func (h *haggler) knowsExtents() bool {
 
 // exportName has no way to say no but to hang up.
 func (h *haggler) exportName(data []byte) error {
-	if data == nil || !h.serves(string(data)) {
+	if data == nil || !h.serves(string(data)) || h.stopping() {
 		return fmt.Errorf("there is no export %.100q", data)
 	}
+	h.choose(string(data))
 	b := binary.BigEndian.AppendUint64(nil, uint64(h.device.Size()))
 	b = binary.BigEndian.AppendUint16(b, h.flags())
 	if !h.noZeroes {
@@ -207,6 +220,9 @@ func (h *haggler) info(opt proto.Option, data []byte) bool {
 		h.add(opt, proto.RepInfo, append(b, h.export...))
 	}
 	h.add(opt, proto.RepAck, nil)
+	if opt == proto.OptGo {
+		h.choose(req.export)
+	}
 	return true
 }
 
@@ -232,8 +248,8 @@ func (h *haggler) structuredReply(opt proto.Option, data []byte) {
 }
 
 func (h *haggler) listContexts(opt proto.Option, data []byte) {
-	if !h.contextsFor(opt, data, func(queries []string) bool {
-		return len(queries) == 0 || slices.Contains(queries, proto.BaseAllocation) || slices.Contains(queries, "base:")
+	if !h.contextsFor(opt, data, func(q contextQuery) bool {
+		return len(q.queries) == 0 || slices.Contains(q.queries, proto.BaseAllocation) || slices.Contains(q.queries, "base:")
 	}, 0) {
 		return
 	}
@@ -246,8 +262,8 @@ func (h *haggler) setContexts(opt proto.Option, data []byte) {
 		h.fail(opt, proto.RepErrInvalid, "metadata contexts need structured replies")
 		return
 	}
-	selects := func(queries []string) bool {
-		h.session.allocation = slices.Contains(queries, proto.BaseAllocation)
+	selects := func(q contextQuery) bool {
+		h.session.allocation, h.contextsOf = slices.Contains(q.queries, proto.BaseAllocation), q.export
 		return h.session.allocation
 	}
 	if !h.contextsFor(opt, data, selects, allocationID) {
@@ -258,7 +274,7 @@ func (h *haggler) setContexts(opt proto.Option, data []byte) {
 
 // contextsFor answers with the one context there is, if the queries match it.
 // It is false when the request was answered with an error.
-func (h *haggler) contextsFor(opt proto.Option, data []byte, match func([]string) bool, id uint32) bool {
+func (h *haggler) contextsFor(opt proto.Option, data []byte, match func(contextQuery) bool, id uint32) bool {
 	q, ok := parseContextQuery(data)
 	switch {
 	case !ok:
@@ -268,7 +284,7 @@ func (h *haggler) contextsFor(opt proto.Option, data []byte, match func([]string
 		h.fail(opt, proto.RepErrUnknown, "there is no such export")
 		return false
 	}
-	if match(q.queries) {
+	if match(q) {
 		b := binary.BigEndian.AppendUint32(nil, id)
 		h.add(opt, proto.RepMetaContext, append(b, proto.BaseAllocation...))
 	}

@@ -7,8 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+
+	"github.com/argon-cluster/argon/internal/volume"
 )
 
 // The clients here were written by others.
@@ -21,6 +25,8 @@ func run(t *testing.T, name string, args ...string) string {
 	}
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	cmd.Dir = t.TempDir() // fio leaves files behind
+	// nbdsh wants the python that the distribution's module is for.
+	cmd.Env = append(os.Environ(), "PATH=/usr/bin:/bin:"+os.Getenv("PATH"))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
@@ -158,6 +164,62 @@ func TestQemuImg(t *testing.T) {
 	run(t, "qemu-img", "compare", qcow, back)
 }
 
+// TestQemuImgMap: copies skip what block status calls a hole.
+func TestQemuImgMap(t *testing.T) {
+	d := memDevice(t)
+	path, _ := serve(t, d)
+	run(t, "qemu-io", "-f", "raw", "-c", "write -P 7 1M 64k", "-c", "write -z 2M 64k", "-c", "write -z -u 3M 64k", uri(path))
+	type extent struct {
+		Start, Length int64
+		Data, Zero    bool
+	}
+	var got []extent
+	if err := json.Unmarshal([]byte(run(t, "qemu-img", "map", "-f", "raw", "--output=json", uri(path))), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := []extent{
+		{0, 1 << 20, false, true},
+		{1 << 20, 64 << 10, true, false},
+		{1<<20 + 64<<10, testSize - 1<<20 - 64<<10, false, true},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	// What it takes for zeros, it does not read.
+	var read atomic.Int64
+	d.Judge(func(r *volume.Request) error {
+		if r.Op == volume.OpRead {
+			read.Add(r.Len)
+		}
+		return nil
+	})
+	out := filepath.Join(t.TempDir(), "out")
+	run(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", uri(path), out)
+	if n := read.Load(); n > 1<<20 {
+		t.Errorf("%d bytes were read to copy 64 KiB of data", n)
+	}
+	d.Judge(nil)
+	run(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", uri(path), out)
+}
+
+// TestNbdsh runs the checks in testdata/checks.py, with libnbd as the client.
+func TestNbdsh(t *testing.T) {
+	checks, err := filepath.Abs("testdata/checks.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{
+		"announces", "haggles", "tls", "old_handshake", "reads", "status", "contexts_of_another_name",
+		"refuses", "zeroes_and_trims", "many_connections", "pipelines",
+	} {
+		t.Run(name, func(t *testing.T) {
+			path, _ := serve(t, memDevice(t))
+			run(t, "nbdsh", "-n", "-c", fmt.Sprintf("exec(open(%q).read())", checks), "-c", fmt.Sprintf("%s(%q)", name, path))
+		})
+	}
+}
+
+// TestFio lets fio write, trim and flush at random, and read again what it wrote.
 func TestFio(t *testing.T) {
 	if _, err := exec.LookPath("fio"); err != nil {
 		t.Skip("fio is not installed")
@@ -165,12 +227,25 @@ func TestFio(t *testing.T) {
 	if !strings.Contains(run(t, "fio", "--enghelp"), "\tnbd\n") {
 		t.Skip("this fio has no NBD engine")
 	}
-	d := memDevice(t)
-	path, _ := serve(t, d)
-	out := run(t, "fio", "--name=verify", "--ioengine=nbd", "--uri="+uri(path),
-		"--rw=randwrite", "--bs=4k", "--iodepth=32", "--size="+fmt.Sprint(testSize),
-		"--verify=crc32c", "--do_verify=1", "--verify_fatal=1")
-	if !strings.Contains(out, "err= 0") {
-		t.Errorf("%s", out)
+	const jobs = 4
+	own := []string{fmt.Sprint("--size=", testSize/jobs), fmt.Sprint("--offset_increment=", testSize/jobs), fmt.Sprint("--numjobs=", jobs)}
+	all := []string{fmt.Sprint("--size=", testSize)}
+	for name, args := range map[string][]string{
+		"writes":       append(all, "--rw=randwrite", "--bs=4k", "--iodepth=32"),
+		"sectors":      append(all, "--rw=randwrite", "--bs=512", "--iodepth=64"),
+		"any size":     append(all, "--rw=randwrite", "--bsrange=512-256k", "--blockalign=512", "--iodepth=16", "--verify_async=2", "--serialize_overlap=1"),
+		"mix, 4 jobs":  append(own, "--rw=randrw", "--bs=4k", "--iodepth=16", "--fsync=16", "--verify_async=2"),
+		"trim, 4 jobs": append(own, "--rw=randtrimwrite", "--bs=4k", "--iodepth=1", "--fdatasync=32"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			path, _ := serve(t, memDevice(t))
+			out := run(t, "fio", append([]string{
+				"--name=verify", "--ioengine=nbd", "--uri=" + uri(path), "--thread=1",
+				"--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--randseed=7",
+			}, args...)...)
+			if !strings.Contains(out, "err= 0") || strings.Contains(out, "err=8") {
+				t.Errorf("%s", out)
+			}
+		})
 	}
 }

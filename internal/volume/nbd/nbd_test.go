@@ -187,7 +187,7 @@ func TestFlagsReachTheDevice(t *testing.T) {
 	c := dial(t, path, nbdtest.Options{})
 	var last atomic.Pointer[volume.Request]
 	d.Judge(func(r *volume.Request) error {
-		last.Store(&volume.Request{Op: r.Op, Off: r.Off, Len: r.Len, FUA: r.FUA, NoHole: r.NoHole})
+		last.Store(&volume.Request{Op: r.Op, Off: r.Off, Len: r.Len, FUA: r.FUA})
 		return nil
 	})
 	for name, tc := range map[string]struct {
@@ -197,7 +197,8 @@ func TestFlagsReachTheDevice(t *testing.T) {
 		"FUA write":       {nbdtest.Call{Command: proto.CmdWrite, Flags: proto.CmdFlagFUA, Data: make([]byte, 512)}, volume.Request{Op: volume.OpWrite, Len: 512, FUA: true}},
 		"FUA trim":        {nbdtest.Call{Command: proto.CmdTrim, Flags: proto.CmdFlagFUA, Off: 512, Len: 512}, volume.Request{Op: volume.OpTrim, Off: 512, Len: 512, FUA: true}},
 		"FUA read":        {nbdtest.Call{Command: proto.CmdRead, Flags: proto.CmdFlagFUA, Data: make([]byte, 512)}, volume.Request{Op: volume.OpRead, Len: 512}},
-		"zero, no hole":   {nbdtest.Call{Command: proto.CmdWriteZeroes, Flags: proto.CmdFlagNoHole, Len: 512}, volume.Request{Op: volume.OpZero, Len: 512, NoHole: true}},
+		"zero, no hole":   {nbdtest.Call{Command: proto.CmdWriteZeroes, Flags: proto.CmdFlagNoHole, Len: 512}, volume.Request{Op: volume.OpWrite, Len: 512}},
+		"the same, FUA":   {nbdtest.Call{Command: proto.CmdWriteZeroes, Flags: proto.CmdFlagNoHole | proto.CmdFlagFUA, Len: 512}, volume.Request{Op: volume.OpWrite, Len: 512, FUA: true}},
 		"fast zero":       {nbdtest.Call{Command: proto.CmdWriteZeroes, Flags: proto.CmdFlagFastZero, Len: testSize}, volume.Request{Op: volume.OpZero, Len: testSize}},
 		"unsplit read":    {nbdtest.Call{Command: proto.CmdRead, Flags: proto.CmdFlagDF, Data: make([]byte, 512)}, volume.Request{Op: volume.OpRead, Len: 512}},
 		"flush, with FUA": {nbdtest.Call{Command: proto.CmdFlush, Flags: proto.CmdFlagFUA}, volume.Request{Op: volume.OpFlush}},
@@ -208,10 +209,66 @@ func TestFlagsReachTheDevice(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := last.Load()
-			if got.Op != tc.want.Op || got.Off != tc.want.Off || got.Len != tc.want.Len || got.FUA != tc.want.FUA || got.NoHole != tc.want.NoHole {
+			if got.Op != tc.want.Op || got.Off != tc.want.Off || got.Len != tc.want.Len || got.FUA != tc.want.FUA {
 				t.Errorf("the device got %+v", got)
 			}
 		})
+	}
+}
+
+// Zeros that must keep their space are written, piece by piece, whatever they
+// cover; an error ends that.
+func TestProvision(t *testing.T) {
+	d := memDevice(t)
+	path, _ := serve(t, d)
+	c := dial(t, path, nbdtest.Options{})
+	if _, err := c.WriteAt(pattern(testSize, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	var written atomic.Int64
+	d.Judge(func(r *volume.Request) error {
+		if r.Op == volume.OpZero {
+			return errors.New("a hole is made")
+		}
+		written.Add(r.Len)
+		if r.Off+r.Len == testSize {
+			return volume.ErrNoSpace
+		}
+		return nil
+	})
+	zero := nbdtest.Call{Command: proto.CmdWriteZeroes, Flags: proto.CmdFlagNoHole, Off: 512, Len: testSize - 1024}
+	if err := c.Do(&zero); err != nil || written.Load() != zero.Len {
+		t.Fatalf("%d bytes written: %v", written.Load(), err)
+	}
+	if got := d.Bytes(); !bytes.Equal(got[512:testSize-512], make([]byte, testSize-1024)) || got[511] == 0 || got[testSize-512] == 0 {
+		t.Error("not exactly the range is zeros")
+	}
+	zero.Len += 512
+	if err := c.Do(&zero); nbdtest.Errno(err) != proto.ENOSPC {
+		t.Errorf("without room: %v", err)
+	}
+}
+
+// TestFlushCoversOtherConnections: what one connection was told is written,
+// another one's flush makes durable, as NBD_FLAG_CAN_MULTI_CONN says.
+func TestFlushCoversOtherConnections(t *testing.T) {
+	d := memDevice(t)
+	path, _ := serve(t, d)
+	a, b := dial(t, path, nbdtest.Options{}), dial(t, path, nbdtest.Options{Simple: true})
+	want := pattern(4096, 9)
+	if _, err := a.WriteAt(want, 4096); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 4096)
+	if _, err := b.ReadAt(got, 4096); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the other connection reads something else (%v)", err)
+	}
+	if err := b.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	d.PowerCut()
+	if !bytes.Equal(d.Bytes()[4096:8192], want) {
+		t.Error("the flush did not cover the other connection's write")
 	}
 }
 

@@ -66,7 +66,7 @@ func (nothing) Extents(_, length int64, found func(int64, bool, bool) bool) erro
 // haggle sends the client's side of a handshake and returns the server's.
 func haggle(client []byte) ([]byte, session, error) {
 	var out bytes.Buffer
-	h := haggler{r: bufio.NewReader(bytes.NewReader(client)), w: &out, export: "disk", device: nothing{}}
+	h := haggler{r: bufio.NewReader(bytes.NewReader(client)), w: &out, export: "disk", device: nothing{}, stopping: func() bool { return false }}
 	s, err := h.run()
 	return out.Bytes(), s, err
 }
@@ -128,6 +128,9 @@ func TestOptions(t *testing.T) {
 func TestContextsMustBeSelectedLast(t *testing.T) {
 	set := optionBytes(proto.OptSetMetaContext, lengthened("")+"\x00\x00\x00\x01"+lengthened(proto.BaseAllocation))
 	bad := optionBytes(proto.OptSetMetaContext, lengthened("tape")+"\x00\x00\x00\x00")
+	none := optionBytes(proto.OptSetMetaContext, lengthened("")+"\x00\x00\x00\x00")
+	list := optionBytes(proto.OptListMetaContext, lengthened("disk")+"\x00\x00\x00\x00")
+	named := optionBytes(proto.OptGo, lengthened("disk")+"\x00\x00")
 	structured, gone := optionBytes(proto.OptStructuredReply, ""), optionBytes(proto.OptGo, lengthened("")+"\x00\x00")
 	for name, tc := range map[string]struct {
 		options []byte
@@ -137,6 +140,11 @@ func TestContextsMustBeSelectedLast(t *testing.T) {
 		"structured":        {slices.Concat(structured, gone), session{structured: true}},
 		"selected":          {slices.Concat(structured, set, gone), session{structured: true, allocation: true}},
 		"undone by a wrong": {slices.Concat(structured, set, bad, gone), session{structured: true}},
+		"undone by none":    {slices.Concat(structured, set, none, gone), session{structured: true}},
+		"of another name":   {slices.Concat(structured, set, named), session{structured: true}},
+		"listed later":      {slices.Concat(structured, set, list, gone), session{structured: true, allocation: true}},
+		"old, of its name":  {slices.Concat(structured, set, optionBytes(proto.OptExportName, "")), session{structured: true, allocation: true}},
+		"old, of another":   {slices.Concat(structured, set, optionBytes(proto.OptExportName, "disk")), session{structured: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, got, err := haggle(slices.Concat(clientFlags, tc.options))
@@ -144,6 +152,76 @@ func TestContextsMustBeSelectedLast(t *testing.T) {
 				t.Errorf("agreed on %+v (%v)", got, err)
 			}
 		})
+	}
+}
+
+// A server that stops says so to whoever haggles, but lets them leave.
+func TestStoppingRefusesOptions(t *testing.T) {
+	for name, tc := range map[string]struct {
+		option []byte
+		want   []proto.OptionReply
+	}{
+		"list":        {optionBytes(proto.OptList, ""), []proto.OptionReply{proto.RepErrShutdown}},
+		"go":          {optionBytes(proto.OptGo, lengthened("disk")+"\x00\x00"), []proto.OptionReply{proto.RepErrShutdown}},
+		"unknown":     {optionBytes(4711, ""), []proto.OptionReply{proto.RepErrShutdown}},
+		"abort":       {optionBytes(proto.OptAbort, ""), []proto.OptionReply{proto.RepAck}},
+		"export name": {optionBytes(proto.OptExportName, "disk"), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			h := haggler{
+				r: bufio.NewReader(bytes.NewReader(slices.Concat(clientFlags, tc.option))), w: &out,
+				export: "disk", device: nothing{}, stopping: func() bool { return true },
+			}
+			if _, err := h.run(); err == nil {
+				t.Error("the transmission phase began")
+			}
+			var got []proto.OptionReply
+			for _, a := range parseAnswers(t, out.Bytes()[greetingSize:]) {
+				got = append(got, a.typ)
+			}
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("answers %x, want %x", got, tc.want)
+			}
+		})
+	}
+}
+
+// stopper is a device whose server stops with its first request.
+type stopper struct {
+	nothing
+	server    *Server
+	submitted int
+}
+
+func (d *stopper) Submit(r *volume.Request) {
+	d.submitted++
+	close(d.server.stopping)
+	d.nothing.Submit(r)
+}
+
+func TestProvisionEndsWhenTheServerStops(t *testing.T) {
+	s := &Server{stopping: make(chan struct{})}
+	d := &stopper{server: s}
+	buf := make([]byte, provisionPiece)
+	r := &request{dev: volume.Request{Len: 2 * provisionPiece}, buf: &buf}
+	if err := (&conn{server: s, device: d}).provision(r); err != volume.ErrClosed || d.submitted != 1 {
+		t.Errorf("%v after %d requests", err, d.submitted)
+	}
+}
+
+func TestClippedMessage(t *testing.T) {
+	long := strings.Repeat("x", maxMessage-1) + "é"
+	for in, want := range map[string]string{
+		"":                  "",
+		"volume é is full":  "volume é is full",
+		long:                long[:maxMessage-1],
+		"nul\x00in between": "nulin between",
+		"not \xff UTF-8":    "not  UTF-8",
+	} {
+		if got := clipped(in); got != want {
+			t.Errorf("%q becomes %q, want %q", in, got, want)
+		}
 	}
 }
 
@@ -316,6 +394,10 @@ func TestStatusAnswer(t *testing.T) {
 		"nothing known":     {4096, false, nil, []uint32{4096, 0}},
 		"to the end":        {4096, false, []extent{{512, true, true}, {3584, false, false}, {512, true, true}}, []uint32{512, 3, 3584, 0}},
 		"beyond the end":    {4096, false, []extent{{512, false, true}, {1 << 20, true, false}}, []uint32{512, 2, 1 << 20, 1}},
+		"the same again":    {8192, false, []extent{{512, true, true}, {512, true, true}, {1024, false, false}, {1 << 20, false, false}}, []uint32{1024, 3, 1<<20 + 1024, 0}},
+		"one in parts":      {4096, true, []extent{{512, true, true}, {512, true, true}, {512, false, false}}, []uint32{1024, 3}},
+		"one, too long":     {1024, true, []extent{{512, true, true}, {1024, true, true}}, []uint32{1024, 3}},
+		"the same, > 2^32":  {1 << 31, false, []extent{{512, true, true}, {1 << 40, true, true}, {512, false, false}}, []uint32{maxExtentLen, 3}},
 		"only one":          {4096, true, []extent{{1 << 20, true, true}, {512, false, false}}, []uint32{4096, 3}},
 		"more than 32 bits": {1 << 31, false, []extent{{1 << 40, true, true}, {512, false, false}}, []uint32{maxExtentLen, 3}},
 	} {

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"encoding/binary"
+	"strings"
 
 	"github.com/argon-cluster/argon/internal/volume/nbd/proto"
 )
@@ -27,7 +28,7 @@ func appendReply(b []byte, structured bool, r reply) []byte {
 	case !structured:
 		return appendSimple(b, r)
 	case r.errno != 0:
-		message := r.message[:min(len(r.message), maxMessage)]
+		message := clipped(r.message)
 		b = appendChunk(b, proto.ReplyError, r.cookie, 6+len(message))
 		b = binary.BigEndian.AppendUint32(b, uint32(r.errno))
 		b = binary.BigEndian.AppendUint16(b, uint16(len(message)))
@@ -41,6 +42,12 @@ func appendReply(b []byte, structured bool, r reply) []byte {
 		return binary.BigEndian.AppendUint64(b, uint64(r.off))
 	}
 	return appendSimple(b, r)
+}
+
+// clipped makes of a text what a client takes: UTF-8 without NUL, and short.
+func clipped(message string) string {
+	message = message[:min(len(message), maxMessage)]
+	return strings.ReplaceAll(strings.ToValidUTF8(message, ""), "\x00", "")
 }
 
 func appendSimple(b []byte, r reply) []byte {
