@@ -108,6 +108,8 @@ func (a *app) serverColumns() []column[*argonv1.ServerView] {
 // serverDetails are shown of a single server only.
 var serverDetails = []column[*argonv1.ServerView]{
 	{"acceleration", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetAcceleration()) }},
+	{"containment", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetContainment()) }},
+	{"confinement", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetConfinement()) }},
 	{"version", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetVersion()) }},
 	{"ports", func(v *argonv1.ServerView) cell {
 		s := v.GetServer()

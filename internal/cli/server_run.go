@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"strconv"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/argon-cluster/argon/internal/cgroup"
 	"github.com/argon-cluster/argon/internal/daemon"
 	"github.com/argon-cluster/argon/internal/guard"
 )
@@ -17,6 +20,7 @@ import (
 // guard hands them down as they came.
 type serverFlags struct {
 	runDir, address, qemu, logLevel, role string
+	watchdog                              string
 	apiPort, dataPort, peerPort, etcdPort int
 }
 
@@ -30,6 +34,7 @@ func (f *serverFlags) add(cmd *cobra.Command) {
 	flags.IntVar(&f.etcdPort, "etcd-port", 0, "TCP port of the catalog"+portDefault(daemon.DefaultEtcdPort))
 	flags.StringVar(&f.qemu, "qemu", "", "program that runs machines (default qemu-system-x86_64)")
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	flags.StringVar(&f.watchdog, "watchdog", "", "device that resets this host unless it is fed, such as /dev/watchdog")
 	flags.StringVar(&f.role, "role", "", "")
 	_ = flags.MarkHidden("role")
 }
@@ -75,7 +80,12 @@ func (a *app) runServer(cmd *cobra.Command, f *serverFlags) error {
 	if err != nil {
 		return fmt.Errorf("finding this program: %w", err)
 	}
-	err = guard.Run(cmd.Context(), guard.Options{Daemon: f.daemonArgs(self, a.dir), Log: log.With("part", "guard")})
+	restart := make(chan os.Signal, 1)
+	signal.Notify(restart, syscall.SIGHUP)
+	defer signal.Stop(restart)
+	err = guard.Run(cmd.Context(), guard.Options{
+		Daemon: f.daemonArgs(self, a.dir), Groups: cgroup.Options{Name: cgroup.ServerName(a.dir)}, Watchdog: f.watchdog, Restart: restart, Log: log.With("part", "guard"),
+	})
 	if exit := (*guard.ExitError)(nil); errors.As(err, &exit) {
 		return &toldError{code: exit.Code} // it has said why
 	}

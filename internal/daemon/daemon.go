@@ -34,7 +34,10 @@ type Options struct {
 	Monitor hypervisor.Monitor
 	// Guard ends the guests when the deadline passes.
 	Guard Guard
-	Log   *slog.Logger
+	// Containment says what ends and limits guests here, Confinement what they
+	// run as; for the server's record.
+	Containment, Confinement string
+	Log                      *slog.Logger
 }
 
 // Guard is the parent process that outlives the daemon.

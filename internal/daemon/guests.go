@@ -20,7 +20,11 @@ func RunUnderGuard(ctx context.Context, o Options, qemuBinary string) error {
 	dir := paths{dir: o.Dir, runDir: o.runDir()}.machine
 	monitor := qemu.New(qemu.Options{Binary: qemuBinary, Launcher: launcher{g}, Dir: dir, Log: o.Log})
 	defer monitor.Close()
-	o.Monitor, o.Guard = monitor, g
+	about, err := g.About(ctx)
+	if err != nil {
+		return err
+	}
+	o.Monitor, o.Guard, o.Containment = monitor, g, about.Text
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

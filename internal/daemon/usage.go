@@ -49,7 +49,8 @@ func (s *server) tellUsage(ctx context.Context, m *memberParts, anyway bool) err
 	if known == nil {
 		return catalog.ErrUnchanged
 	}
-	news := usageNews(known, capacity, used, s.Version())
+	news := usageNews(known, capacity, used, s.Version()) ||
+		known.GetContainment() != s.Containment || known.GetConfinement() != s.Confinement
 	if !news && (!anyway || proto.Equal(known.GetUsed(), used)) {
 		return catalog.ErrUnchanged
 	}
@@ -57,6 +58,7 @@ func (s *server) tellUsage(ctx context.Context, m *memberParts, anyway bool) err
 	defer cancel()
 	_, err = m.store.Servers.Update(ctx, s.member.ID(), func(r *argonv1.Server) error {
 		r.Capacity, r.Used, r.Version = capacity, used, s.Version()
+		r.Containment, r.Confinement = s.Containment, s.Confinement
 		return nil
 	})
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/client"
+	"github.com/argon-cluster/argon/internal/cgroup"
 )
 
 // Options say what cluster is wanted.
@@ -204,7 +205,7 @@ func (c *Cluster) Down(ctx context.Context, keep Keep) error {
 		return err
 	}
 	for _, s := range c.servers {
-		err = errors.Join(err, os.RemoveAll(s.Dir))
+		err = errors.Join(err, cgroup.Clean(cgroup.ServerName(s.Dir)), os.RemoveAll(s.Dir))
 	}
 	if err = errors.Join(err, os.Remove(statePath(c.state.Dir))); err != nil {
 		return fmt.Errorf("dev cluster in %s: removing it: %w", c.state.Dir, err)

@@ -7,20 +7,28 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/argon-cluster/argon/internal/boottime"
+	"github.com/argon-cluster/argon/internal/cgroup"
 )
 
 // ErrNoGuard: this process was not started by a guard, or its guard is gone.
 var ErrNoGuard = errors.New("there is no guard")
 
-// Client is the daemon's end of the connection. Safe for concurrent use.
+// Client is the daemon's end of the connection. It keeps the deadline, too, and
+// ends the guests itself when the guard hangs. Safe for concurrent use.
 type Client struct {
 	nc      net.Conn
 	reading sync.WaitGroup
+	fence   *fence
+	knows   []string
 
 	sending sync.Mutex
 
@@ -47,8 +55,14 @@ func Connect(ctx context.Context) (*Client, error) {
 		return nil, err
 	}
 	c := newClient(nc)
+	c.knows = strings.Split(os.Getenv(knowsName), ",")
+	_ = os.Unsetenv(knowsName)
 	// What runs from before.
-	if _, err := c.List(ctx); err != nil {
+	_, err = c.List(ctx)
+	if err == nil {
+		err = c.raiseFence(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
@@ -60,12 +74,38 @@ func newClient(nc net.Conn) *Client {
 	return c
 }
 
+// raiseFence makes this process watch the deadline as well.
+func (c *Client) raiseFence(ctx context.Context) error {
+	about, err := c.About(ctx)
+	if err != nil {
+		return err
+	}
+	groups := cgroup.Join(about.Groups)
+	if !groups.Usable() {
+		return nil // only a parent may kill by number
+	}
+	ring, err := newAlarm()
+	if err != nil {
+		return err
+	}
+	c.fence = &fence{now: boottime.Now, alarm: ring, kill: groups.KillAll}
+	c.reading.Go(func() {
+		for ring.wait() == nil {
+			c.fence.enforce()
+		}
+	})
+	return nil
+}
+
 // Lost is closed when the guard is gone: nobody would end the guests.
 func (c *Client) Lost() <-chan struct{} { return c.lost }
 
 // Close ends the connection.
 func (c *Client) Close() error {
 	err := c.nc.Close()
+	if c.fence != nil {
+		c.fence.alarm.close()
+	}
 	c.reading.Wait()
 	return err
 }
@@ -80,6 +120,11 @@ func (c *Client) Ready(ctx context.Context) error {
 // SetDeadline says until when, by CLOCK_BOOTTIME, guests may run. It never
 // moves back.
 func (c *Client) SetDeadline(ctx context.Context, until time.Duration) error {
+	if c.fence != nil {
+		if err := c.fence.extend(until); err != nil {
+			return err
+		}
+	}
 	_, err := c.call(ctx, request{Op: opDeadline, Until: until})
 	return err
 }
@@ -105,6 +150,37 @@ func (c *Client) Kill(ctx context.Context, id string) error {
 	_, err := c.call(ctx, request{Op: opKill, ID: id})
 	return err
 }
+
+// Limit changes the limits of a guest that runs.
+func (c *Client) Limit(ctx context.Context, id string, l cgroup.Limits) error {
+	err := ErrOlder
+	if c.Knows("limit") {
+		_, err = c.call(ctx, request{Op: opLimit, ID: id, Limits: l})
+	}
+	if err != nil {
+		return fmt.Errorf("limiting guest %s: %w", id, err)
+	}
+	return nil
+}
+
+// About is what the guard has to end and to limit guests with.
+func (c *Client) About(ctx context.Context) (About, error) {
+	if !c.Knows("about") {
+		return About{Text: "process groups, no limits: " + ErrOlder.Error()}, nil
+	}
+	a, err := c.call(ctx, request{Op: opAbout})
+	if err != nil {
+		return About{}, err
+	}
+	if a.About == nil {
+		return About{}, errors.New("asking the guard: an empty answer")
+	}
+	return *a.About, nil
+}
+
+// Knows tells whether the guard, which may be older than this program,
+// understands something that guards did not always.
+func (c *Client) Knows(what string) bool { return slices.Contains(c.knows, what) }
 
 // List names the guests that run.
 func (c *Client) List(ctx context.Context) ([]Running, error) {

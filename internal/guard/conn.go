@@ -58,6 +58,10 @@ func (c *conn) handle(ctx context.Context, r request) {
 		a.PID, err = c.guests.start(*r.Process)
 	case opKill:
 		err = c.guests.kill(ctx, r.ID)
+	case opLimit:
+		err = c.guests.limit(r.ID, r.Limits)
+	case opAbout:
+		a.About = c.guests.about()
 	case opList:
 		// The news that a guest has ended must come after every list that
 		// has it.

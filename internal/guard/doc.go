@@ -9,8 +9,11 @@
 //
 // The daemon tells the guard at each renewal of the lease until when guests may
 // run. When that instant has passed and no later one came, the guard kills them
-// all. If the guard itself ends, the kernel kills daemon and guests
-// (PR_SET_PDEATHSIG): a guest that nobody would end in time must not run.
+// all: by their control groups, so that what they forked and what is stopped goes
+// with them, and by their process groups where there are no control groups. If
+// the guard itself ends, the kernel kills daemon and guests (PR_SET_PDEATHSIG): a
+// guest that nobody would end in time must not run. If it hangs, the daemon kills
+// them (fence.go); if neither can, the host's watchdog does (watchdog.go).
 package guard
 
 import "errors"
@@ -21,4 +24,6 @@ var (
 	ErrDeadline = errors.New("this server has no lease, so no guest may run")
 	// ErrExists: a guest of this id runs.
 	ErrExists = errors.New("a guest of this id runs already")
+	// ErrOlder: the guard does not understand this.
+	ErrOlder = errors.New("the guard is older than the daemon: restart the server as a whole to have a new one")
 )

@@ -16,13 +16,22 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/argon-cluster/argon/internal/boottime"
+	"github.com/argon-cluster/argon/internal/cgroup"
 )
 
 // Options are what a guard is started with.
 type Options struct {
 	// Daemon is the daemon's program and arguments.
 	Daemon []string
-	Log    *slog.Logger
+	// Groups say how the guests' control groups are made.
+	Groups cgroup.Options
+	// Watchdog is the device that resets this host when it is not fed; empty:
+	// none.
+	Watchdog string
+	// Restart asks for a new daemon in the place of the one that runs, such as
+	// after an upgrade; guests run on.
+	Restart <-chan os.Signal
+	Log     *slog.Logger
 }
 
 // ExitError says that the daemon could not start at all: its own last words
@@ -36,6 +45,10 @@ const (
 	// connection, and childFD is that.
 	fdName  = "ARGON_GUARD_FD"
 	childFD = 3
+	// knowsName tells what else than at the beginning the guard understands:
+	// after an upgrade the daemon is newer than it.
+	knowsName = "ARGON_GUARD_KNOWS"
+	knows     = "about,limit,user"
 
 	// stopTimeout is how long a daemon may take to detach its volumes.
 	stopTimeout = 10 * time.Second
@@ -50,6 +63,11 @@ const (
 // then it stops the daemon and kills the guests. It returns an *ExitError when
 // the daemon ends before one has ever started.
 func Run(ctx context.Context, o Options) error {
+	groups, err := cgroup.Open(o.Groups)
+	if err != nil {
+		return err
+	}
+	defer groups.Close()
 	ring, err := newAlarm()
 	if err != nil {
 		return err
@@ -58,18 +76,38 @@ func Run(ctx context.Context, o Options) error {
 	defer t.close()
 	g := &guard{opts: o, thread: t}
 	g.guests = &guests{
-		now: boottime.Now, thread: t, alarm: ring, log: o.Log, byID: map[string]*guest{}, told: g.exited,
+		now: boottime.Now, thread: t, groups: groups, alarm: ring, log: o.Log, byID: map[string]*guest{}, told: g.exited,
 	}
+	o.Log.Info("guests are ended and limited by " + groups.Describe())
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		for ring.wait() == nil {
 			g.guests.enforce()
 		}
 	})
-	err = g.keepDaemon(ctx)
+	err = g.watched(ctx)
 	g.guests.close()
 	ring.close()
 	watching.Wait()
+	return err
+}
+
+// watched runs the daemon while the watchdog, if there is one, is fed.
+func (g *guard) watched(ctx context.Context) error {
+	if g.opts.Watchdog == "" {
+		return g.keepDaemon(ctx)
+	}
+	dog, err := openWatchdog(g.opts.Watchdog)
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	var feeding sync.WaitGroup
+	feeding.Go(func() { dog.run(ended, g.guests.fenced, g.opts.Log) })
+	err = g.keepDaemon(ctx)
+	g.guests.close()
+	close(ended)
+	feeding.Wait()
 	return err
 }
 
@@ -111,9 +149,13 @@ func (g *guard) keepDaemon(ctx context.Context) error {
 	pause := firstPause
 	for {
 		began := time.Now()
-		err := g.runDaemon(ctx)
+		err, asked := g.runDaemonUntilAsked(ctx)
 		if ctx.Err() != nil {
 			return nil
+		}
+		if asked {
+			g.opts.Log.Info("the daemon is started anew, as asked")
+			continue
 		}
 		if exit := (*exec.ExitError)(nil); !g.everStarted() {
 			if errors.As(err, &exit) && exit.Exited() {
@@ -136,6 +178,25 @@ func (g *guard) keepDaemon(ctx context.Context) error {
 	}
 }
 
+// runDaemonUntilAsked runs a daemon until it ends, a new one is asked for, or ctx
+// ends.
+func (g *guard) runDaemonUntilAsked(ctx context.Context) (err error, asked bool) {
+	ctx, stop := context.WithCancel(ctx)
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		select {
+		case <-g.opts.Restart:
+			asked = true
+			stop()
+		case <-ctx.Done():
+		}
+	})
+	err = g.runDaemon(ctx)
+	stop()
+	waiting.Wait()
+	return err, asked
+}
+
 // runDaemon runs a daemon until it ends, or ctx does.
 func (g *guard) runDaemon(ctx context.Context) error {
 	ours, theirs, err := socketPair()
@@ -145,7 +206,7 @@ func (g *guard) runDaemon(ctx context.Context) error {
 	cmd := exec.Command(g.opts.Daemon[0], g.opts.Daemon[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs} // becomes childFD
-	cmd.Env = append(guestEnv(os.Environ()), fdName+"="+strconv.Itoa(childFD))
+	cmd.Env = append(guestEnv(os.Environ()), fdName+"="+strconv.Itoa(childFD), knowsName+"="+knows)
 	// A group of its own: a terminal's ctrl-C is for the guard, which stops the
 	// daemon in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}

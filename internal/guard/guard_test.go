@@ -21,13 +21,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/argon-cluster/argon/internal/boottime"
+	"github.com/argon-cluster/argon/internal/cgroup"
 )
 
 // The tests run real processes: this program again, as guard or daemon.
 const (
 	roleName = "ARGON_GUARD_TEST_ROLE"
 	dirName  = "ARGON_GUARD_TEST_DIR"
-	patience = 30 * time.Second // a hang, not a measure
+	// mountsName holds other mounts than there are, watchdogName a watchdog.
+	mountsName   = "ARGON_GUARD_TEST_MOUNTS"
+	watchdogName = "ARGON_GUARD_TEST_WATCHDOG"
+	patience     = 30 * time.Second // a hang, not a measure
 )
 
 func TestMain(m *testing.M) {
@@ -38,6 +42,8 @@ func TestMain(m *testing.M) {
 		os.Exit(beGuard())
 	case "daemon":
 		os.Exit(beDaemon())
+	case "waits":
+		waitForEver()
 	}
 }
 
@@ -45,7 +51,13 @@ func beGuard() int {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
 	_ = os.Setenv(roleName, "daemon")
-	err := Run(ctx, Options{Daemon: []string{os.Args[0]}, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	restart := make(chan os.Signal, 1)
+	signal.Notify(restart, unix.SIGHUP)
+	err := Run(ctx, Options{
+		Daemon: []string{os.Args[0]}, Watchdog: os.Getenv(watchdogName), Restart: restart,
+		Groups: groupsOf(os.Getenv(dirName)),
+		Log:    slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
 	if exit := (*ExitError)(nil); errors.As(err, &exit) {
 		return exit.Code
 	}
@@ -54,6 +66,11 @@ func beGuard() int {
 		return 1
 	}
 	return 0
+}
+
+// groupsOf is what a guard's control groups are made by.
+func groupsOf(dir string) cgroup.Options {
+	return cgroup.Options{Name: "argon-test-" + filepath.Base(filepath.Dir(dir)), Mounts: os.Getenv(mountsName)}
 }
 
 // beDaemon carries out what the test writes to its socket, a line each.
@@ -112,6 +129,19 @@ func obey(c *Client, dir string, words []string) string {
 		if pid, err = c.Start(ctx, Process{ID: arg(1), Path: "sleep", Args: []string{"3600"}, Dir: dir, LogPath: filepath.Join(dir, arg(1)+".log")}); err == nil {
 			return strconv.Itoa(pid)
 		}
+	case "run": // a program with arguments
+		var pid int
+		if pid, err = c.Start(ctx, Process{ID: arg(1), Path: words[2], Args: words[3:], Dir: dir, LogPath: filepath.Join(dir, arg(1)+".log")}); err == nil {
+			return strconv.Itoa(pid)
+		}
+	case "limit":
+		percent, _ := strconv.Atoi(arg(2))
+		err = c.Limit(ctx, arg(1), cgroup.Limits{CPUPercent: uint32(percent)})
+	case "about":
+		var about About
+		if about, err = c.About(ctx); err == nil {
+			return about.Text
+		}
 	case "kill":
 		err = c.Kill(ctx, arg(1))
 	case "done":
@@ -145,25 +175,38 @@ type world struct {
 	cmd *exec.Cmd
 }
 
-func newWorld(t *testing.T, exit string) *world {
+func newWorld(t *testing.T, exit string, env ...string) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir()}
+	w.run(exit, env...)
+	return w
+}
+
+// run starts the guard.
+func (w *world) run(exit string, env ...string) {
+	t := w.t
+	t.Helper()
 	if exit != "" {
 		if err := os.WriteFile(filepath.Join(w.dir, "exit"), []byte(exit), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	w.cmd = exec.Command(os.Args[0])
-	w.cmd.Env = append(os.Environ(), roleName+"=guard", dirName+"="+w.dir)
+	w.cmd.Env = append(append(os.Environ(), roleName+"=guard", dirName+"="+w.dir), env...)
 	w.cmd.Stderr = os.Stderr
 	if err := w.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	cmd := w.cmd
 	t.Cleanup(func() {
-		_ = w.cmd.Process.Kill()
-		_ = w.cmd.Wait()
+		// In order, so that no control groups are left.
+		_ = cmd.Process.Signal(unix.SIGCONT)
+		_ = cmd.Process.Signal(unix.SIGTERM)
+		_ = cmd.Wait()
+		if tree, err := cgroup.Open(groupsOf(w.dir)); err == nil {
+			tree.Close() // what a guard that was killed left
+		}
 	})
-	return w
 }
 
 // ask has the daemon do something, as soon as there is one.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/argon-cluster/argon/internal/cgroup"
 )
 
 // Process is what to run as a guest.
@@ -25,6 +27,11 @@ type Process struct {
 	Dir string `json:"dir"`
 	// LogPath is the file that its output is appended to.
 	LogPath string `json:"log_path"`
+	// User is whom it runs as, and Groups whose rights it has besides; 0: the
+	// guard's own.
+	User   uint32        `json:"user,omitempty"`
+	Groups []uint32      `json:"groups,omitempty"`
+	Limits cgroup.Limits `json:"limits,omitzero"`
 }
 
 // Running is a guest that runs.
@@ -38,7 +45,8 @@ type Running struct {
 type guests struct {
 	now    func() time.Duration
 	thread *thread
-	alarm  *alarm
+	groups *cgroup.Tree
+	alarm  alarmSetter
 	log    *slog.Logger
 	wg     sync.WaitGroup
 
@@ -50,10 +58,18 @@ type guests struct {
 	told func(id string)
 }
 
-// guest is one process; without a pid it is being started.
+// alarmSetter is an alarm, as far as guests use it.
+type alarmSetter interface {
+	set(at time.Duration) error
+}
+
+// guest is one process with what it has started; without a pid it is being
+// started, or its process has ended and the rest is being ended.
 type guest struct {
 	pid  int
 	gone chan struct{}
+	// group is nil where there are no control groups.
+	group *cgroup.Group
 	// doomed: it was to be killed while it was being started.
 	doomed bool
 }
@@ -80,8 +96,41 @@ func (g *guests) enforce() {
 	g.killAll()
 }
 
-// killAll sends the signals; the caller holds mu.
+// fenced tells whether no guest runs that should not: what a watchdog is fed
+// for.
+func (g *guests) fenced() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.byID) == 0 || g.now() < g.deadline
+}
+
+// about is what the daemon is told of the control groups.
+func (g *guests) about() *About {
+	a := &About{Text: g.groups.Describe(), Groups: g.groups.Dirs()}
+	a.CPU, a.Memory = g.groups.Limits()
+	return a
+}
+
+// limit changes the limits of a guest that runs.
+func (g *guests) limit(id string, l cgroup.Limits) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	one := g.byID[id]
+	switch {
+	case one == nil || one.pid == 0:
+		return fmt.Errorf("guest %s does not run", id)
+	case one.group == nil:
+		return nil
+	}
+	return one.group.Set(l)
+}
+
+// killAll sends the signals; the caller holds mu. All groups at once first: a
+// thousand guests must not end one after the other.
 func (g *guests) killAll() {
+	if err := g.groups.KillAll(); err != nil {
+		g.log.Error("the guests' control groups can't be killed", "err", err)
+	}
 	for id, one := range g.byID {
 		if one.pid != 0 { // else start finds out itself
 			g.signal(id, one)
@@ -89,9 +138,15 @@ func (g *guests) killAll() {
 	}
 }
 
-// signal kills a guest and what it has started. Its pid is its own until it was
-// waited for, which the caller excludes by holding mu.
+// signal kills a guest and what it has started: all of its control group, and,
+// where there is none or it fails, its process group. Its pid is its own until it
+// was waited for, which the caller excludes by holding mu.
 func (g *guests) signal(id string, one *guest) {
+	if one.group != nil {
+		if err := one.group.Kill(); err != nil {
+			g.log.Error("a guest's control group can't be killed", "guest", id, "err", err)
+		}
+	}
 	if err := unix.Kill(-one.pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		g.log.Error("a guest can't be killed", "guest", id, "pid", one.pid, "err", err)
 	}
@@ -104,7 +159,7 @@ func (g *guests) start(p Process) (pid int, err error) {
 	if err := g.reserve(p.ID, one); err != nil {
 		return 0, err
 	}
-	cmd, err := g.spawn(p)
+	cmd, err := g.spawn(p, one)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err != nil {
@@ -140,8 +195,9 @@ func (g *guests) reserve(id string, one *guest) error {
 	return nil
 }
 
-func (g *guests) spawn(p Process) (*exec.Cmd, error) {
-	log, err := os.OpenFile(p.LogPath, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+// spawn starts a guest's process in a control group of its own.
+func (g *guests) spawn(p Process, one *guest) (_ *exec.Cmd, err error) {
+	log, err := os.OpenFile(p.LogPath, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening the log of guest %s: %w", p.ID, err)
 	}
@@ -150,24 +206,52 @@ func (g *guests) spawn(p Process) (*exec.Cmd, error) {
 	cmd.Dir, cmd.Env = p.Dir, guestEnv(os.Environ())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := g.thread.do(cmd.Start); err != nil {
+	if p.User != 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: p.User, Gid: p.User, Groups: p.Groups}
+	}
+	if one.group, err = g.group(p); err != nil {
+		return nil, fmt.Errorf("starting guest %s: %w", p.ID, err)
+	}
+	start := cmd.Start
+	if one.group != nil {
+		start = func() error { return one.group.Start(cmd.SysProcAttr, cmd.Start) }
+	}
+	if err := g.thread.do(start); err != nil {
+		if one.group != nil {
+			err = errors.Join(err, one.group.End())
+		}
 		return nil, fmt.Errorf("starting guest %s: %w", p.ID, err)
 	}
 	return cmd, nil
+}
+
+// group makes a guest's control group; nil where there are none.
+func (g *guests) group(p Process) (*cgroup.Group, error) {
+	if !g.groups.Usable() {
+		return nil, nil
+	}
+	group, err := g.groups.Make(p.ID)
+	if err != nil {
+		return nil, err
+	}
+	if err := group.Set(p.Limits); err != nil {
+		return nil, errors.Join(err, group.End())
+	}
+	return group, nil
 }
 
 // guestEnv is the guard's own environment without what is for the daemon.
 func guestEnv(env []string) []string {
 	var kept []string
 	for _, e := range env {
-		if !strings.HasPrefix(e, fdName+"=") {
+		if !strings.HasPrefix(e, fdName+"=") && !strings.HasPrefix(e, knowsName+"=") {
 			kept = append(kept, e)
 		}
 	}
 	return kept
 }
 
-// wait reaps a guest. Its pid may be another's once Wait has returned, so that
+// wait reaps a guest and ends what it left. Its pid may be another's once Wait has returned, so that
 // must not overlap with a signal: first it is only seen to have ended.
 func (g *guests) wait(id string, one *guest, cmd *exec.Cmd) {
 	for {
@@ -177,10 +261,20 @@ func (g *guests) wait(id string, one *guest, cmd *exec.Cmd) {
 		}
 	}
 	g.mu.Lock()
-	delete(g.byID, id)
+	pid := one.pid
+	one.pid = 0
 	_ = cmd.Wait() // how a guest ends is for its monitor to say
 	g.mu.Unlock()
-	g.log.Info("a guest has ended", "guest", id, "pid", one.pid, "how", cmd.ProcessState.String())
+	// What it has started ends with it: only then may it run again.
+	if one.group != nil {
+		if err := one.group.End(); err != nil {
+			g.log.Error("what a guest has started can't be ended", "guest", id, "err", err)
+		}
+	}
+	g.mu.Lock()
+	delete(g.byID, id)
+	g.mu.Unlock()
+	g.log.Info("a guest has ended", "guest", id, "pid", pid, "how", cmd.ProcessState.String())
 	close(one.gone)
 	g.told(id)
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/argon-cluster/argon/internal/cgroup"
 )
 
 // op is what the daemon asks for.
@@ -18,6 +20,8 @@ const (
 	opStart    op = "start"
 	opKill     op = "kill"
 	opList     op = "list"
+	opLimit    op = "limit"
+	opAbout    op = "about"
 )
 
 // request is one line from the daemon; each has one answer, in any order.
@@ -27,6 +31,17 @@ type request struct {
 	Until   time.Duration `json:"until,omitempty"`
 	Process *Process      `json:"process,omitempty"`
 	ID      string        `json:"id,omitempty"`
+	Limits  cgroup.Limits `json:"limits,omitzero"`
+}
+
+// About is what a guard has to end and to limit guests with.
+type About struct {
+	// Text says it in one line.
+	Text string `json:"text"`
+	// CPU and Memory can be limited.
+	CPU    bool        `json:"cpu"`
+	Memory bool        `json:"memory"`
+	Groups cgroup.Dirs `json:"groups"`
 }
 
 // answer is one line from the guard: to a request, or, without a Seq, the news
@@ -38,6 +53,7 @@ type answer struct {
 	PID    int       `json:"pid,omitempty"`
 	Guests []Running `json:"guests,omitempty"`
 	Exited string    `json:"exited,omitempty"`
+	About  *About    `json:"about,omitempty"`
 }
 
 // codes are the errors that callers decide by, as they travel.
@@ -91,7 +107,7 @@ func parseRequest(line []byte) (request, error) {
 		return r, errors.New("a start without a process")
 	}
 	switch r.Op {
-	case opReady, opDeadline, opStart, opKill, opList:
+	case opReady, opDeadline, opStart, opKill, opList, opLimit, opAbout:
 		return r, nil
 	}
 	return r, fmt.Errorf("a request for %q", r.Op)

@@ -45,6 +45,7 @@ func TestGuardDies(t *testing.T) {
 	w := c.Watch(port, other)
 	counts(c, w, 5)
 	must(t, home.Kill(t.Context(), devcluster.Guard))
+	neverTwo(t, c, home)
 	c.Running(other, machine, home.Name)
 	counts(c, w, 5)
 	oneCopy(c)
@@ -59,7 +60,25 @@ func TestDaemonHangs(t *testing.T) {
 	w := c.Watch(port, other)
 	counts(c, w, 5)
 	must(t, home.Pause(t.Context(), devcluster.Daemon))
-	c.Eventually("the guard ends the guest", func() bool { return len(guestPIDs(t, home)) == 0 })
+	neverTwo(t, c, home)
+	c.Running(other, machine, home.Name)
+	counts(c, w, 5)
+	must(t, home.Resume())
+	c.Healthy(other, machine)
+	oneCopy(c)
+	counts(c, w, 5)
+}
+
+// The guard hangs while the server is cut off: the daemon ends the guest in its
+// place, before it starts elsewhere.
+func TestGuardHangs(t *testing.T) {
+	c := harness.Up(t, devcluster.Options{Servers: 3})
+	home := counting(t, c, "2")
+	other := c.Other(home.Name)
+	w := c.Watch(port, other)
+	counts(c, w, 5)
+	must(t, home.Pause(t.Context(), devcluster.Guard))
+	neverTwo(t, c, home)
 	c.Running(other, machine, home.Name)
 	counts(c, w, 5)
 	must(t, home.Resume())
