@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -29,12 +30,16 @@ func (a *app) imageImportCommand() *cobra.Command {
 	header := &argonv1.ImportImageRequest_Header{}
 	cmd := &cobra.Command{
 		Use:   "import NAME FILE|URL",
-		Short: "Import a disk image: qcow2 or raw, from a file or an https URL",
-		Long: `Imports a disk image, qcow2 or raw, from a file on this host ("-" is standard
-input) or from an https URL, which the server downloads.`,
+		Short: "Import a disk image from a file, a URL or standard input",
+		Long: `Imports a disk image: qcow2, raw, vmdk, vdi, vhdx, or an OVA with one disk,
+each as it is or compressed with gzip, xz, zstd or bzip2. It comes from a file
+on this host ("-" is standard input) or from a URL, which the server downloads:
+https, or http if its --sha256 is given. What an OVA says of its machine's
+memory and processors is the default for machines that are made from it.`,
 		Example: `  argon image import debian ./debian-12.qcow2
   argon image import debian https://example.org/debian-12.qcow2 --sha256 9f86d0...
-  zcat disk.raw.gz | argon image import old - --format raw`,
+  argon image import appliance ./appliance.ova
+  ssh old cat /dev/sda | argon image import old - --format raw`,
 		Args: takes("NAME", "FILE|URL"),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 			if len(args) == 1 {
@@ -44,13 +49,10 @@ input) or from an https URL, which the server downloads.`,
 		},
 	}
 	f := addFormat(cmd)
-	cmd.Flags().StringVar(&header.Format, "format", "", "qcow2 or raw (default: found by looking)")
+	cmd.Flags().StringVar(&header.Format, "format", "", strings.Join(imageFormats, ", ")+" (default: found by looking)")
 	cmd.Flags().StringVar(&header.Sha256, "sha256", "", "refuse the image unless the file has this checksum")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if header.Format != "" && header.Format != "qcow2" && header.Format != "raw" {
-			return usage(cmd, "--format %q is neither qcow2 nor raw", header.Format)
-		}
-		return nil
+		return checkImageFormat(cmd, header.Format)
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		header.Name = args[0]
@@ -73,6 +75,16 @@ input) or from an https URL, which the server downloads.`,
 	return cmd
 }
 
+// imageFormats are those that can be imported.
+var imageFormats = []string{"qcow2", "raw", "vmdk", "vdi", "vhdx", "ova"}
+
+func checkImageFormat(cmd *cobra.Command, format string) error {
+	if format != "" && !slices.Contains(imageFormats, format) {
+		return usage(cmd, "--format %q is not one of %s", format, strings.Join(imageFormats, ", "))
+	}
+	return nil
+}
+
 // openSource fills in where the image comes from. A URL has no data here.
 func openSource(source string, header *argonv1.ImportImageRequest_Header, stdin io.Reader) (io.ReadCloser, error) {
 	if source == "-" {
@@ -80,8 +92,11 @@ func openSource(source string, header *argonv1.ImportImageRequest_Header, stdin 
 		return io.NopCloser(stdin), nil
 	}
 	if u, err := url.Parse(source); err == nil && strings.Contains(source, "://") {
-		if u.Scheme != "https" {
-			return nil, fmt.Errorf("image import: %s: only https URLs and files can be imported", source)
+		switch {
+		case u.Scheme == "http" && header.GetSha256() == "":
+			return nil, fmt.Errorf("image import: %s: anybody on the way could change what comes over http: give --sha256, or an https URL", source)
+		case u.Scheme != "https" && u.Scheme != "http":
+			return nil, fmt.Errorf("image import: %s: only https and http URLs and files can be imported", source)
 		}
 		header.Url, header.Source = source, source
 		return io.NopCloser(strings.NewReader("")), nil

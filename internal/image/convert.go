@@ -7,34 +7,84 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 )
 
-// convert turns a qcow2 file, whose header was found harmless by parseQCOW2,
-// into a raw one and returns the disk's size in bytes.
-func (s *Store) convert(ctx context.Context, from, to string, progress func(Progress)) (int64, error) {
-	out, err := s.run(ctx, "check", "-q", "-f", "qcow2", from)
-	if err != nil && !onlyLeaks(err) {
-		return 0, explainTool("the qcow2 file is damaged or truncated", out, err)
-	}
-	size, err := s.measure(ctx, from)
+// options name a disk to qemu-img: its driver is said, never found by QEMU, and
+// it sees that part of the file only.
+func (g *Given) options(d disk) string {
+	return fmt.Sprintf("driver=%s,file.driver=raw,file.offset=%d,file.size=%d,file.file.driver=file,file.file.filename=%s",
+		d.format, d.off, d.size, strings.ReplaceAll(g.file.Name(), ",", ",,"))
+}
+
+// measure checks a disk, and finds its size. What would make QEMU open other
+// files of this server is refused before QEMU gets to see it.
+func (s *Store) measure(ctx context.Context, g *Given, d *disk) error {
+	content := io.NewSectionReader(g.file, d.off, d.size)
+	virtual, err := inspect(content, d)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if err := s.convertTo(ctx, from, to, size, progress); err != nil {
-		return 0, err
+	if d.format == Raw {
+		d.virtual = d.size
+		return nil
 	}
-	st, err := os.Stat(to)
+	if err := s.fitsDisk(int64(virtual)); err != nil { // 0: not known yet
+		return err
+	}
+	if out, err := s.run(ctx, "check", "-q", "--image-opts", g.options(*d)); err != nil && !onlyLeaks(err) {
+		return explainTool(fmt.Sprintf("the %s file is damaged or truncated", d.format), out, err)
+	}
+	if d.virtual, err = s.virtualSize(ctx, g, *d); err != nil {
+		return err
+	}
+	if err := checkSize(uint64(d.virtual)); err != nil {
+		return err
+	}
+	if err := s.fitsDisk(d.virtual); err != nil {
+		return err
+	}
+	return s.fitsData(ctx, g, *d)
+}
+
+// fitsData refuses a disk whose data has no room here. What a qcow2 file would
+// need is what is not zeros; a raw one is measured with its holes.
+func (s *Store) fitsData(ctx context.Context, g *Given, d disk) error {
+	out, err := s.run(ctx, "measure", "--output=json", "--image-opts", "-O", "qcow2", g.options(d))
 	if err != nil {
-		return 0, fmt.Errorf("converting the image: %w", err)
+		return explainTool(fmt.Sprintf("the %s file is damaged or truncated", d.format), out, err)
 	}
-	if st.Size() != size {
-		return 0, fmt.Errorf("converting the image: %d bytes came out, expected %d", st.Size(), size)
+	var m struct {
+		Required int64 `json:"required"`
 	}
-	return size, nil
+	if err := json.Unmarshal(out, &m); err != nil {
+		return fmt.Errorf("measuring the image: %w", err)
+	}
+	return s.fits(m.Required)
+}
+
+// inspect reads what a disk says of itself; 0 for a size that only QEMU finds.
+func inspect(content *io.SectionReader, d *disk) (uint64, error) {
+	switch d.format {
+	case Raw:
+		return uint64(d.size), checkRaw(content, d.size)
+	case QCOW2:
+		head := make([]byte, min(d.size, peekSize))
+		if err := readAt(content, head, 0); err != nil {
+			return 0, fmt.Errorf("reading the image's first bytes: %w", err)
+		}
+		h, err := parseQCOW2(head)
+		return h.size, err
+	case VMDK:
+		return checkVMDK(content, d.size)
+	case VDI:
+		return checkVDI(content, d.size)
+	}
+	return 0, nil
 }
 
 // onlyLeaks: qemu-img check ends with 3 when clusters are unused but not free,
@@ -44,30 +94,46 @@ func onlyLeaks(err error) bool {
 	return errors.As(err, &exit) && exit.ExitCode() == 3
 }
 
-// measure finds the disk's size and refuses what does not fit here.
-func (s *Store) measure(ctx context.Context, from string) (int64, error) {
-	out, err := s.run(ctx, "measure", "--output=json", "-f", "qcow2", "-O", "raw", from)
+// virtualSize asks QEMU for a disk's size, and looks once more whether it is a
+// disk of its own.
+func (s *Store) virtualSize(ctx context.Context, g *Given, d disk) (int64, error) {
+	out, err := s.run(ctx, "info", "--output=json", "--image-opts", g.options(d))
 	if err != nil {
-		return 0, explainTool("the qcow2 file is damaged or truncated", out, err)
+		return 0, explainTool(fmt.Sprintf("the %s file is damaged or truncated", d.format), out, err)
 	}
-	var m struct {
-		Required  int64 `json:"required"`
-		Allocated int64 `json:"fully-allocated"`
+	var info struct {
+		Size      int64  `json:"virtual-size"`
+		Format    string `json:"format"`
+		Backing   string `json:"backing-filename"`
+		Encrypted bool   `json:"encrypted"`
 	}
-	if err := json.Unmarshal(out, &m); err != nil {
+	if err := json.Unmarshal(out, &info); err != nil {
 		return 0, fmt.Errorf("measuring the image: %w", err)
 	}
-	if err := checkSize(uint64(m.Allocated)); err != nil {
-		return 0, err
+	switch {
+	case info.Backing != "":
+		return 0, refuse("the %s file needs a backing file: flatten it first with `qemu-img convert`", d.format)
+	case info.Encrypted:
+		return 0, refuse("the %s file is encrypted: decrypt it first", d.format)
+	case info.Format != string(d.format):
+		return 0, fmt.Errorf("measuring the image: it is %s, expected %s", info.Format, d.format)
 	}
-	if err := s.fitsDisk(m.Allocated); err != nil {
-		return 0, err
-	}
-	return m.Allocated, s.fits(m.Required)
+	return info.Size, nil
 }
 
-func (s *Store) convertTo(ctx context.Context, from, to string, size int64, progress func(Progress)) error {
-	cmd := exec.CommandContext(ctx, s.tool, "convert", "-p", "-f", "qcow2", "-O", "raw", "-S", "4k", from, to)
+// convertTo writes a disk to a file, or, of the format "nbd", to a volume that
+// has only zeros.
+func (s *Store) convertTo(ctx context.Context, g *Given, d disk, format, to string, progress func(Progress)) error {
+	args := []string{"convert", "-p", "--image-opts", "-O", "raw", "-S", "4k"}
+	if format == "nbd" {
+		args = append(args, "-n", "--target-is-zero")
+	}
+	return s.convert(ctx, append(args, g.options(d), to), d.virtual, progress)
+}
+
+// convert runs qemu-img convert.
+func (s *Store) convert(ctx context.Context, args []string, size int64, progress func(Progress)) error {
+	cmd := exec.CommandContext(ctx, s.tool, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	stdout, err := cmd.StdoutPipe()
@@ -91,7 +157,7 @@ func (s *Store) convertTo(ctx context.Context, from, to string, size int64, prog
 		if bytes.Contains(stderr.Bytes(), []byte("No space left")) {
 			return fmt.Errorf("%w in %s: free some, or import on another server", ErrNoSpace, s.dir)
 		}
-		return explainTool("the qcow2 file could not be converted", stderr.Bytes(), err)
+		return explainTool("the disk could not be converted", stderr.Bytes(), err)
 	}
 	return nil
 }
@@ -107,7 +173,7 @@ func (s *Store) run(ctx context.Context, args ...string) ([]byte, error) {
 
 func (s *Store) noTool(err error) error {
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("qcow2 images need %s, which is not installed: install qemu-utils, or give a raw image", s.tool)
+		return fmt.Errorf("all images but raw ones need %s, which is not installed: install qemu-utils, or give a raw image", s.tool)
 	}
 	return err
 }

@@ -19,9 +19,11 @@ import (
 // Request says what to import. Exactly one of Data and URL is given.
 type Request struct {
 	Data io.Reader
-	// URL is downloaded; https only, also after redirects.
+	// URL is downloaded: https only, also after redirects; http too if there is
+	// a checksum.
 	URL string
-	// Format is "" (found by looking), QCOW2 or Raw.
+	// Format is "" (found by looking) or one of the formats: of what is inside,
+	// if the file is compressed.
 	Format Format
 	// SHA256 of the file as given, hex; empty: not checked.
 	SHA256 string
@@ -39,6 +41,7 @@ type Progress struct {
 // show it until Done was called, so that nobody takes it for a leftover.
 type Staged struct {
 	Format Format
+	Hints  Hints
 	// Size of the disk inside, in bytes; a multiple of 512.
 	Size int64
 	// SHA256 of the raw form, hex.
@@ -71,27 +74,19 @@ func (s *Store) Import(ctx context.Context, id string, r Request, progress func(
 	if err != nil {
 		return nil, err
 	}
-	given, err := s.temp()
+	g, err := s.Receive(ctx, r, progress)
 	if err != nil {
 		return nil, err
 	}
-	defer discard(given)
-	format, size, err := s.take(ctx, given, r, progress)
+	defer g.Close()
+	if n := len(g.Disks()); n != 1 {
+		return nil, refuse("the OVA holds %d disks, and an image is one: `argon machine import` takes them all", n)
+	}
+	raw, size, err := g.raw(ctx, progress)
 	if err != nil {
 		return nil, s.explain(err)
 	}
-	raw := given
-	if format == QCOW2 {
-		if raw, err = s.temp(); err != nil {
-			return nil, err
-		}
-		defer discard(raw)
-		if size, err = s.convert(ctx, given.Name(), raw.Name(), progress); err != nil {
-			return nil, s.explain(err)
-		}
-	} else if err := checkRaw(given, size); err != nil {
-		return nil, err
-	}
+	defer discard(raw)
 	sum, err := sumFile(ctx, raw, size, func(done int64) { progress(Progress{"checking", done, size}) })
 	if err != nil {
 		return nil, err
@@ -99,60 +94,194 @@ func (s *Store) Import(ctx context.Context, id string, r Request, progress func(
 	s.mu.Lock()
 	s.fresh[id] = true
 	s.mu.Unlock()
-	staged := &Staged{Format: format, Size: size, SHA256: sum, store: s, id: id}
+	staged := &Staged{Format: g.Format, Hints: g.Hints, Size: size, SHA256: sum, store: s, id: id}
 	if err := s.keep(raw, path); err != nil {
 		return nil, errors.Join(err, staged.Discard())
 	}
 	return staged, nil
 }
 
-// take brings the file here, as it was given.
-func (s *Store) take(ctx context.Context, into *os.File, r Request, progress func(Progress)) (Format, int64, error) {
-	src, total, phase := r.Data, r.Size, "receiving"
+// Given is a file that was received and found usable, as it was given but for
+// its compression.
+type Given struct {
+	Format Format
+	// Hints are those of an OVA.
+	Hints Hints
+
+	store *Store
+	file  *os.File
+	disks []disk
+}
+
+// disk is one in a file that was given.
+type disk struct {
+	format Format
+	section
+	virtual int64 // bytes
+}
+
+// Receive takes a file in for as long as it is needed: until Close. See Import
+// for its errors.
+func (s *Store) Receive(ctx context.Context, r Request, progress func(Progress)) (*Given, error) {
+	f, err := s.temp()
+	if err != nil {
+		return nil, err
+	}
+	g := &Given{store: s, file: f}
+	if err = s.take(ctx, g, r, progress); err == nil {
+		for i := range g.disks {
+			if err = s.measure(ctx, g, &g.disks[i]); err != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		g.Close()
+		return nil, s.explain(err)
+	}
+	return g, nil
+}
+
+// Close deletes the file.
+func (g *Given) Close() { discard(g.file) }
+
+// Disks are the sizes of those in the file, in bytes.
+func (g *Given) Disks() []int64 {
+	sizes := make([]int64, len(g.disks))
+	for i, d := range g.disks {
+		sizes[i] = d.virtual
+	}
+	return sizes
+}
+
+// raw is a file with the only disk.
+func (g *Given) raw(ctx context.Context, progress func(Progress)) (*os.File, int64, error) {
+	d := g.disks[0]
+	if g.Format == Raw {
+		return g.file, d.virtual, nil
+	}
+	raw, err := g.store.temp()
+	if err != nil {
+		return nil, 0, err
+	}
+	err = g.store.convertTo(ctx, g, d, "raw", raw.Name(), progress)
+	if err == nil {
+		err = hasSize(raw, d.virtual)
+	}
+	if err != nil {
+		discard(raw)
+		return nil, 0, err
+	}
+	return raw, d.virtual, nil
+}
+
+func hasSize(f *os.File, size int64) error {
+	st, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("converting the image: %w", err)
+	}
+	if st.Size() != size {
+		return fmt.Errorf("converting the image: %d bytes came out, expected %d", st.Size(), size)
+	}
+	return nil
+}
+
+// take brings the file here, and finds out what it is.
+func (s *Store) take(ctx context.Context, g *Given, r Request, progress func(Progress)) error {
+	from, total, phase := r.Data, r.Size, "receiving"
 	if r.URL != "" {
-		body, n, err := s.download(ctx, r.URL)
+		body, n, err := s.download(ctx, r.URL, r.SHA256 != "")
 		if err != nil {
-			return "", 0, err
+			return err
 		}
 		defer body.Close()
-		src, total, phase = body, n, "downloading"
+		from, total, phase = body, n, "downloading"
 	}
 	if err := s.fits(total); err != nil {
-		return "", 0, err
-	}
-	buffered := bufio.NewReaderSize(src, peekSize)
-	head, err := buffered.Peek(peekSize)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return "", 0, fmt.Errorf("%s the image: %w", phase, err)
-	}
-	format, err := look(head, r.Format)
-	if err != nil {
-		return "", 0, err
-	}
-	if format == QCOW2 {
-		if _, err := parseQCOW2(head); err != nil {
-			return "", 0, err
-		}
+		return err
 	}
 	sum := sha256.New()
-	out := &sparseWriter{f: into}
-	n, err := copyWith(ctx, io.MultiWriter(out, sum), buffered, func(done int64) {
-		progress(Progress{phase, done, total})
-	})
+	src := &source{r: io.TeeReader(from, sum), read: func(done int64) { progress(Progress{phase, done, total}) }}
+	size, err := s.copyIn(ctx, g, src, r.Format)
 	if err != nil {
-		return "", 0, fmt.Errorf("%s the image: %w", phase, err)
+		if errors.Is(err, ErrNotImage) || errors.Is(err, ErrNoSpace) {
+			return err
+		}
+		return fmt.Errorf("%s the image: %w", phase, err)
 	}
-	if total > 0 && n != total {
-		return "", 0, refuse("the image is truncated: %d of %d bytes came", n, total)
+	if total > 0 && src.n != total {
+		return refuse("the image is truncated: %d of %d bytes came", src.n, total)
 	}
 	got := hex.EncodeToString(sum.Sum(nil))
 	if r.SHA256 != "" && !strings.EqualFold(got, r.SHA256) {
-		return "", 0, fmt.Errorf("the image's %w: SHA-256 is %s, expected %s", ErrChecksum, got, strings.ToLower(r.SHA256))
+		return fmt.Errorf("the image's %w: SHA-256 is %s, expected %s", ErrChecksum, got, strings.ToLower(r.SHA256))
 	}
-	return format, n, out.finish()
+	g.disks = []disk{{format: g.Format, section: section{0, size}}}
+	if g.Format == OVA {
+		g.disks, g.Hints, err = readOVA(g.file, size)
+	}
+	return err
 }
 
-func copyWith(ctx context.Context, w io.Writer, r io.Reader, progress func(done int64)) (int64, error) {
+// copyIn writes the file as it is, or what is inside if it is compressed.
+func (s *Store) copyIn(ctx context.Context, g *Given, src *source, want Format) (int64, error) {
+	buffered := bufio.NewReaderSize(src, peekSize)
+	head, err := peek(buffered)
+	if err != nil {
+		return 0, err
+	}
+	most := int64(MaxSize)
+	content := buffered
+	u, err := unpack(head, buffered, src)
+	if err != nil {
+		return 0, err
+	}
+	if u != nil {
+		defer u.close()
+		if most, err = s.mostUnpacked(); err != nil {
+			return 0, err
+		}
+		content = bufio.NewReaderSize(u, peekSize)
+		if head, err = peek(content); err != nil {
+			return 0, err
+		}
+	}
+	if g.Format, err = look(head, want); err != nil {
+		return 0, err
+	}
+	if g.Format == QCOW2 {
+		// At once, before much is copied.
+		if _, err := parseQCOW2(head); err != nil {
+			return 0, err
+		}
+	}
+	out := &sparseWriter{f: g.file}
+	n, err := copyWith(ctx, out, content, most)
+	if err == nil && u != nil {
+		err = u.rest(buffered)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return n, out.finish()
+}
+
+func peek(r *bufio.Reader) ([]byte, error) {
+	head, err := r.Peek(peekSize)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return head, nil
+}
+
+// mostUnpacked bounds what a compressed file may turn into: what the disk could
+// ever hold.
+func (s *Store) mostUnpacked() (int64, error) {
+	_, total, err := s.free(s.dir)
+	return int64(min(total, MaxSize)), err
+}
+
+func copyWith(ctx context.Context, w io.Writer, r io.Reader, most int64) (int64, error) {
 	buf := make([]byte, pieceSize)
 	done := int64(0)
 	for {
@@ -161,13 +290,11 @@ func copyWith(ctx context.Context, w io.Writer, r io.Reader, progress func(done 
 		}
 		n, err := r.Read(buf)
 		if n > 0 {
+			if done += int64(n); done > most {
+				return done, fmt.Errorf("%w: it has more than %s, all that the disk can hold", ErrNoSpace, humanize.IBytes(uint64(most)))
+			}
 			if _, werr := w.Write(buf[:n]); werr != nil {
 				return done, werr
-			}
-			done += int64(n)
-			progress(done)
-			if done > MaxSize {
-				return done, refuse("the image is larger than %s", humanize.IBytes(MaxSize))
 			}
 		}
 		if errors.Is(err, io.EOF) {
@@ -203,9 +330,15 @@ func (s *Store) fitsDisk(virtual int64) error {
 	return nil
 }
 
-func (s *Store) download(ctx context.Context, address string) (io.ReadCloser, int64, error) {
+// download opens a URL. One that anybody on the way can change is taken only
+// with a checksum.
+func (s *Store) download(ctx context.Context, address string, checked bool) (io.ReadCloser, int64, error) {
+	may := func(u *url.URL) bool { return u.Scheme == "https" || u.Scheme == "http" && checked }
 	u, err := url.Parse(address)
-	if err != nil || u.Scheme != "https" || u.Host == "" {
+	switch {
+	case err == nil && u.Scheme == "http" && u.Host != "" && !checked:
+		return nil, 0, refuse("%q is not https: anybody on the way could change the image: give its --sha256, or an https URL", address)
+	case err != nil || u.Host == "" || !may(u):
 		return nil, 0, refuse("%q is not an https URL", address)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
@@ -214,7 +347,7 @@ func (s *Store) download(ctx context.Context, address string) (io.ReadCloser, in
 	}
 	client := *s.http
 	client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
-		if req.URL.Scheme != "https" {
+		if !may(req.URL) {
 			return fmt.Errorf("%s leads to %s, which is not https", address, req.URL.Redacted())
 		}
 		if len(via) >= 10 {
@@ -230,5 +363,6 @@ func (s *Store) download(ctx context.Context, address string) (io.ReadCloser, in
 		_ = res.Body.Close()
 		return nil, 0, refuse("downloading %s: the server answered %s", u.Redacted(), res.Status)
 	}
+	// What the transport unpacked by itself has no length.
 	return res.Body, max(res.ContentLength, 0), nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/dustin/go-humanize"
 )
@@ -17,7 +18,24 @@ type Format string
 const (
 	QCOW2 Format = "qcow2"
 	Raw   Format = "raw"
+	// VMDK in one file: monolithicSparse or streamOptimized.
+	VMDK Format = "vmdk"
+	VDI  Format = "vdi"
+	VHDX Format = "vhdx"
+	// OVA is a tar archive of a machine's description and its disks.
+	OVA Format = "ova"
 )
+
+// formats are all of them, for those who are asked for one.
+var formats = []Format{QCOW2, Raw, VMDK, VDI, VHDX, OVA}
+
+// ParseFormat checks a user's word for a format; "" is to be found by looking.
+func ParseFormat(word string) (Format, error) {
+	if f := Format(word); word == "" || slices.Contains(formats, f) {
+		return f, nil
+	}
+	return "", refuse("format %q is not known: use qcow2, raw, vmdk, vdi, vhdx or ova", word)
+}
 
 // ErrNotImage: the file can not be used as an image: it is something else, is
 // truncated, or refers to other files. The error says which.
@@ -43,26 +61,26 @@ func (e *notImage) Is(target error) bool { return target == ErrNotImage }
 // said, or "". An ordinary file that could be anything is raw only if the user
 // says so.
 func look(head []byte, want Format) (Format, error) {
-	if want != "" && want != QCOW2 && want != Raw {
-		return "", refuse("format %q is not known: use qcow2 or raw", want)
+	if _, err := ParseFormat(string(want)); err != nil {
+		return "", err
 	}
 	if len(head) == 0 {
 		return "", refuse("the file is empty")
 	}
-	found := foreign(head)
+	found, known := foreign(head)
 	switch {
-	case found == "qcow2" && want != Raw:
-		return QCOW2, nil
-	case want == QCOW2:
-		return "", refuse("the file is not qcow2: its first bytes say %s", orUnknown(found))
-	case want == Raw && found == "qcow2":
-		return "", refuse("the file is qcow2, not raw: leave the format to be found")
+	case known != "" && (want == "" || want == known):
+		return known, nil
+	case known != "" && want == Raw:
+		return "", refuse("the file is %s, not raw: leave the format to be found", found)
+	case want != "" && want != Raw:
+		return "", refuse("the file is not %s: its first bytes say %s", want, orUnknown(found))
 	case found != "":
-		return "", refuse("the file is %s, not a disk: give a qcow2 or raw image", found)
+		return "", refuse("the file is %s, not a disk that can be imported: give qcow2, raw, vmdk, vdi, vhdx or ova", found)
 	case want == Raw || isDisk(head):
 		return Raw, nil
 	}
-	return "", refuse("the file is neither qcow2 nor a raw disk with a partition table or file system: if it is raw all the same, say so with the format")
+	return "", refuse("the file is neither qcow2, vmdk, vdi, vhdx or ova, nor a raw disk with a partition table or file system: if it is raw all the same, say so with the format")
 }
 
 func orUnknown(s string) string {
@@ -82,29 +100,35 @@ func (m mark) in(head []byte) bool {
 	return len(head) >= m.at+len(m.bytes) && string(head[m.at:m.at+len(m.bytes)]) == m.bytes
 }
 
-// foreign names a container format by its mark; "" when there is none.
-func foreign(head []byte) string {
-	for _, m := range []mark{
-		{"qcow2", 0, "QFI\xfb"},
-		{"a VMDK image", 0, "KDMV"},
-		{"a VMDK description", 0, "# Disk DescriptorFile"},
-		{"a VHDX image", 0, "vhdxfile"},
-		{"a VHD image", 0, "conectix"},
-		{"a VDI image", 0x40, "\x7f\x10\xda\xbe"},
-		{"a QED image", 0, "QED\x00"},
-		{"compressed with gzip", 0, "\x1f\x8b"},
-		{"compressed with xz", 0, "\xfd7zXZ\x00"},
-		{"compressed with zstd", 0, "\x28\xb5\x2f\xfd"},
-		{"compressed with bzip2", 0, "BZh"},
-		{"a zip archive", 0, "PK\x03\x04"},
-		{"a tar archive", 257, "ustar"},
-		{"an ELF program", 0, "\x7fELF"},
+// foreign names what a file is by its mark; "" when there is none. format is
+// set for what can be imported.
+func foreign(head []byte) (name string, format Format) {
+	for _, f := range []struct {
+		mark
+		format Format
+	}{
+		{mark{"qcow2", 0, "QFI\xfb"}, QCOW2},
+		{mark{"vmdk", 0, "KDMV"}, VMDK},
+		{mark{"vhdx", 0, "vhdxfile"}, VHDX},
+		{mark{"vdi", 0x40, "\x7f\x10\xda\xbe"}, VDI},
+		{mark{"ova", 257, "ustar"}, OVA},
+		{mark{"the description of a VMDK whose data is in other files", 0, "# Disk DescriptorFile"}, ""},
+		{mark{"a VMDK of an old kind", 0, "COWD"}, ""},
+		{mark{"a VHD image", 0, "conectix"}, ""},
+		{mark{"a QED image", 0, "QED\x00"}, ""},
+		{mark{"compressed with gzip", 0, "\x1f\x8b"}, ""},
+		{mark{"compressed with xz", 0, "\xfd7zXZ\x00"}, ""},
+		{mark{"compressed with zstd", 0, "\x28\xb5\x2f\xfd"}, ""},
+		{mark{"compressed with bzip2", 0, "BZh"}, ""},
+		{mark{"a zip archive", 0, "PK\x03\x04"}, ""},
+		{mark{"an OVF description: import the OVA that holds it", 0, "<?xml"}, ""},
+		{mark{"an ELF program", 0, "\x7fELF"}, ""},
 	} {
-		if m.in(head) {
-			return m.name
+		if f.in(head) {
+			return f.name, f.format
 		}
 	}
-	return ""
+	return "", ""
 }
 
 // isDisk tells whether the head is that of a disk that something can boot from
@@ -128,69 +152,6 @@ func isDisk(head []byte) bool {
 		}
 	}
 	return false
-}
-
-// qcow2Header is the part of the header that import decides by.
-// See QEMU's docs/interop/qcow2.rst.
-type qcow2Header struct {
-	version     uint32
-	size        uint64
-	clusterBits uint32
-}
-
-// The header's incompatible features.
-const (
-	featureDirty       = 1 << 0
-	featureCorrupt     = 1 << 1
-	featureDataFile    = 1 << 2
-	featureCompression = 1 << 3
-	featureSubclusters = 1 << 4
-)
-
-// parseQCOW2 reads a header before QEMU gets to see the file. What would make
-// QEMU open other files of this server is refused here.
-func parseQCOW2(head []byte) (qcow2Header, error) {
-	var h qcow2Header
-	if len(head) < 72 {
-		return h, refuse("the qcow2 file is truncated: it ends inside its header")
-	}
-	be := binary.BigEndian
-	h.version = be.Uint32(head[4:])
-	h.clusterBits = be.Uint32(head[20:])
-	h.size = be.Uint64(head[24:])
-	if h.version != 2 && h.version != 3 {
-		return h, refuse("qcow2 version %d is not known", h.version)
-	}
-	if be.Uint64(head[8:]) != 0 || be.Uint32(head[16:]) != 0 {
-		return h, refuse("the qcow2 file needs a backing file: flatten it first with `qemu-img convert -O qcow2`")
-	}
-	if be.Uint32(head[32:]) != 0 {
-		return h, refuse("the qcow2 file is encrypted: decrypt it first")
-	}
-	if h.version == 3 {
-		if len(head) < 104 {
-			return h, refuse("the qcow2 file is truncated: it ends inside its header")
-		}
-		if err := checkFeatures(be.Uint64(head[72:])); err != nil {
-			return h, err
-		}
-	}
-	if h.clusterBits < 9 || h.clusterBits > 21 {
-		return h, refuse("the qcow2 file is damaged: clusters of 2^%d bytes", h.clusterBits)
-	}
-	return h, checkSize(h.size)
-}
-
-func checkFeatures(f uint64) error {
-	switch {
-	case f&featureDataFile != 0:
-		return refuse("the qcow2 file keeps its data in another file: flatten it first with `qemu-img convert -O qcow2`")
-	case f&featureCorrupt != 0:
-		return refuse("the qcow2 file is marked as corrupt: repair it first with `qemu-img check -r all`")
-	case f&^(featureDirty|featureCompression|featureSubclusters) != 0:
-		return refuse("the qcow2 file uses features that are not known (%#x)", f)
-	}
-	return nil
 }
 
 func checkSize(n uint64) error {

@@ -208,13 +208,14 @@ func TestBadImages(t *testing.T) {
 		says   string
 	}{
 		"empty":                    {nil, "", "empty"},
-		"garbage":                  {garbage, "", "neither qcow2 nor a raw disk"},
+		"garbage":                  {garbage, "", "nor a raw disk"},
 		"garbage called qcow2":     {garbage, QCOW2, "not qcow2"},
 		"qcow2 called raw":         {qcow2, Raw, "is qcow2, not raw"},
-		"unknown format":           {disk, "vmdk", "not known"},
+		"unknown format":           {disk, "floppy", "not known"},
+		"another format":           {disk, VMDK, "not vmdk"},
 		"a zip":                    {append([]byte("PK\x03\x04"), garbage...), "", "zip"},
-		"compressed":               {append([]byte("\x1f\x8b"), disk...), "", "gzip"},
-		"a VMDK":                   {append([]byte("KDMV"), disk...), "", "VMDK"},
+		"not really compressed":    {append([]byte("\x1f\x8b"), disk...), "", "gzip"},
+		"not really a VMDK":        {append([]byte("KDMV"), disk...), "", "vmdk"},
 		"raw, odd length":          {disk[:4*mib-100], "", "multiple of 512"},
 		"raw, cut":                 {disk[:3*mib], "", "partition table"},
 		"raw, cut, GPT":            {gpt[:3*mib], "", "partition table"},

@@ -109,6 +109,7 @@ func (p *Parts) recordImage(ctx context.Context, id string, header *argonv1.Impo
 			SourceFormat: string(staged.Format),
 			Source:       source,
 			Copies:       []*argonv1.ImageCopy{{ServerId: p.ServerID, Ready: true}},
+			Hints:        hints(staged.Hints),
 		})
 		return nil
 	})
@@ -120,6 +121,14 @@ func (p *Parts) recordImage(ctx context.Context, id string, header *argonv1.Impo
 		return nil, err
 	}
 	return st.Images[id], nil
+}
+
+// hints are absent if nothing is known.
+func hints(h image.Hints) *argonv1.MachineHints {
+	if h == (image.Hints{}) {
+		return nil
+	}
+	return &argonv1.MachineHints{Cpus: uint32(h.CPUs), MemoryBytes: uint64(h.MemoryBytes), Firmware: h.Firmware}
 }
 
 // importReader reads the data of an import's stream.

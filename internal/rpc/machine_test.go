@@ -69,7 +69,7 @@ func TestImages(t *testing.T) {
 	_, err = w.importImage(&argonv1.ImportImageRequest_Header{Name: "../x"}, disk(mib))
 	wantError(t, err, connect.CodeInvalidArgument, "image name")
 	_, err = w.importImage(&argonv1.ImportImageRequest_Header{Name: "x"}, []byte("what"))
-	wantError(t, err, connect.CodeInvalidArgument, "neither qcow2 nor")
+	wantError(t, err, connect.CodeInvalidArgument, "nor a raw disk")
 	_, err = w.importImage(&argonv1.ImportImageRequest_Header{Name: "x", Sha256: "12"}, disk(mib))
 	wantError(t, err, connect.CodeInvalidArgument, "64 hex")
 	_, err = w.importImage(&argonv1.ImportImageRequest_Header{Name: "x", Url: "http://localhost/"}, nil)
