@@ -120,7 +120,7 @@ func TestPauseAndPatience(t *testing.T) {
 // FuzzApply: whatever is in etcd, a state can be made of it or not, but nothing
 // breaks, and nothing ends up in an old state.
 func FuzzApply(f *testing.F) {
-	for _, key := range []string{"cluster", "server/a", "image/a", "volume/a", "machine/a", "volume-status/a", "lease/a", "x", "", "machine", "machine//"} {
+	for _, key := range []string{"cluster", "server/a", "image/a", "volume/a", "machine/a", "volume-status/a", "lease/a", "checkpoint/a", "x", "", "machine", "machine//"} {
 		f.Add(statePrefix+key, []byte("\x0a\x02\x0a\x00"), true)
 		f.Add(statePrefix+key, []byte{}, false)
 		f.Add(statePrefix+key, []byte("\xff"), true)
@@ -131,7 +131,7 @@ func FuzzApply(f *testing.F) {
 		e := old.edit(s)
 		err := e.apply(put, &mvccpb.KeyValue{Key: []byte(key), Value: value, ModRevision: 2})
 		size := func(st *State) int {
-			return len(st.Servers) + len(st.Images) + len(st.Volumes) + len(st.Machines) + len(st.VolumeStatus) + len(st.Leases)
+			return len(st.Servers) + len(st.Images) + len(st.Volumes) + len(st.Machines) + len(st.VolumeStatus) + len(st.Leases) + len(st.Checkpoints)
 		}
 		if size(old) != 0 || old.Cluster != nil {
 			t.Error("the old state was changed")

@@ -25,6 +25,7 @@ type State struct {
 	Machines     map[string]*argonv1.Machine
 	VolumeStatus map[string]*argonv1.VolumeStatus
 	Leases       map[string]*argonv1.Lease
+	Checkpoints  map[string]*argonv1.Checkpoint
 }
 
 func newState(revision int64) *State {
@@ -36,6 +37,7 @@ func newState(revision int64) *State {
 		Machines:     map[string]*argonv1.Machine{},
 		VolumeStatus: map[string]*argonv1.VolumeStatus{},
 		Leases:       map[string]*argonv1.Lease{},
+		Checkpoints:  map[string]*argonv1.Checkpoint{},
 	}
 }
 
@@ -71,6 +73,8 @@ func (e *edition) apply(put bool, kv *mvccpb.KeyValue) error {
 		return applyTo(e, &e.Volumes, e.store.Volumes.traits, put, id, kv)
 	case e.store.Machines.kind:
 		return applyTo(e, &e.Machines, e.store.Machines.traits, put, id, kv)
+	case e.store.Checkpoints.kind:
+		return applyTo(e, &e.Checkpoints, e.store.Checkpoints.traits, put, id, kv)
 	case e.store.status.kind:
 		return applyTo(e, &e.VolumeStatus, e.store.status, put, id, kv)
 	}

@@ -50,6 +50,8 @@ type Store struct {
 	Tokens   *Table[*argonv1.Token]
 	Events   *Events
 
+	Checkpoints *Table[*argonv1.Checkpoint]
+
 	status traits[*argonv1.VolumeStatus]
 }
 
@@ -123,6 +125,9 @@ func newStore(cli *clientv3.Client) *Store {
 		Machines: &Table[*argonv1.Machine]{e, named("machine",
 			func() *argonv1.Machine { return &argonv1.Machine{} },
 			func(r *argonv1.Machine) **argonv1.Meta { return &r.Meta })},
+		Checkpoints: &Table[*argonv1.Checkpoint]{e, named("checkpoint",
+			func() *argonv1.Checkpoint { return &argonv1.Checkpoint{} },
+			func(r *argonv1.Checkpoint) **argonv1.Meta { return &r.Meta })},
 		Tokens: &Table[*argonv1.Token]{e, tokens()},
 		Events: &Events{etcd: e, now: time.Now},
 		status: volumeStatus(),

@@ -80,6 +80,8 @@ func (s *Store) change(r Record, v verb) (change, error) {
 		return s.Machines.change(r, v)
 	case *argonv1.Token:
 		return s.Tokens.change(r, v)
+	case *argonv1.Checkpoint:
+		return s.Checkpoints.change(r, v)
 	}
 	return change{}, fmt.Errorf("catalog: %T cannot be part of a transaction", r)
 }

@@ -2195,7 +2195,9 @@ func (x *CreateVolumeResponse) GetWarnings() []string {
 }
 
 type ListVolumesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Also those that hold the memory of checkpoints.
+	All           bool `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2228,6 +2230,13 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
 	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ListVolumesRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
 }
 
 type ListVolumesResponse struct {
@@ -2729,9 +2738,13 @@ type CreateMachineRequest struct {
 	// "bios" (also when empty) or "uefi".
 	Firmware string `protobuf:"bytes,31,opt,name=firmware,proto3" json:"firmware,omitempty"`
 	// How many network interfaces it has. 0: 1.
-	Networks      uint32 `protobuf:"varint,32,opt,name=networks,proto3" json:"networks,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Networks               uint32 `protobuf:"varint,32,opt,name=networks,proto3" json:"networks,omitempty"`
+	OnLoss                 OnLoss `protobuf:"varint,40,opt,name=on_loss,json=onLoss,proto3,enum=argon.v1.OnLoss" json:"on_loss,omitempty"`
+	CheckpointEverySeconds uint32 `protobuf:"varint,41,opt,name=checkpoint_every_seconds,json=checkpointEverySeconds,proto3" json:"checkpoint_every_seconds,omitempty"`
+	// 0: 6.
+	CheckpointsKept uint32 `protobuf:"varint,42,opt,name=checkpoints_kept,json=checkpointsKept,proto3" json:"checkpoints_kept,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CreateMachineRequest) Reset() {
@@ -2865,6 +2878,27 @@ func (x *CreateMachineRequest) GetFirmware() string {
 func (x *CreateMachineRequest) GetNetworks() uint32 {
 	if x != nil {
 		return x.Networks
+	}
+	return 0
+}
+
+func (x *CreateMachineRequest) GetOnLoss() OnLoss {
+	if x != nil {
+		return x.OnLoss
+	}
+	return OnLoss_ON_LOSS_UNSPECIFIED
+}
+
+func (x *CreateMachineRequest) GetCheckpointEverySeconds() uint32 {
+	if x != nil {
+		return x.CheckpointEverySeconds
+	}
+	return 0
+}
+
+func (x *CreateMachineRequest) GetCheckpointsKept() uint32 {
+	if x != nil {
+		return x.CheckpointsKept
 	}
 	return 0
 }
@@ -3373,18 +3407,21 @@ func (*RemoveMachineResponse) Descriptor() ([]byte, []int) {
 
 // What is absent stays as it is.
 type SetMachineRequest struct {
-	state                 protoimpl.MessageState `protogen:"open.v1"`
-	Name                  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Cpus                  *uint32                `protobuf:"varint,2,opt,name=cpus,proto3,oneof" json:"cpus,omitempty"`
-	MemoryBytes           *uint64                `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3,oneof" json:"memory_bytes,omitempty"`
-	StopTimeoutSeconds    *uint32                `protobuf:"varint,4,opt,name=stop_timeout_seconds,json=stopTimeoutSeconds,proto3,oneof" json:"stop_timeout_seconds,omitempty"`
-	CpuPercent            *uint32                `protobuf:"varint,10,opt,name=cpu_percent,json=cpuPercent,proto3,oneof" json:"cpu_percent,omitempty"`
-	CpuWeight             *uint32                `protobuf:"varint,11,opt,name=cpu_weight,json=cpuWeight,proto3,oneof" json:"cpu_weight,omitempty"`
-	DiskIops              *uint64                `protobuf:"varint,12,opt,name=disk_iops,json=diskIops,proto3,oneof" json:"disk_iops,omitempty"`
-	DiskBytesPerSecond    *uint64                `protobuf:"varint,13,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3,oneof" json:"disk_bytes_per_second,omitempty"`
-	NetworkBytesPerSecond *uint64                `protobuf:"varint,14,opt,name=network_bytes_per_second,json=networkBytesPerSecond,proto3,oneof" json:"network_bytes_per_second,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	state                  protoimpl.MessageState `protogen:"open.v1"`
+	Name                   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Cpus                   *uint32                `protobuf:"varint,2,opt,name=cpus,proto3,oneof" json:"cpus,omitempty"`
+	MemoryBytes            *uint64                `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3,oneof" json:"memory_bytes,omitempty"`
+	StopTimeoutSeconds     *uint32                `protobuf:"varint,4,opt,name=stop_timeout_seconds,json=stopTimeoutSeconds,proto3,oneof" json:"stop_timeout_seconds,omitempty"`
+	CpuPercent             *uint32                `protobuf:"varint,10,opt,name=cpu_percent,json=cpuPercent,proto3,oneof" json:"cpu_percent,omitempty"`
+	CpuWeight              *uint32                `protobuf:"varint,11,opt,name=cpu_weight,json=cpuWeight,proto3,oneof" json:"cpu_weight,omitempty"`
+	DiskIops               *uint64                `protobuf:"varint,12,opt,name=disk_iops,json=diskIops,proto3,oneof" json:"disk_iops,omitempty"`
+	DiskBytesPerSecond     *uint64                `protobuf:"varint,13,opt,name=disk_bytes_per_second,json=diskBytesPerSecond,proto3,oneof" json:"disk_bytes_per_second,omitempty"`
+	NetworkBytesPerSecond  *uint64                `protobuf:"varint,14,opt,name=network_bytes_per_second,json=networkBytesPerSecond,proto3,oneof" json:"network_bytes_per_second,omitempty"`
+	OnLoss                 *OnLoss                `protobuf:"varint,40,opt,name=on_loss,json=onLoss,proto3,enum=argon.v1.OnLoss,oneof" json:"on_loss,omitempty"`
+	CheckpointEverySeconds *uint32                `protobuf:"varint,41,opt,name=checkpoint_every_seconds,json=checkpointEverySeconds,proto3,oneof" json:"checkpoint_every_seconds,omitempty"`
+	CheckpointsKept        *uint32                `protobuf:"varint,42,opt,name=checkpoints_kept,json=checkpointsKept,proto3,oneof" json:"checkpoints_kept,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *SetMachineRequest) Reset() {
@@ -3480,6 +3517,27 @@ func (x *SetMachineRequest) GetNetworkBytesPerSecond() uint64 {
 	return 0
 }
 
+func (x *SetMachineRequest) GetOnLoss() OnLoss {
+	if x != nil && x.OnLoss != nil {
+		return *x.OnLoss
+	}
+	return OnLoss_ON_LOSS_UNSPECIFIED
+}
+
+func (x *SetMachineRequest) GetCheckpointEverySeconds() uint32 {
+	if x != nil && x.CheckpointEverySeconds != nil {
+		return *x.CheckpointEverySeconds
+	}
+	return 0
+}
+
+func (x *SetMachineRequest) GetCheckpointsKept() uint32 {
+	if x != nil && x.CheckpointsKept != nil {
+		return *x.CheckpointsKept
+	}
+	return 0
+}
+
 type SetMachineResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Machine *MachineView           `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
@@ -3533,6 +3591,420 @@ func (x *SetMachineResponse) GetNextStart() []string {
 	return nil
 }
 
+type CheckpointMachineRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Empty: the machine's, with the time.
+	Checkpoint    string `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointMachineRequest) Reset() {
+	*x = CheckpointMachineRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointMachineRequest) ProtoMessage() {}
+
+func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointMachineRequest.ProtoReflect.Descriptor instead.
+func (*CheckpointMachineRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *CheckpointMachineRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CheckpointMachineRequest) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+type CheckpointMachineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoint    *CheckpointView        `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointMachineResponse) Reset() {
+	*x = CheckpointMachineResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointMachineResponse) ProtoMessage() {}
+
+func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointMachineResponse.ProtoReflect.Descriptor instead.
+func (*CheckpointMachineResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *CheckpointMachineResponse) GetCheckpoint() *CheckpointView {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+type SuspendMachineRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SuspendMachineRequest) Reset() {
+	*x = SuspendMachineRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SuspendMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SuspendMachineRequest) ProtoMessage() {}
+
+func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SuspendMachineRequest.ProtoReflect.Descriptor instead.
+func (*SuspendMachineRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *SuspendMachineRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type SuspendMachineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *MachineView           `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SuspendMachineResponse) Reset() {
+	*x = SuspendMachineResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SuspendMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SuspendMachineResponse) ProtoMessage() {}
+
+func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SuspendMachineResponse.ProtoReflect.Descriptor instead.
+func (*SuspendMachineResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *SuspendMachineResponse) GetMachine() *MachineView {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+type ResumeMachineRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Empty: where it was suspended.
+	Checkpoint string `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// A server's name; empty: the cluster chooses.
+	Server        string `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeMachineRequest) Reset() {
+	*x = ResumeMachineRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeMachineRequest) ProtoMessage() {}
+
+func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeMachineRequest.ProtoReflect.Descriptor instead.
+func (*ResumeMachineRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *ResumeMachineRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ResumeMachineRequest) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *ResumeMachineRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+type ResumeMachineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *MachineView           `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeMachineResponse) Reset() {
+	*x = ResumeMachineResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeMachineResponse) ProtoMessage() {}
+
+func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeMachineResponse.ProtoReflect.Descriptor instead.
+func (*ResumeMachineResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *ResumeMachineResponse) GetMachine() *MachineView {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+type CloneMachineRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Checkpoint string                 `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// What the new machine is called.
+	Clone string `protobuf:"bytes,3,opt,name=clone,proto3" json:"clone,omitempty"`
+	// A server's name; empty: the cluster chooses.
+	Server        string `protobuf:"bytes,4,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneMachineRequest) Reset() {
+	*x = CloneMachineRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneMachineRequest) ProtoMessage() {}
+
+func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneMachineRequest.ProtoReflect.Descriptor instead.
+func (*CloneMachineRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *CloneMachineRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CloneMachineRequest) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *CloneMachineRequest) GetClone() string {
+	if x != nil {
+		return x.Clone
+	}
+	return ""
+}
+
+func (x *CloneMachineRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+type CloneMachineResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Machine *MachineView           `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	// What it shares with the other one until it boots; one line each.
+	Notes         []string `protobuf:"bytes,2,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneMachineResponse) Reset() {
+	*x = CloneMachineResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneMachineResponse) ProtoMessage() {}
+
+func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneMachineResponse.ProtoReflect.Descriptor instead.
+func (*CloneMachineResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *CloneMachineResponse) GetMachine() *MachineView {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+func (x *CloneMachineResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
 type ConsoleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3543,7 +4015,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3555,7 +4027,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3568,7 +4040,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ConsoleRequest) GetName() string {
@@ -3594,7 +4066,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3606,7 +4078,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3619,7 +4091,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ConsoleResponse) GetData() []byte {
@@ -3627,6 +4099,333 @@ func (x *ConsoleResponse) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+// CheckpointView is a checkpoint with what other records say of it.
+type CheckpointView struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoint  *Checkpoint            `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	MachineName string                 `protobuf:"bytes,2,opt,name=machine_name,json=machineName,proto3" json:"machine_name,omitempty"`
+	ServerName  string                 `protobuf:"bytes,3,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	// What keeps it from being resumed from; empty: nothing.
+	Unusable      string `protobuf:"bytes,4,opt,name=unusable,proto3" json:"unusable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointView) Reset() {
+	*x = CheckpointView{}
+	mi := &file_argon_v1_api_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointView) ProtoMessage() {}
+
+func (x *CheckpointView) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointView.ProtoReflect.Descriptor instead.
+func (*CheckpointView) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *CheckpointView) GetCheckpoint() *Checkpoint {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *CheckpointView) GetMachineName() string {
+	if x != nil {
+		return x.MachineName
+	}
+	return ""
+}
+
+func (x *CheckpointView) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
+func (x *CheckpointView) GetUnusable() string {
+	if x != nil {
+		return x.Unusable
+	}
+	return ""
+}
+
+type ListCheckpointsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only this machine's, where given.
+	Machine       string `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCheckpointsRequest) Reset() {
+	*x = ListCheckpointsRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCheckpointsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCheckpointsRequest) ProtoMessage() {}
+
+func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
+func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *ListCheckpointsRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type ListCheckpointsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoints   []*CheckpointView      `protobuf:"bytes,1,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCheckpointsResponse) Reset() {
+	*x = ListCheckpointsResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCheckpointsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCheckpointsResponse) ProtoMessage() {}
+
+func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
+func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *ListCheckpointsResponse) GetCheckpoints() []*CheckpointView {
+	if x != nil {
+		return x.Checkpoints
+	}
+	return nil
+}
+
+type GetCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCheckpointRequest) Reset() {
+	*x = GetCheckpointRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCheckpointRequest) ProtoMessage() {}
+
+func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *GetCheckpointRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type GetCheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoint    *CheckpointView        `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCheckpointResponse) Reset() {
+	*x = GetCheckpointResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCheckpointResponse) ProtoMessage() {}
+
+func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *GetCheckpointResponse) GetCheckpoint() *CheckpointView {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+type RemoveCheckpointRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveCheckpointRequest) Reset() {
+	*x = RemoveCheckpointRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveCheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveCheckpointRequest) ProtoMessage() {}
+
+func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveCheckpointRequest.ProtoReflect.Descriptor instead.
+func (*RemoveCheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *RemoveCheckpointRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveCheckpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveCheckpointResponse) Reset() {
+	*x = RemoveCheckpointResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveCheckpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveCheckpointResponse) ProtoMessage() {}
+
+func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveCheckpointResponse.ProtoReflect.Descriptor instead.
+func (*RemoveCheckpointResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 type ListEventsRequest struct {
@@ -3643,7 +4442,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3655,7 +4454,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3668,7 +4467,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -3708,7 +4507,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3720,7 +4519,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3733,7 +4532,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -3755,7 +4554,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3767,7 +4566,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3780,7 +4579,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -3813,7 +4612,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3825,7 +4624,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3838,7 +4637,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -3867,7 +4666,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3879,7 +4678,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4084,8 +4883,9 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x05image\x18\x04 \x01(\tR\x05image\"`\n" +
 	"\x14CreateVolumeResponse\x12,\n" +
 	"\x06volume\x18\x01 \x01(\v2\x14.argon.v1.VolumeViewR\x06volume\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\x14\n" +
-	"\x12ListVolumesRequest\"E\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"&\n" +
+	"\x12ListVolumesRequest\x12\x10\n" +
+	"\x03all\x18\x01 \x01(\bR\x03all\"E\n" +
 	"\x13ListVolumesResponse\x12.\n" +
 	"\avolumes\x18\x01 \x03(\v2\x14.argon.v1.VolumeViewR\avolumes\"&\n" +
 	"\x10GetVolumeRequest\x12\x12\n" +
@@ -4111,7 +4911,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\amachine\x18\x01 \x01(\v2\x11.argon.v1.MachineR\amachine\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
 	"serverName\x12!\n" +
-	"\fvolume_names\x18\x03 \x03(\tR\vvolumeNames\"\x81\x04\n" +
+	"\fvolume_names\x18\x03 \x03(\tR\vvolumeNames\"\x91\x05\n" +
 	"\x14CreateMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -4130,7 +4930,10 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"first_boot\x18\x1e \x01(\v2\x13.argon.v1.FirstBootR\tfirstBoot\x12\x1a\n" +
 	"\bfirmware\x18\x1f \x01(\tR\bfirmware\x12\x1a\n" +
-	"\bnetworks\x18  \x01(\rR\bnetworks\"d\n" +
+	"\bnetworks\x18  \x01(\rR\bnetworks\x12)\n" +
+	"\aon_loss\x18( \x01(\x0e2\x10.argon.v1.OnLossR\x06onLoss\x128\n" +
+	"\x18checkpoint_every_seconds\x18) \x01(\rR\x16checkpointEverySeconds\x12)\n" +
+	"\x10checkpoints_kept\x18* \x01(\rR\x0fcheckpointsKept\"d\n" +
 	"\x15CreateMachineResponse\x12/\n" +
 	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\x12\x1a\n" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\x15\n" +
@@ -4154,7 +4957,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x12!\n" +
 	"\fkeep_volumes\x18\x03 \x01(\bR\vkeepVolumes\"\x17\n" +
-	"\x15RemoveMachineResponse\"\x98\x04\n" +
+	"\x15RemoveMachineResponse\"\xf5\x05\n" +
 	"\x11SetMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
 	"\x04cpus\x18\x02 \x01(\rH\x00R\x04cpus\x88\x01\x01\x12&\n" +
@@ -4167,7 +4970,11 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"cpu_weight\x18\v \x01(\rH\x04R\tcpuWeight\x88\x01\x01\x12 \n" +
 	"\tdisk_iops\x18\f \x01(\x04H\x05R\bdiskIops\x88\x01\x01\x126\n" +
 	"\x15disk_bytes_per_second\x18\r \x01(\x04H\x06R\x12diskBytesPerSecond\x88\x01\x01\x12<\n" +
-	"\x18network_bytes_per_second\x18\x0e \x01(\x04H\aR\x15networkBytesPerSecond\x88\x01\x01B\a\n" +
+	"\x18network_bytes_per_second\x18\x0e \x01(\x04H\aR\x15networkBytesPerSecond\x88\x01\x01\x12.\n" +
+	"\aon_loss\x18( \x01(\x0e2\x10.argon.v1.OnLossH\bR\x06onLoss\x88\x01\x01\x12=\n" +
+	"\x18checkpoint_every_seconds\x18) \x01(\rH\tR\x16checkpointEverySeconds\x88\x01\x01\x12.\n" +
+	"\x10checkpoints_kept\x18* \x01(\rH\n" +
+	"R\x0fcheckpointsKept\x88\x01\x01B\a\n" +
 	"\x05_cpusB\x0f\n" +
 	"\r_memory_bytesB\x17\n" +
 	"\x15_stop_timeout_secondsB\x0e\n" +
@@ -4176,16 +4983,72 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"_disk_iopsB\x18\n" +
 	"\x16_disk_bytes_per_secondB\x1b\n" +
-	"\x19_network_bytes_per_second\"d\n" +
+	"\x19_network_bytes_per_secondB\n" +
+	"\n" +
+	"\b_on_lossB\x1b\n" +
+	"\x19_checkpoint_every_secondsB\x13\n" +
+	"\x11_checkpoints_kept\"d\n" +
 	"\x12SetMachineResponse\x12/\n" +
 	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\x12\x1d\n" +
 	"\n" +
-	"next_start\x18\x02 \x03(\tR\tnextStart\"8\n" +
+	"next_start\x18\x02 \x03(\tR\tnextStart\"N\n" +
+	"\x18CheckpointMachineRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpoint\"U\n" +
+	"\x19CheckpointMachineResponse\x128\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\v2\x18.argon.v1.CheckpointViewR\n" +
+	"checkpoint\"+\n" +
+	"\x15SuspendMachineRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"I\n" +
+	"\x16SuspendMachineResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\"b\n" +
+	"\x14ResumeMachineRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpoint\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\tR\x06server\"H\n" +
+	"\x15ResumeMachineResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\"w\n" +
+	"\x13CloneMachineRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpoint\x12\x14\n" +
+	"\x05clone\x18\x03 \x01(\tR\x05clone\x12\x16\n" +
+	"\x06server\x18\x04 \x01(\tR\x06server\"]\n" +
+	"\x14CloneMachineResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\x12\x14\n" +
+	"\x05notes\x18\x02 \x03(\tR\x05notes\"8\n" +
 	"\x0eConsoleRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"%\n" +
 	"\x0fConsoleResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x83\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xa6\x01\n" +
+	"\x0eCheckpointView\x124\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\v2\x14.argon.v1.CheckpointR\n" +
+	"checkpoint\x12!\n" +
+	"\fmachine_name\x18\x02 \x01(\tR\vmachineName\x12\x1f\n" +
+	"\vserver_name\x18\x03 \x01(\tR\n" +
+	"serverName\x12\x1a\n" +
+	"\bunusable\x18\x04 \x01(\tR\bunusable\"2\n" +
+	"\x16ListCheckpointsRequest\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\"U\n" +
+	"\x17ListCheckpointsResponse\x12:\n" +
+	"\vcheckpoints\x18\x01 \x03(\v2\x18.argon.v1.CheckpointViewR\vcheckpoints\"*\n" +
+	"\x14GetCheckpointRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"Q\n" +
+	"\x15GetCheckpointResponse\x128\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\v2\x18.argon.v1.CheckpointViewR\n" +
+	"checkpoint\"-\n" +
+	"\x17RemoveCheckpointRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x1a\n" +
+	"\x18RemoveCheckpointResponse\"\x83\x01\n" +
 	"\x11ListEventsRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
@@ -4254,7 +5117,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 72)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 87)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*InitRequest)(nil),                    // 0: argon.v1.InitRequest
 	(*InitResponse)(nil),                   // 1: argon.v1.InitResponse
@@ -4321,138 +5184,164 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*RemoveMachineResponse)(nil),          // 62: argon.v1.RemoveMachineResponse
 	(*SetMachineRequest)(nil),              // 63: argon.v1.SetMachineRequest
 	(*SetMachineResponse)(nil),             // 64: argon.v1.SetMachineResponse
-	(*ConsoleRequest)(nil),                 // 65: argon.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),                // 66: argon.v1.ConsoleResponse
-	(*ListEventsRequest)(nil),              // 67: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 68: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 69: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 70: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 71: argon.v1.ImportImageRequest.Header
-	(*Settings)(nil),                       // 72: argon.v1.Settings
-	(*Cluster)(nil),                        // 73: argon.v1.Cluster
-	(*Server)(nil),                         // 74: argon.v1.Server
-	(*Token)(nil),                          // 75: argon.v1.Token
-	(*Resources)(nil),                      // 76: argon.v1.Resources
-	(*Image)(nil),                          // 77: argon.v1.Image
-	(*Volume)(nil),                         // 78: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 79: argon.v1.VolumeStatus
-	(*Machine)(nil),                        // 80: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 81: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 82: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 83: argon.v1.FirstBoot
-	(*timestamppb.Timestamp)(nil),          // 84: google.protobuf.Timestamp
-	(*Event)(nil),                          // 85: argon.v1.Event
+	(*CheckpointMachineRequest)(nil),       // 65: argon.v1.CheckpointMachineRequest
+	(*CheckpointMachineResponse)(nil),      // 66: argon.v1.CheckpointMachineResponse
+	(*SuspendMachineRequest)(nil),          // 67: argon.v1.SuspendMachineRequest
+	(*SuspendMachineResponse)(nil),         // 68: argon.v1.SuspendMachineResponse
+	(*ResumeMachineRequest)(nil),           // 69: argon.v1.ResumeMachineRequest
+	(*ResumeMachineResponse)(nil),          // 70: argon.v1.ResumeMachineResponse
+	(*CloneMachineRequest)(nil),            // 71: argon.v1.CloneMachineRequest
+	(*CloneMachineResponse)(nil),           // 72: argon.v1.CloneMachineResponse
+	(*ConsoleRequest)(nil),                 // 73: argon.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),                // 74: argon.v1.ConsoleResponse
+	(*CheckpointView)(nil),                 // 75: argon.v1.CheckpointView
+	(*ListCheckpointsRequest)(nil),         // 76: argon.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),        // 77: argon.v1.ListCheckpointsResponse
+	(*GetCheckpointRequest)(nil),           // 78: argon.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 79: argon.v1.GetCheckpointResponse
+	(*RemoveCheckpointRequest)(nil),        // 80: argon.v1.RemoveCheckpointRequest
+	(*RemoveCheckpointResponse)(nil),       // 81: argon.v1.RemoveCheckpointResponse
+	(*ListEventsRequest)(nil),              // 82: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 83: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 84: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 85: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 86: argon.v1.ImportImageRequest.Header
+	(*Settings)(nil),                       // 87: argon.v1.Settings
+	(*Cluster)(nil),                        // 88: argon.v1.Cluster
+	(*Server)(nil),                         // 89: argon.v1.Server
+	(*Token)(nil),                          // 90: argon.v1.Token
+	(*Resources)(nil),                      // 91: argon.v1.Resources
+	(*Image)(nil),                          // 92: argon.v1.Image
+	(*Volume)(nil),                         // 93: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 94: argon.v1.VolumeStatus
+	(*Machine)(nil),                        // 95: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 96: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 97: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 98: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 99: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 100: argon.v1.Checkpoint
+	(*timestamppb.Timestamp)(nil),          // 101: google.protobuf.Timestamp
+	(*Event)(nil),                          // 102: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	72, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	73, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	74, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	73, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	74, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	74, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	73, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	74, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	73, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	74, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
-	16, // 10: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
-	75, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	75, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	74, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	76, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	16, // 15: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
-	16, // 16: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
-	16, // 17: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
-	16, // 18: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	71, // 19: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	77, // 20: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	77, // 21: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	77, // 22: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	78, // 23: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	79, // 24: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	37, // 25: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	37, // 26: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
-	37, // 27: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	37, // 28: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
-	80, // 29: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	81, // 30: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	82, // 31: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	83, // 32: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	50, // 33: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
-	50, // 34: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
-	50, // 35: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
-	50, // 36: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
-	50, // 37: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	50, // 38: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
-	84, // 39: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	85, // 40: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	85, // 41: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	0,  // 42: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	2,  // 43: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	4,  // 44: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	6,  // 45: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	8,  // 46: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	10, // 47: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	12, // 48: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	14, // 49: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	17, // 50: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	19, // 51: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	21, // 52: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	27, // 53: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	29, // 54: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	31, // 55: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	33, // 56: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	35, // 57: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	38, // 58: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	40, // 59: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	42, // 60: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	44, // 61: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	46, // 62: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	48, // 63: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	51, // 64: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	53, // 65: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	55, // 66: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	57, // 67: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	59, // 68: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	61, // 69: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	65, // 70: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	67, // 71: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	69, // 72: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	1,  // 73: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	3,  // 74: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	5,  // 75: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	7,  // 76: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	9,  // 77: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	11, // 78: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	13, // 79: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	15, // 80: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	18, // 81: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	20, // 82: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	22, // 83: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	28, // 84: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	30, // 85: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	32, // 86: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	34, // 87: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	36, // 88: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	39, // 89: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	41, // 90: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	43, // 91: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	45, // 92: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	47, // 93: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	49, // 94: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	52, // 95: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	54, // 96: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	56, // 97: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	58, // 98: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	60, // 99: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	62, // 100: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	66, // 101: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	68, // 102: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	70, // 103: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	73, // [73:104] is the sub-list for method output_type
-	42, // [42:73] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	87,  // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	88,  // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	89,  // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	88,  // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	89,  // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	89,  // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	88,  // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	89,  // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	88,  // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	89,  // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	16,  // 10: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
+	90,  // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	90,  // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	89,  // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	91,  // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	16,  // 15: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
+	16,  // 16: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
+	16,  // 17: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
+	16,  // 18: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
+	86,  // 19: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	92,  // 20: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	92,  // 21: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	92,  // 22: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	93,  // 23: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	94,  // 24: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	37,  // 25: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	37,  // 26: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
+	37,  // 27: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	37,  // 28: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
+	95,  // 29: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	96,  // 30: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	97,  // 31: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	98,  // 32: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	99,  // 33: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	50,  // 34: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
+	50,  // 35: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
+	50,  // 36: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
+	50,  // 37: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
+	50,  // 38: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
+	99,  // 39: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	50,  // 40: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
+	75,  // 41: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	50,  // 42: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
+	50,  // 43: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
+	50,  // 44: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
+	100, // 45: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	75,  // 46: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
+	75,  // 47: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	101, // 48: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	102, // 49: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	102, // 50: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	0,   // 51: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	2,   // 52: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	4,   // 53: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	6,   // 54: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	8,   // 55: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	10,  // 56: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	12,  // 57: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	14,  // 58: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	17,  // 59: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	19,  // 60: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	21,  // 61: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	27,  // 62: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	29,  // 63: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	31,  // 64: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	33,  // 65: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	35,  // 66: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	38,  // 67: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	40,  // 68: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	42,  // 69: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	44,  // 70: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	46,  // 71: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	48,  // 72: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	51,  // 73: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	53,  // 74: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	55,  // 75: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	57,  // 76: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	59,  // 77: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	61,  // 78: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	73,  // 79: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	82,  // 80: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	84,  // 81: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	1,   // 82: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	3,   // 83: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	5,   // 84: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	7,   // 85: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	9,   // 86: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	11,  // 87: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	13,  // 88: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	15,  // 89: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	18,  // 90: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	20,  // 91: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	22,  // 92: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	28,  // 93: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	30,  // 94: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	32,  // 95: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	34,  // 96: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	36,  // 97: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	39,  // 98: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	41,  // 99: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	43,  // 100: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	45,  // 101: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	47,  // 102: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	49,  // 103: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	52,  // 104: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	54,  // 105: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	56,  // 106: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	58,  // 107: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	60,  // 108: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	62,  // 109: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	74,  // 110: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	83,  // 111: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	85,  // 112: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	82,  // [82:113] is the sub-list for method output_type
+	51,  // [51:82] is the sub-list for method input_type
+	51,  // [51:51] is the sub-list for extension type_name
+	51,  // [51:51] is the sub-list for extension extendee
+	0,   // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }
@@ -4472,7 +5361,7 @@ func file_argon_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   72,
+			NumMessages:   87,
 			NumExtensions: 0,
 			NumServices:   6,
 		},

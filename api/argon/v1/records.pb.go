@@ -197,6 +197,8 @@ const (
 	Wanted_WANTED_STOPPED     Wanted = 2
 	// Being deleted; gone once nothing of it runs.
 	Wanted_WANTED_REMOVED Wanted = 3
+	// Its memory is kept in the store, and it goes on from there.
+	Wanted_WANTED_SUSPENDED Wanted = 4
 )
 
 // Enum value maps for Wanted.
@@ -206,12 +208,14 @@ var (
 		1: "WANTED_RUNNING",
 		2: "WANTED_STOPPED",
 		3: "WANTED_REMOVED",
+		4: "WANTED_SUSPENDED",
 	}
 	Wanted_value = map[string]int32{
 		"WANTED_UNSPECIFIED": 0,
 		"WANTED_RUNNING":     1,
 		"WANTED_STOPPED":     2,
 		"WANTED_REMOVED":     3,
+		"WANTED_SUSPENDED":   4,
 	}
 )
 
@@ -256,19 +260,24 @@ const (
 	MachineState_MACHINE_STATE_STOPPED  MachineState = 6
 	// Could not be started; tried again with growing pauses.
 	MachineState_MACHINE_STATE_FAILED MachineState = 7
+	// Its memory is being written to the store, or its disks are being let go.
+	MachineState_MACHINE_STATE_SUSPENDING MachineState = 20
+	MachineState_MACHINE_STATE_SUSPENDED  MachineState = 21
 )
 
 // Enum value maps for MachineState.
 var (
 	MachineState_name = map[int32]string{
-		0: "MACHINE_STATE_UNSPECIFIED",
-		1: "MACHINE_STATE_PENDING",
-		2: "MACHINE_STATE_STARTING",
-		3: "MACHINE_STATE_RUNNING",
-		4: "MACHINE_STATE_PAUSED",
-		5: "MACHINE_STATE_STOPPING",
-		6: "MACHINE_STATE_STOPPED",
-		7: "MACHINE_STATE_FAILED",
+		0:  "MACHINE_STATE_UNSPECIFIED",
+		1:  "MACHINE_STATE_PENDING",
+		2:  "MACHINE_STATE_STARTING",
+		3:  "MACHINE_STATE_RUNNING",
+		4:  "MACHINE_STATE_PAUSED",
+		5:  "MACHINE_STATE_STOPPING",
+		6:  "MACHINE_STATE_STOPPED",
+		7:  "MACHINE_STATE_FAILED",
+		20: "MACHINE_STATE_SUSPENDING",
+		21: "MACHINE_STATE_SUSPENDED",
 	}
 	MachineState_value = map[string]int32{
 		"MACHINE_STATE_UNSPECIFIED": 0,
@@ -279,6 +288,8 @@ var (
 		"MACHINE_STATE_STOPPING":    5,
 		"MACHINE_STATE_STOPPED":     6,
 		"MACHINE_STATE_FAILED":      7,
+		"MACHINE_STATE_SUSPENDING":  20,
+		"MACHINE_STATE_SUSPENDED":   21,
 	}
 )
 
@@ -307,6 +318,179 @@ func (x MachineState) Number() protoreflect.EnumNumber {
 // Deprecated: Use MachineState.Descriptor instead.
 func (MachineState) EnumDescriptor() ([]byte, []int) {
 	return file_argon_v1_records_proto_rawDescGZIP(), []int{4}
+}
+
+// OnLoss says what becomes of a machine whose server is lost.
+type OnLoss int32
+
+const (
+	// As RESTART.
+	OnLoss_ON_LOSS_UNSPECIFIED OnLoss = 0
+	// It boots from its disks as they were: nothing acknowledged is lost.
+	OnLoss_ON_LOSS_RESTART OnLoss = 1
+	// It goes on from its last checkpoint, memory and disks together: what was
+	// done since then is lost.
+	OnLoss_ON_LOSS_RESUME OnLoss = 2
+)
+
+// Enum value maps for OnLoss.
+var (
+	OnLoss_name = map[int32]string{
+		0: "ON_LOSS_UNSPECIFIED",
+		1: "ON_LOSS_RESTART",
+		2: "ON_LOSS_RESUME",
+	}
+	OnLoss_value = map[string]int32{
+		"ON_LOSS_UNSPECIFIED": 0,
+		"ON_LOSS_RESTART":     1,
+		"ON_LOSS_RESUME":      2,
+	}
+)
+
+func (x OnLoss) Enum() *OnLoss {
+	p := new(OnLoss)
+	*p = x
+	return p
+}
+
+func (x OnLoss) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OnLoss) Descriptor() protoreflect.EnumDescriptor {
+	return file_argon_v1_records_proto_enumTypes[5].Descriptor()
+}
+
+func (OnLoss) Type() protoreflect.EnumType {
+	return &file_argon_v1_records_proto_enumTypes[5]
+}
+
+func (x OnLoss) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OnLoss.Descriptor instead.
+func (OnLoss) EnumDescriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{5}
+}
+
+type CheckpointState int32
+
+const (
+	CheckpointState_CHECKPOINT_STATE_UNSPECIFIED CheckpointState = 0
+	// Asked for.
+	CheckpointState_CHECKPOINT_STATE_WANTED CheckpointState = 1
+	// The machine's server has begun.
+	CheckpointState_CHECKPOINT_STATE_TAKING CheckpointState = 2
+	// Memory and disks are whole and flushed.
+	CheckpointState_CHECKPOINT_STATE_READY CheckpointState = 3
+	// It was not taken; what there is of it is removed, then the record.
+	CheckpointState_CHECKPOINT_STATE_FAILED   CheckpointState = 4
+	CheckpointState_CHECKPOINT_STATE_REMOVING CheckpointState = 5
+)
+
+// Enum value maps for CheckpointState.
+var (
+	CheckpointState_name = map[int32]string{
+		0: "CHECKPOINT_STATE_UNSPECIFIED",
+		1: "CHECKPOINT_STATE_WANTED",
+		2: "CHECKPOINT_STATE_TAKING",
+		3: "CHECKPOINT_STATE_READY",
+		4: "CHECKPOINT_STATE_FAILED",
+		5: "CHECKPOINT_STATE_REMOVING",
+	}
+	CheckpointState_value = map[string]int32{
+		"CHECKPOINT_STATE_UNSPECIFIED": 0,
+		"CHECKPOINT_STATE_WANTED":      1,
+		"CHECKPOINT_STATE_TAKING":      2,
+		"CHECKPOINT_STATE_READY":       3,
+		"CHECKPOINT_STATE_FAILED":      4,
+		"CHECKPOINT_STATE_REMOVING":    5,
+	}
+)
+
+func (x CheckpointState) Enum() *CheckpointState {
+	p := new(CheckpointState)
+	*p = x
+	return p
+}
+
+func (x CheckpointState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CheckpointState) Descriptor() protoreflect.EnumDescriptor {
+	return file_argon_v1_records_proto_enumTypes[6].Descriptor()
+}
+
+func (CheckpointState) Type() protoreflect.EnumType {
+	return &file_argon_v1_records_proto_enumTypes[6]
+}
+
+func (x CheckpointState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CheckpointState.Descriptor instead.
+func (CheckpointState) EnumDescriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{6}
+}
+
+// What a checkpoint is for.
+type CheckpointPurpose int32
+
+const (
+	CheckpointPurpose_CHECKPOINT_PURPOSE_UNSPECIFIED CheckpointPurpose = 0
+	// Somebody asked for it.
+	CheckpointPurpose_CHECKPOINT_PURPOSE_MANUAL CheckpointPurpose = 1
+	// It was time; pruned when there are newer ones.
+	CheckpointPurpose_CHECKPOINT_PURPOSE_SCHEDULED CheckpointPurpose = 2
+	// A machine is suspended to it. It has no snapshots, as nothing writes to the
+	// disks meanwhile, and goes when the machine goes on.
+	CheckpointPurpose_CHECKPOINT_PURPOSE_SUSPEND CheckpointPurpose = 3
+)
+
+// Enum value maps for CheckpointPurpose.
+var (
+	CheckpointPurpose_name = map[int32]string{
+		0: "CHECKPOINT_PURPOSE_UNSPECIFIED",
+		1: "CHECKPOINT_PURPOSE_MANUAL",
+		2: "CHECKPOINT_PURPOSE_SCHEDULED",
+		3: "CHECKPOINT_PURPOSE_SUSPEND",
+	}
+	CheckpointPurpose_value = map[string]int32{
+		"CHECKPOINT_PURPOSE_UNSPECIFIED": 0,
+		"CHECKPOINT_PURPOSE_MANUAL":      1,
+		"CHECKPOINT_PURPOSE_SCHEDULED":   2,
+		"CHECKPOINT_PURPOSE_SUSPEND":     3,
+	}
+)
+
+func (x CheckpointPurpose) Enum() *CheckpointPurpose {
+	p := new(CheckpointPurpose)
+	*p = x
+	return p
+}
+
+func (x CheckpointPurpose) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CheckpointPurpose) Descriptor() protoreflect.EnumDescriptor {
+	return file_argon_v1_records_proto_enumTypes[7].Descriptor()
+}
+
+func (CheckpointPurpose) Type() protoreflect.EnumType {
+	return &file_argon_v1_records_proto_enumTypes[7]
+}
+
+func (x CheckpointPurpose) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CheckpointPurpose.Descriptor instead.
+func (CheckpointPurpose) EnumDescriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{7}
 }
 
 type Severity int32
@@ -345,11 +529,11 @@ func (x Severity) String() string {
 }
 
 func (Severity) Descriptor() protoreflect.EnumDescriptor {
-	return file_argon_v1_records_proto_enumTypes[5].Descriptor()
+	return file_argon_v1_records_proto_enumTypes[8].Descriptor()
 }
 
 func (Severity) Type() protoreflect.EnumType {
-	return &file_argon_v1_records_proto_enumTypes[5]
+	return &file_argon_v1_records_proto_enumTypes[8]
 }
 
 func (x Severity) Number() protoreflect.EnumNumber {
@@ -358,7 +542,7 @@ func (x Severity) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Severity.Descriptor instead.
 func (Severity) EnumDescriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{5}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{8}
 }
 
 // Meta is the head of every named record.
@@ -1778,8 +1962,11 @@ type Volume struct {
 	// served until that is done.
 	RollbackTo uint32 `protobuf:"varint,16,opt,name=rollback_to,json=rollbackTo,proto3" json:"rollback_to,omitempty"`
 	// Above size_bytes: the holder has been asked to let the volume grow.
-	WantedBytes   uint64 `protobuf:"varint,17,opt,name=wanted_bytes,json=wantedBytes,proto3" json:"wanted_bytes,omitempty"`
-	Scrub         *Scrub `protobuf:"bytes,18,opt,name=scrub,proto3" json:"scrub,omitempty"`
+	WantedBytes uint64 `protobuf:"varint,17,opt,name=wanted_bytes,json=wantedBytes,proto3" json:"wanted_bytes,omitempty"`
+	Scrub       *Scrub `protobuf:"bytes,18,opt,name=scrub,proto3" json:"scrub,omitempty"`
+	// The checkpoint whose memory it holds: nobody else attaches it. Empty: it is
+	// an ordinary one.
+	CheckpointId  string `protobuf:"bytes,40,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1938,6 +2125,13 @@ func (x *Volume) GetScrub() *Scrub {
 		return x.Scrub
 	}
 	return nil
+}
+
+func (x *Volume) GetCheckpointId() string {
+	if x != nil {
+		return x.CheckpointId
+	}
+	return ""
 }
 
 // VolumeStatus is what the holder sees; kept apart from Volume because it
@@ -2369,7 +2563,16 @@ type Machine struct {
 	// "bios" (also when empty) or "uefi".
 	Firmware string `protobuf:"bytes,31,opt,name=firmware,proto3" json:"firmware,omitempty"`
 	// Absent: one, with the address that QEMU gives it.
-	Networks      []*NetworkInterface `protobuf:"bytes,32,rep,name=networks,proto3" json:"networks,omitempty"`
+	Networks []*NetworkInterface `protobuf:"bytes,32,rep,name=networks,proto3" json:"networks,omitempty"`
+	// What it goes on from when it starts next; absent: it boots.
+	Wake   *Wake  `protobuf:"bytes,40,opt,name=wake,proto3" json:"wake,omitempty"`
+	OnLoss OnLoss `protobuf:"varint,41,opt,name=on_loss,json=onLoss,proto3,enum=argon.v1.OnLoss" json:"on_loss,omitempty"`
+	// How often a checkpoint is taken by itself; 0: never. And how many of those
+	// are kept.
+	CheckpointEverySeconds uint32 `protobuf:"varint,42,opt,name=checkpoint_every_seconds,json=checkpointEverySeconds,proto3" json:"checkpoint_every_seconds,omitempty"`
+	CheckpointsKept        uint32 `protobuf:"varint,43,opt,name=checkpoints_kept,json=checkpointsKept,proto3" json:"checkpoints_kept,omitempty"`
+	// The machine that it was cloned from, with its memory; empty: none.
+	ClonedFrom    string `protobuf:"bytes,44,opt,name=cloned_from,json=clonedFrom,proto3" json:"cloned_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2523,6 +2726,354 @@ func (x *Machine) GetNetworks() []*NetworkInterface {
 	return nil
 }
 
+func (x *Machine) GetWake() *Wake {
+	if x != nil {
+		return x.Wake
+	}
+	return nil
+}
+
+func (x *Machine) GetOnLoss() OnLoss {
+	if x != nil {
+		return x.OnLoss
+	}
+	return OnLoss_ON_LOSS_UNSPECIFIED
+}
+
+func (x *Machine) GetCheckpointEverySeconds() uint32 {
+	if x != nil {
+		return x.CheckpointEverySeconds
+	}
+	return 0
+}
+
+func (x *Machine) GetCheckpointsKept() uint32 {
+	if x != nil {
+		return x.CheckpointsKept
+	}
+	return 0
+}
+
+func (x *Machine) GetClonedFrom() string {
+	if x != nil {
+		return x.ClonedFrom
+	}
+	return ""
+}
+
+// Wake is the order to go on from a checkpoint instead of booting. It is
+// consumed right before the guest's processors run.
+type Wake struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	CheckpointId string                 `protobuf:"bytes,1,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
+	// The memory was found whole, and the disks have been told to go back to the
+	// checkpoint's snapshots, if it has any.
+	Checked bool `protobuf:"varint,2,opt,name=checked,proto3" json:"checked,omitempty"`
+	// Where the checkpoint can't be used the machine is started instead of being
+	// stopped.
+	OrStart bool `protobuf:"varint,3,opt,name=or_start,json=orStart,proto3" json:"or_start,omitempty"`
+	// The server that the machine is to go on on; empty: any.
+	ServerId      string `protobuf:"bytes,4,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Wake) Reset() {
+	*x = Wake{}
+	mi := &file_argon_v1_records_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Wake) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Wake) ProtoMessage() {}
+
+func (x *Wake) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Wake.ProtoReflect.Descriptor instead.
+func (*Wake) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Wake) GetCheckpointId() string {
+	if x != nil {
+		return x.CheckpointId
+	}
+	return ""
+}
+
+func (x *Wake) GetChecked() bool {
+	if x != nil {
+		return x.Checked
+	}
+	return false
+}
+
+func (x *Wake) GetOrStart() bool {
+	if x != nil {
+		return x.OrStart
+	}
+	return false
+}
+
+func (x *Wake) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+// Checkpoint is a machine's memory, devices and disks at one instant.
+type Checkpoint struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Meta      *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
+	MachineId string                 `protobuf:"bytes,2,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	State     CheckpointState        `protobuf:"varint,3,opt,name=state,proto3,enum=argon.v1.CheckpointState" json:"state,omitempty"`
+	Purpose   CheckpointPurpose      `protobuf:"varint,4,opt,name=purpose,proto3,enum=argon.v1.CheckpointPurpose" json:"purpose,omitempty"`
+	// Why it failed; one line.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The server and the placement of the machine that it is taken of.
+	ServerId  string `protobuf:"bytes,6,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
+	Placement uint64 `protobuf:"varint,7,opt,name=placement,proto3" json:"placement,omitempty"`
+	// The volume that holds memory and devices (docs/checkpoints.md).
+	MemoryVolumeId string `protobuf:"bytes,8,opt,name=memory_volume_id,json=memoryVolumeId,proto3" json:"memory_volume_id,omitempty"`
+	// The snapshot of each of the machine's volumes, by the volume's id.
+	Snapshots map[string]uint32 `protobuf:"bytes,9,rep,name=snapshots,proto3" json:"snapshots,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// The machine as it was then, without its status.
+	Machine  *Machine  `protobuf:"bytes,10,opt,name=machine,proto3" json:"machine,omitempty"`
+	Platform *Platform `protobuf:"bytes,11,opt,name=platform,proto3" json:"platform,omitempty"`
+	// When the machine stood still, and for how long.
+	Taken             *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=taken,proto3" json:"taken,omitempty"`
+	PauseMicroseconds uint64                 `protobuf:"varint,13,opt,name=pause_microseconds,json=pauseMicroseconds,proto3" json:"pause_microseconds,omitempty"`
+	// The memory stream before and after compression.
+	MemoryBytes uint64 `protobuf:"varint,14,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	StoredBytes uint64 `protobuf:"varint,15,opt,name=stored_bytes,json=storedBytes,proto3" json:"stored_bytes,omitempty"`
+	// Why the machine had to stand still until its memory was written, if it had
+	// to.
+	PausedBecause string `protobuf:"bytes,16,opt,name=paused_because,json=pausedBecause,proto3" json:"paused_because,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Checkpoint) Reset() {
+	*x = Checkpoint{}
+	mi := &file_argon_v1_records_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Checkpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Checkpoint) ProtoMessage() {}
+
+func (x *Checkpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
+func (*Checkpoint) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Checkpoint) GetMeta() *Meta {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetMachineId() string {
+	if x != nil {
+		return x.MachineId
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetState() CheckpointState {
+	if x != nil {
+		return x.State
+	}
+	return CheckpointState_CHECKPOINT_STATE_UNSPECIFIED
+}
+
+func (x *Checkpoint) GetPurpose() CheckpointPurpose {
+	if x != nil {
+		return x.Purpose
+	}
+	return CheckpointPurpose_CHECKPOINT_PURPOSE_UNSPECIFIED
+}
+
+func (x *Checkpoint) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetServerId() string {
+	if x != nil {
+		return x.ServerId
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetPlacement() uint64 {
+	if x != nil {
+		return x.Placement
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetMemoryVolumeId() string {
+	if x != nil {
+		return x.MemoryVolumeId
+	}
+	return ""
+}
+
+func (x *Checkpoint) GetSnapshots() map[string]uint32 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetMachine() *Machine {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetPlatform() *Platform {
+	if x != nil {
+		return x.Platform
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetTaken() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Taken
+	}
+	return nil
+}
+
+func (x *Checkpoint) GetPauseMicroseconds() uint64 {
+	if x != nil {
+		return x.PauseMicroseconds
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetStoredBytes() uint64 {
+	if x != nil {
+		return x.StoredBytes
+	}
+	return 0
+}
+
+func (x *Checkpoint) GetPausedBecause() string {
+	if x != nil {
+		return x.PausedBecause
+	}
+	return ""
+}
+
+// Platform is what a guest's memory only fits on again.
+type Platform struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "kvm" or "tcg".
+	Acceleration string `protobuf:"bytes,1,opt,name=acceleration,proto3" json:"acceleration,omitempty"`
+	// Of the machine monitor, such as "7.2.22".
+	MonitorVersion string `protobuf:"bytes,2,opt,name=monitor_version,json=monitorVersion,proto3" json:"monitor_version,omitempty"`
+	// The monitor's own name of the kind of machine, such as "pc-i440fx-7.2".
+	MachineType   string `protobuf:"bytes,3,opt,name=machine_type,json=machineType,proto3" json:"machine_type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Platform) Reset() {
+	*x = Platform{}
+	mi := &file_argon_v1_records_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Platform) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Platform) ProtoMessage() {}
+
+func (x *Platform) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Platform.ProtoReflect.Descriptor instead.
+func (*Platform) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Platform) GetAcceleration() string {
+	if x != nil {
+		return x.Acceleration
+	}
+	return ""
+}
+
+func (x *Platform) GetMonitorVersion() string {
+	if x != nil {
+		return x.MonitorVersion
+	}
+	return ""
+}
+
+func (x *Platform) GetMachineType() string {
+	if x != nil {
+		return x.MachineType
+	}
+	return ""
+}
+
 // FirstBoot is what cloud-init reads in the guest (NoCloud). Kept whole, so
 // that every server makes the same of it.
 type FirstBoot struct {
@@ -2543,7 +3094,7 @@ type FirstBoot struct {
 
 func (x *FirstBoot) Reset() {
 	*x = FirstBoot{}
-	mi := &file_argon_v1_records_proto_msgTypes[23]
+	mi := &file_argon_v1_records_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +3106,7 @@ func (x *FirstBoot) String() string {
 func (*FirstBoot) ProtoMessage() {}
 
 func (x *FirstBoot) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[23]
+	mi := &file_argon_v1_records_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +3119,7 @@ func (x *FirstBoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FirstBoot.ProtoReflect.Descriptor instead.
 func (*FirstBoot) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{23}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FirstBoot) GetRevision() uint32 {
@@ -2622,7 +3173,7 @@ type NetworkInterface struct {
 
 func (x *NetworkInterface) Reset() {
 	*x = NetworkInterface{}
-	mi := &file_argon_v1_records_proto_msgTypes[24]
+	mi := &file_argon_v1_records_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +3185,7 @@ func (x *NetworkInterface) String() string {
 func (*NetworkInterface) ProtoMessage() {}
 
 func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[24]
+	mi := &file_argon_v1_records_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +3198,7 @@ func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInterface.ProtoReflect.Descriptor instead.
 func (*NetworkInterface) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{24}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *NetworkInterface) GetMac() string {
@@ -2675,7 +3226,7 @@ type Shares struct {
 
 func (x *Shares) Reset() {
 	*x = Shares{}
-	mi := &file_argon_v1_records_proto_msgTypes[25]
+	mi := &file_argon_v1_records_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2687,7 +3238,7 @@ func (x *Shares) String() string {
 func (*Shares) ProtoMessage() {}
 
 func (x *Shares) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[25]
+	mi := &file_argon_v1_records_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2700,7 +3251,7 @@ func (x *Shares) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shares.ProtoReflect.Descriptor instead.
 func (*Shares) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{25}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Shares) GetCpuPercent() uint32 {
@@ -2752,7 +3303,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_argon_v1_records_proto_msgTypes[26]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2764,7 +3315,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[26]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2777,7 +3328,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{26}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Move) GetFromServerId() string {
@@ -2827,7 +3378,7 @@ type MachineStatus struct {
 
 func (x *MachineStatus) Reset() {
 	*x = MachineStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[27]
+	mi := &file_argon_v1_records_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +3390,7 @@ func (x *MachineStatus) String() string {
 func (*MachineStatus) ProtoMessage() {}
 
 func (x *MachineStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[27]
+	mi := &file_argon_v1_records_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +3403,7 @@ func (x *MachineStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineStatus.ProtoReflect.Descriptor instead.
 func (*MachineStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MachineStatus) GetState() MachineState {
@@ -2930,7 +3481,7 @@ type GuestInfo struct {
 
 func (x *GuestInfo) Reset() {
 	*x = GuestInfo{}
-	mi := &file_argon_v1_records_proto_msgTypes[28]
+	mi := &file_argon_v1_records_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2942,7 +3493,7 @@ func (x *GuestInfo) String() string {
 func (*GuestInfo) ProtoMessage() {}
 
 func (x *GuestInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[28]
+	mi := &file_argon_v1_records_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2955,7 +3506,7 @@ func (x *GuestInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestInfo.ProtoReflect.Descriptor instead.
 func (*GuestInfo) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GuestInfo) GetHostname() string {
@@ -3000,7 +3551,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_argon_v1_records_proto_msgTypes[29]
+	mi := &file_argon_v1_records_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3012,7 +3563,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[29]
+	mi := &file_argon_v1_records_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3025,7 +3576,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Event) GetId() string {
@@ -3228,7 +3779,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x02 \x01(\tR\tmachineId\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x92\x05\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xb7\x05\n" +
 	"\x06Volume\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x1d\n" +
 	"\n" +
@@ -3254,7 +3805,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\vrollback_to\x18\x10 \x01(\rR\n" +
 	"rollbackTo\x12!\n" +
 	"\fwanted_bytes\x18\x11 \x01(\x04R\vwantedBytes\x12%\n" +
-	"\x05scrub\x18\x12 \x01(\v2\x0f.argon.v1.ScrubR\x05scrub\"\xd4\x02\n" +
+	"\x05scrub\x18\x12 \x01(\v2\x0f.argon.v1.ScrubR\x05scrub\x12#\n" +
+	"\rcheckpoint_id\x18( \x01(\tR\fcheckpointId\"\xd4\x02\n" +
 	"\fVolumeStatus\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1c\n" +
 	"\tcondition\x18\x02 \x01(\tR\tcondition\x12\x16\n" +
@@ -3293,7 +3845,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\rPublishedPort\x12!\n" +
 	"\fcluster_port\x18\x01 \x01(\rR\vclusterPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x02 \x01(\rR\tguestPort\"\x93\x05\n" +
+	"guest_port\x18\x02 \x01(\rR\tguestPort\"\xe8\x06\n" +
 	"\aMachine\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -3315,7 +3867,45 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\n" +
 	"first_boot\x18\x1e \x01(\v2\x13.argon.v1.FirstBootR\tfirstBoot\x12\x1a\n" +
 	"\bfirmware\x18\x1f \x01(\tR\bfirmware\x126\n" +
-	"\bnetworks\x18  \x03(\v2\x1a.argon.v1.NetworkInterfaceR\bnetworks\"\xbf\x01\n" +
+	"\bnetworks\x18  \x03(\v2\x1a.argon.v1.NetworkInterfaceR\bnetworks\x12\"\n" +
+	"\x04wake\x18( \x01(\v2\x0e.argon.v1.WakeR\x04wake\x12)\n" +
+	"\aon_loss\x18) \x01(\x0e2\x10.argon.v1.OnLossR\x06onLoss\x128\n" +
+	"\x18checkpoint_every_seconds\x18* \x01(\rR\x16checkpointEverySeconds\x12)\n" +
+	"\x10checkpoints_kept\x18+ \x01(\rR\x0fcheckpointsKept\x12\x1f\n" +
+	"\vcloned_from\x18, \x01(\tR\n" +
+	"clonedFrom\"}\n" +
+	"\x04Wake\x12#\n" +
+	"\rcheckpoint_id\x18\x01 \x01(\tR\fcheckpointId\x12\x18\n" +
+	"\achecked\x18\x02 \x01(\bR\achecked\x12\x19\n" +
+	"\bor_start\x18\x03 \x01(\bR\aorStart\x12\x1b\n" +
+	"\tserver_id\x18\x04 \x01(\tR\bserverId\"\xe0\x05\n" +
+	"\n" +
+	"Checkpoint\x12\"\n" +
+	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\x02 \x01(\tR\tmachineId\x12/\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x19.argon.v1.CheckpointStateR\x05state\x125\n" +
+	"\apurpose\x18\x04 \x01(\x0e2\x1b.argon.v1.CheckpointPurposeR\apurpose\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1b\n" +
+	"\tserver_id\x18\x06 \x01(\tR\bserverId\x12\x1c\n" +
+	"\tplacement\x18\a \x01(\x04R\tplacement\x12(\n" +
+	"\x10memory_volume_id\x18\b \x01(\tR\x0ememoryVolumeId\x12A\n" +
+	"\tsnapshots\x18\t \x03(\v2#.argon.v1.Checkpoint.SnapshotsEntryR\tsnapshots\x12+\n" +
+	"\amachine\x18\n" +
+	" \x01(\v2\x11.argon.v1.MachineR\amachine\x12.\n" +
+	"\bplatform\x18\v \x01(\v2\x12.argon.v1.PlatformR\bplatform\x120\n" +
+	"\x05taken\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x05taken\x12-\n" +
+	"\x12pause_microseconds\x18\r \x01(\x04R\x11pauseMicroseconds\x12!\n" +
+	"\fmemory_bytes\x18\x0e \x01(\x04R\vmemoryBytes\x12!\n" +
+	"\fstored_bytes\x18\x0f \x01(\x04R\vstoredBytes\x12%\n" +
+	"\x0epaused_because\x18\x10 \x01(\tR\rpausedBecause\x1a<\n" +
+	"\x0eSnapshotsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"z\n" +
+	"\bPlatform\x12\"\n" +
+	"\facceleration\x18\x01 \x01(\tR\facceleration\x12'\n" +
+	"\x0fmonitor_version\x18\x02 \x01(\tR\x0emonitorVersion\x12!\n" +
+	"\fmachine_type\x18\x03 \x01(\tR\vmachineType\"\xbf\x01\n" +
 	"\tFirstBoot\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\rR\brevision\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x19\n" +
@@ -3376,12 +3966,13 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\rSnapshotState\x12\x1e\n" +
 	"\x1aSNAPSHOT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SNAPSHOT_STATE_CREATING\x10\x01\x12\x18\n" +
-	"\x14SNAPSHOT_STATE_READY\x10\x02*\\\n" +
+	"\x14SNAPSHOT_STATE_READY\x10\x02*r\n" +
 	"\x06Wanted\x12\x16\n" +
 	"\x12WANTED_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eWANTED_RUNNING\x10\x01\x12\x12\n" +
 	"\x0eWANTED_STOPPED\x10\x02\x12\x12\n" +
-	"\x0eWANTED_REMOVED\x10\x03*\xea\x01\n" +
+	"\x0eWANTED_REMOVED\x10\x03\x12\x14\n" +
+	"\x10WANTED_SUSPENDED\x10\x04*\xa5\x02\n" +
 	"\fMachineState\x12\x1d\n" +
 	"\x19MACHINE_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15MACHINE_STATE_PENDING\x10\x01\x12\x1a\n" +
@@ -3390,7 +3981,25 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x14MACHINE_STATE_PAUSED\x10\x04\x12\x1a\n" +
 	"\x16MACHINE_STATE_STOPPING\x10\x05\x12\x19\n" +
 	"\x15MACHINE_STATE_STOPPED\x10\x06\x12\x18\n" +
-	"\x14MACHINE_STATE_FAILED\x10\a*a\n" +
+	"\x14MACHINE_STATE_FAILED\x10\a\x12\x1c\n" +
+	"\x18MACHINE_STATE_SUSPENDING\x10\x14\x12\x1b\n" +
+	"\x17MACHINE_STATE_SUSPENDED\x10\x15*J\n" +
+	"\x06OnLoss\x12\x17\n" +
+	"\x13ON_LOSS_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fON_LOSS_RESTART\x10\x01\x12\x12\n" +
+	"\x0eON_LOSS_RESUME\x10\x02*\xc5\x01\n" +
+	"\x0fCheckpointState\x12 \n" +
+	"\x1cCHECKPOINT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17CHECKPOINT_STATE_WANTED\x10\x01\x12\x1b\n" +
+	"\x17CHECKPOINT_STATE_TAKING\x10\x02\x12\x1a\n" +
+	"\x16CHECKPOINT_STATE_READY\x10\x03\x12\x1b\n" +
+	"\x17CHECKPOINT_STATE_FAILED\x10\x04\x12\x1d\n" +
+	"\x19CHECKPOINT_STATE_REMOVING\x10\x05*\x98\x01\n" +
+	"\x11CheckpointPurpose\x12\"\n" +
+	"\x1eCHECKPOINT_PURPOSE_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19CHECKPOINT_PURPOSE_MANUAL\x10\x01\x12 \n" +
+	"\x1cCHECKPOINT_PURPOSE_SCHEDULED\x10\x02\x12\x1e\n" +
+	"\x1aCHECKPOINT_PURPOSE_SUSPEND\x10\x03*a\n" +
 	"\bSeverity\x12\x18\n" +
 	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSEVERITY_INFO\x10\x01\x12\x14\n" +
@@ -3409,103 +4018,119 @@ func file_argon_v1_records_proto_rawDescGZIP() []byte {
 	return file_argon_v1_records_proto_rawDescData
 }
 
-var file_argon_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_argon_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_argon_v1_records_proto_goTypes = []any{
 	(VoterRole)(0),                // 0: argon.v1.VoterRole
 	(ReplicaState)(0),             // 1: argon.v1.ReplicaState
 	(SnapshotState)(0),            // 2: argon.v1.SnapshotState
 	(Wanted)(0),                   // 3: argon.v1.Wanted
 	(MachineState)(0),             // 4: argon.v1.MachineState
-	(Severity)(0),                 // 5: argon.v1.Severity
-	(*Meta)(nil),                  // 6: argon.v1.Meta
-	(*Cluster)(nil),               // 7: argon.v1.Cluster
-	(*Settings)(nil),              // 8: argon.v1.Settings
-	(*Server)(nil),                // 9: argon.v1.Server
-	(*Drain)(nil),                 // 10: argon.v1.Drain
-	(*Resources)(nil),             // 11: argon.v1.Resources
-	(*Lease)(nil),                 // 12: argon.v1.Lease
-	(*Token)(nil),                 // 13: argon.v1.Token
-	(*Image)(nil),                 // 14: argon.v1.Image
-	(*MachineHints)(nil),          // 15: argon.v1.MachineHints
-	(*ImageCopy)(nil),             // 16: argon.v1.ImageCopy
-	(*Replica)(nil),               // 17: argon.v1.Replica
-	(*Snapshot)(nil),              // 18: argon.v1.Snapshot
-	(*Base)(nil),                  // 19: argon.v1.Base
-	(*Scrub)(nil),                 // 20: argon.v1.Scrub
-	(*Attachment)(nil),            // 21: argon.v1.Attachment
-	(*Volume)(nil),                // 22: argon.v1.Volume
-	(*VolumeStatus)(nil),          // 23: argon.v1.VolumeStatus
-	(*ResyncProgress)(nil),        // 24: argon.v1.ResyncProgress
-	(*Usage)(nil),                 // 25: argon.v1.Usage
-	(*ReplicaUsage)(nil),          // 26: argon.v1.ReplicaUsage
-	(*PublishedPort)(nil),         // 27: argon.v1.PublishedPort
-	(*Machine)(nil),               // 28: argon.v1.Machine
-	(*FirstBoot)(nil),             // 29: argon.v1.FirstBoot
-	(*NetworkInterface)(nil),      // 30: argon.v1.NetworkInterface
-	(*Shares)(nil),                // 31: argon.v1.Shares
-	(*Move)(nil),                  // 32: argon.v1.Move
-	(*MachineStatus)(nil),         // 33: argon.v1.MachineStatus
-	(*GuestInfo)(nil),             // 34: argon.v1.GuestInfo
-	(*Event)(nil),                 // 35: argon.v1.Event
-	nil,                           // 36: argon.v1.Meta.LabelsEntry
-	nil,                           // 37: argon.v1.Snapshot.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
+	(OnLoss)(0),                   // 5: argon.v1.OnLoss
+	(CheckpointState)(0),          // 6: argon.v1.CheckpointState
+	(CheckpointPurpose)(0),        // 7: argon.v1.CheckpointPurpose
+	(Severity)(0),                 // 8: argon.v1.Severity
+	(*Meta)(nil),                  // 9: argon.v1.Meta
+	(*Cluster)(nil),               // 10: argon.v1.Cluster
+	(*Settings)(nil),              // 11: argon.v1.Settings
+	(*Server)(nil),                // 12: argon.v1.Server
+	(*Drain)(nil),                 // 13: argon.v1.Drain
+	(*Resources)(nil),             // 14: argon.v1.Resources
+	(*Lease)(nil),                 // 15: argon.v1.Lease
+	(*Token)(nil),                 // 16: argon.v1.Token
+	(*Image)(nil),                 // 17: argon.v1.Image
+	(*MachineHints)(nil),          // 18: argon.v1.MachineHints
+	(*ImageCopy)(nil),             // 19: argon.v1.ImageCopy
+	(*Replica)(nil),               // 20: argon.v1.Replica
+	(*Snapshot)(nil),              // 21: argon.v1.Snapshot
+	(*Base)(nil),                  // 22: argon.v1.Base
+	(*Scrub)(nil),                 // 23: argon.v1.Scrub
+	(*Attachment)(nil),            // 24: argon.v1.Attachment
+	(*Volume)(nil),                // 25: argon.v1.Volume
+	(*VolumeStatus)(nil),          // 26: argon.v1.VolumeStatus
+	(*ResyncProgress)(nil),        // 27: argon.v1.ResyncProgress
+	(*Usage)(nil),                 // 28: argon.v1.Usage
+	(*ReplicaUsage)(nil),          // 29: argon.v1.ReplicaUsage
+	(*PublishedPort)(nil),         // 30: argon.v1.PublishedPort
+	(*Machine)(nil),               // 31: argon.v1.Machine
+	(*Wake)(nil),                  // 32: argon.v1.Wake
+	(*Checkpoint)(nil),            // 33: argon.v1.Checkpoint
+	(*Platform)(nil),              // 34: argon.v1.Platform
+	(*FirstBoot)(nil),             // 35: argon.v1.FirstBoot
+	(*NetworkInterface)(nil),      // 36: argon.v1.NetworkInterface
+	(*Shares)(nil),                // 37: argon.v1.Shares
+	(*Move)(nil),                  // 38: argon.v1.Move
+	(*MachineStatus)(nil),         // 39: argon.v1.MachineStatus
+	(*GuestInfo)(nil),             // 40: argon.v1.GuestInfo
+	(*Event)(nil),                 // 41: argon.v1.Event
+	nil,                           // 42: argon.v1.Meta.LabelsEntry
+	nil,                           // 43: argon.v1.Snapshot.LabelsEntry
+	nil,                           // 44: argon.v1.Checkpoint.SnapshotsEntry
+	(*timestamppb.Timestamp)(nil), // 45: google.protobuf.Timestamp
 }
 var file_argon_v1_records_proto_depIdxs = []int32{
-	38, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	36, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
-	38, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
-	8,  // 3: argon.v1.Cluster.settings:type_name -> argon.v1.Settings
-	6,  // 4: argon.v1.Server.meta:type_name -> argon.v1.Meta
+	45, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	42, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
+	45, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
+	11, // 3: argon.v1.Cluster.settings:type_name -> argon.v1.Settings
+	9,  // 4: argon.v1.Server.meta:type_name -> argon.v1.Meta
 	0,  // 5: argon.v1.Server.voter_role:type_name -> argon.v1.VoterRole
-	11, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
-	11, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
-	10, // 8: argon.v1.Server.drain:type_name -> argon.v1.Drain
-	38, // 9: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
-	38, // 10: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
-	38, // 11: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
-	38, // 12: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	6,  // 13: argon.v1.Image.meta:type_name -> argon.v1.Meta
-	16, // 14: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
-	15, // 15: argon.v1.Image.hints:type_name -> argon.v1.MachineHints
+	14, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
+	14, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
+	13, // 8: argon.v1.Server.drain:type_name -> argon.v1.Drain
+	45, // 9: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
+	45, // 10: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
+	45, // 11: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
+	45, // 12: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	9,  // 13: argon.v1.Image.meta:type_name -> argon.v1.Meta
+	19, // 14: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
+	18, // 15: argon.v1.Image.hints:type_name -> argon.v1.MachineHints
 	1,  // 16: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
-	38, // 17: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
+	45, // 17: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
 	2,  // 18: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
-	38, // 19: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	37, // 20: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
-	38, // 21: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
-	38, // 22: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	6,  // 23: argon.v1.Volume.meta:type_name -> argon.v1.Meta
-	17, // 24: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
-	21, // 25: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
-	18, // 26: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
-	19, // 27: argon.v1.Volume.base:type_name -> argon.v1.Base
-	20, // 28: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
-	24, // 29: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
-	38, // 30: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
-	38, // 31: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
-	38, // 32: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
-	26, // 33: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
-	6,  // 34: argon.v1.Machine.meta:type_name -> argon.v1.Meta
-	27, // 35: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
+	45, // 19: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	43, // 20: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
+	45, // 21: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
+	45, // 22: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	9,  // 23: argon.v1.Volume.meta:type_name -> argon.v1.Meta
+	20, // 24: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
+	24, // 25: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
+	21, // 26: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
+	22, // 27: argon.v1.Volume.base:type_name -> argon.v1.Base
+	23, // 28: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
+	27, // 29: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
+	45, // 30: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
+	45, // 31: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
+	45, // 32: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
+	29, // 33: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
+	9,  // 34: argon.v1.Machine.meta:type_name -> argon.v1.Meta
+	30, // 35: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
 	3,  // 36: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
-	33, // 37: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
-	31, // 38: argon.v1.Machine.shares:type_name -> argon.v1.Shares
-	32, // 39: argon.v1.Machine.move:type_name -> argon.v1.Move
-	29, // 40: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
-	30, // 41: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
-	38, // 42: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
-	4,  // 43: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
-	38, // 44: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
-	34, // 45: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
-	38, // 46: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
-	5,  // 47: argon.v1.Event.severity:type_name -> argon.v1.Severity
-	48, // [48:48] is the sub-list for method output_type
-	48, // [48:48] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	39, // 37: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
+	37, // 38: argon.v1.Machine.shares:type_name -> argon.v1.Shares
+	38, // 39: argon.v1.Machine.move:type_name -> argon.v1.Move
+	35, // 40: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
+	36, // 41: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
+	32, // 42: argon.v1.Machine.wake:type_name -> argon.v1.Wake
+	5,  // 43: argon.v1.Machine.on_loss:type_name -> argon.v1.OnLoss
+	9,  // 44: argon.v1.Checkpoint.meta:type_name -> argon.v1.Meta
+	6,  // 45: argon.v1.Checkpoint.state:type_name -> argon.v1.CheckpointState
+	7,  // 46: argon.v1.Checkpoint.purpose:type_name -> argon.v1.CheckpointPurpose
+	44, // 47: argon.v1.Checkpoint.snapshots:type_name -> argon.v1.Checkpoint.SnapshotsEntry
+	31, // 48: argon.v1.Checkpoint.machine:type_name -> argon.v1.Machine
+	34, // 49: argon.v1.Checkpoint.platform:type_name -> argon.v1.Platform
+	45, // 50: argon.v1.Checkpoint.taken:type_name -> google.protobuf.Timestamp
+	45, // 51: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
+	4,  // 52: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
+	45, // 53: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
+	40, // 54: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
+	45, // 55: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
+	8,  // 56: argon.v1.Event.severity:type_name -> argon.v1.Severity
+	57, // [57:57] is the sub-list for method output_type
+	57, // [57:57] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_records_proto_init() }
@@ -3518,8 +4143,8 @@ func file_argon_v1_records_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_records_proto_rawDesc), len(file_argon_v1_records_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   32,
+			NumEnums:      9,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
