@@ -60,7 +60,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 	if m.images, err = image.NewStore(image.Options{Dir: s.paths.images(), Log: s.Log}); err != nil {
 		return nil, err
 	}
-	if m.replicas, err = s.openReplicas(clusterID); err != nil {
+	if m.replicas, err = s.openReplicas(clusterID, m.images); err != nil {
 		return nil, err
 	}
 	local := newGuestPorts(id)
@@ -84,7 +84,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 	m.agent = agent.New(agent.Options{
 		ServerID: id, Store: m.store, View: m.view, Gate: m.gate,
 		Volumes:  m.volumes,
-		Replicas: replicas{m.replicas, m.images},
+		Replicas: replicas{m.replicas},
 		Images:   imageCopies{m.images, m.peers, s.Log},
 		Ports:    local,
 		Dirs:     guestDirs{s.paths},
@@ -114,14 +114,14 @@ func (m *memberParts) renewed(ctx context.Context, s *server) func(time.Duration
 	}
 }
 
-func (s *server) openReplicas(clusterID string) (*replica.Store, error) {
+func (s *server) openReplicas(clusterID string, images *image.Store) (*replica.Store, error) {
 	boot, err := bootID()
 	if err != nil {
 		return nil, err
 	}
 	return replica.Open(replica.Options{
 		FS: layer.OS{}, Dir: s.paths.volumes(), ClusterID: clusterID, BootID: boot,
-		ReserveBytes: reserveBytes, Log: s.Log,
+		ReserveBytes: reserveBytes, Images: images.Path, Log: s.Log,
 	})
 }
 

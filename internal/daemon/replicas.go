@@ -10,7 +10,6 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/agent"
-	"github.com/argon-cluster/argon/internal/image"
 	"github.com/argon-cluster/argon/internal/volume/layer"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 	"github.com/argon-cluster/argon/internal/volume/replica"
@@ -27,10 +26,7 @@ func bootID() (string, error) {
 }
 
 // replicas is this server's store of replicas as the agent sees it.
-type replicas struct {
-	store  *replica.Store
-	images *image.Store
-}
+type replicas struct{ store *replica.Store }
 
 // List implements agent.Replicas.
 func (r replicas) List(context.Context) (map[string][]uint32, error) {
@@ -44,9 +40,7 @@ func (r replicas) List(context.Context) (map[string][]uint32, error) {
 // Create implements agent.Replicas.
 func (r replicas) Create(_ context.Context, req agent.CreateReplica) (incarnation uint64, err error) {
 	spec := replica.CreateSpec{VolumeID: req.VolumeID, ReplicaID: req.ReplicaID, Size: int64(req.SizeBytes), Behind: req.Behind}
-	if req.ImageID != "" {
-		spec.Base = r.images.Path(req.ImageID)
-	}
+	spec.Base.Image = req.ImageID
 	info, err := r.store.Create(spec)
 	return info.Incarnation, err
 }
@@ -145,7 +139,7 @@ func (c localCopy) EndSync() error         { return over(c.s.EndSync()) }
 func (c localCopy) Close(clean bool) error { return c.s.Close(clean) }
 
 func (c localCopy) BeginSync(base, generation uint64) (mirror.Info, error) {
-	info, err := c.s.BeginSync(base, generation)
+	info, err := c.s.BeginSync(base, generation, 0)
 	return mirrorInfo(info), over(err)
 }
 

@@ -4,39 +4,75 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
 
 const superblockName = "superblock"
 
-func dataName(layer uint64) string  { return fmt.Sprintf("layer-%08d.data", layer) }
-func tableName(layer uint64) string { return fmt.Sprintf("layer-%08d.table", layer) }
+func dataName(layer uint32) string  { return fmt.Sprintf("layer-%08d.data", layer) }
+func tableName(layer uint32) string { return fmt.Sprintf("layer-%08d.table", layer) }
 
-// Files is one replica's directory, open. ReadAt, Stamp, WriteAt, Punch,
-// Changed and SyncData may be called concurrently; Update and Reset exclude
-// everything else, which the caller sees to.
+// Files is one replica's directory, open.
+//
+// Update, Snapshot, Forget, Resize, Reset and Close exclude everything else but
+// views, which the caller sees to. The rest may be called concurrently; Write,
+// Zero and Revert on ranges that do not overlap.
 type Files struct {
 	fs    FS
 	dir   string
 	block File
-	data  File
-	table *table
-	// damaged is how many pages of the table could not be read.
-	damaged int
+	hooks Hooks
 
 	mu sync.Mutex                 // who changes sb
 	sb atomic.Pointer[Superblock] // what it points to never changes
+
+	// chain changes only while maps is locked. Who looks up where a block is
+	// and then uses that, holds maps shared.
+	maps    sync.RWMutex
+	chain   atomic.Pointer[chain]
+	version uint64 // grows when blocks move or the chain changes; guarded by maps
+	moving  atomic.Pointer[moving]
+	// damaged is how many sectors of tables could not be read, lost whether
+	// blocks can therefore not be found any more.
+	damaged int
+	lost    bool
+
+	commit committer
+
+	preparing sync.Mutex
+	prepared  *prepared // guarded by preparing
+	views     sync.Mutex
+	view      *View // the one that ReadSnapshot used last; guarded by views
+}
+
+// Hooks break what durability depends on. For tests only.
+type Hooks struct {
+	LazyStamps     bool // stamps are not durable before their data
+	HoldBeforeData bool // a block counts as held before its content is durable
+	ForgetCopyUp   bool // a block counts as held without the rest of its content
+	ForgetFrozen   bool // what was written before a snapshot is not flushed after it
+	MoveUnsynced   bool // a block leaves its layer before it is durable in the one below
+}
+
+// Break switches rules off. For tests only.
+func (f *Files) Break(h Hooks) {
+	f.hooks = h
+	for _, l := range f.chain.Load().layers {
+		l.table.lazy = h.LazyStamps
+	}
 }
 
 // Create makes a replica's directory: whole or not at all, under its final
-// name. base, if not empty, is a file whose content it begins with.
-func Create(fs FS, dir string, sb Superblock, base string) error {
+// name. It has one layer, of number 0, in which nothing was written.
+func Create(fs FS, dir string, sb Superblock) error {
 	tmp := path.Join(path.Dir(dir), ".new-"+path.Base(dir))
 	if err := fs.RemoveAll(tmp); err != nil {
 		return fmt.Errorf("remove what was left of %s: %w", tmp, err)
 	}
-	if err := create(fs, tmp, sb, base); err != nil {
+	sb.Layers = []Entry{{}}
+	if err := create(fs, tmp, sb); err != nil {
 		return errors.Join(err, fs.RemoveAll(tmp))
 	}
 	if err := fs.Rename(tmp, dir); err != nil {
@@ -47,29 +83,15 @@ func Create(fs FS, dir string, sb Superblock, base string) error {
 	return syncDirs(fs, volume, path.Dir(volume), path.Dir(path.Dir(volume)))
 }
 
-func create(fs FS, dir string, sb Superblock, base string) error {
+func create(fs FS, dir string, sb Superblock) error {
 	if err := fs.MkdirAll(dir); err != nil {
 		return fmt.Errorf("make %s: %w", dir, err)
 	}
-	name := path.Join(dir, dataName(sb.Layer))
-	if base != "" {
-		if err := fs.Clone(base, name); err != nil {
-			return err
-		}
-	}
-	data, err := fs.Open(name, true)
+	l, err := emptyLayer(fs, dir, 0, sb)
 	if err != nil {
 		return err
 	}
-	err = errors.Join(data.Truncate(int64(sb.Size)), data.Sync(), data.Close())
-	if err != nil {
-		return fmt.Errorf("make %s: %w", name, err)
-	}
-	stamps, err := createTable(fs, dir, sb)
-	if err != nil {
-		return err
-	}
-	if err := stamps.Close(); err != nil {
+	if err := l.close(); err != nil {
 		return fmt.Errorf("make %s: %w", dir, err)
 	}
 	block, err := fs.Open(path.Join(dir, superblockName), true)
@@ -87,14 +109,30 @@ func create(fs FS, dir string, sb Superblock, base string) error {
 	return fs.SyncDir(dir)
 }
 
-// createTable makes the table's file of a layer in which nothing was written.
-func createTable(fs FS, dir string, sb Superblock) (File, error) {
-	name := path.Join(dir, tableName(sb.Layer))
+// emptyLayer makes a layer's files, durably, in which nothing was written.
+func emptyLayer(fs FS, dir string, number uint32, sb Superblock) (*stratum, error) {
+	data, err := emptyFile(fs, path.Join(dir, dataName(number)), int64(sb.Size))
+	if err != nil {
+		return nil, err
+	}
+	t := newTable(nil, regions(sb.Size, sb.RegionSize), false)
+	if t.file, err = emptyFile(fs, path.Join(dir, tableName(number)), t.fileSize()); err != nil {
+		return nil, errors.Join(err, data.Close())
+	}
+	l := &stratum{data: data, table: t}
+	if err := fs.SyncDir(dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("sync %s: %w", dir, err), l.close())
+	}
+	return l, nil
+}
+
+// emptyFile makes a file of zeros.
+func emptyFile(fs FS, name string, size int64) (File, error) {
 	f, err := fs.Open(name, true)
 	if err != nil {
 		return nil, fmt.Errorf("make %s: %w", name, err)
 	}
-	if err := errors.Join(f.Truncate(0), f.Truncate(tableSize(regions(sb.Size, sb.RegionSize))), f.Sync()); err != nil {
+	if err := errors.Join(f.Truncate(0), f.Truncate(size), f.Sync()); err != nil {
 		return nil, errors.Join(fmt.Errorf("make %s: %w", name, err), f.Close())
 	}
 	return f, nil
@@ -110,51 +148,130 @@ func syncDirs(fs FS, dirs ...string) error {
 }
 
 // Open opens a replica's directory. A data file that is shorter than it should
-// be is an error: something else cut it.
-func Open(fs FS, dir string) (*Files, error) {
+// be is an error: something else cut it. bases finds a base when it is first
+// read; nil if there can be none.
+func Open(fs FS, dir string, bases func(BaseRef) (Base, error)) (*Files, error) {
 	block, err := fs.Open(path.Join(dir, superblockName), false)
 	if err != nil {
 		return nil, fmt.Errorf("open replica: %w", err)
 	}
 	f := &Files{fs: fs, dir: dir, block: block}
 	sb, err := readSuperblock(block)
+	if err == nil && (sb.RegionSize == 0 || sb.RegionSize%sectorSize != 0) {
+		err = fmt.Errorf("a region size of %d: %w", sb.RegionSize, ErrNoSuperblock)
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica %s: %w", dir, err), block.Close())
 	}
 	f.sb.Store(&sb)
-	if sb.RegionSize == 0 {
-		return nil, errors.Join(fmt.Errorf("open replica %s: a region size of 0: %w", dir, ErrNoSuperblock), block.Close())
-	}
-	if f.data, err = fs.Open(path.Join(dir, dataName(sb.Layer)), false); err != nil {
-		return nil, errors.Join(fmt.Errorf("open replica: %w", err), block.Close())
-	}
-	last := make([]byte, 1)
-	if _, err := f.data.ReadAt(last, int64(sb.Size)-1); err != nil {
-		return nil, errors.Join(fmt.Errorf("open replica %s: its data file is not %d bytes long: %w", dir, sb.Size, err), f.Close())
-	}
-	stamps, err := fs.Open(path.Join(dir, tableName(sb.Layer)), false)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open replica: %w", err), f.Close())
-	}
-	if f.table, f.damaged, err = loadTable(stamps, regions(sb.Size, sb.RegionSize)); err != nil {
-		return nil, errors.Join(fmt.Errorf("open replica %s: %w", dir, err), stamps.Close(), f.Close())
+	low := &lowest{ref: sb.Base, size: int64(sb.BaseSize), open: bases}
+	if err := f.openLayers(sb, low); err != nil {
+		return nil, errors.Join(fmt.Errorf("open replica %s: %w", dir, err), f.Close())
 	}
 	return f, f.removeOld()
 }
 
-// DamagedPages is how many pages of the table were damaged when it was opened.
-// Their regions count as changed at any time.
-func (f *Files) DamagedPages() int { return f.damaged }
+// openLayers reads the layers' tables, and puts together what they say.
+func (f *Files) openLayers(sb Superblock, low *lowest) error {
+	var layers []*stratum
+	var slots []uint8
+	var err error
+	for i, e := range sb.Layers {
+		var l *stratum
+		if l, err = f.openLayer(sb, e); err != nil {
+			break
+		}
+		layers = append(layers, l)
+		slots = append(slots, uint8(i))
+	}
+	based := sb.Base != BaseRef{}
+	for i := range slots {
+		if based {
+			slots[i]++
+		}
+	}
+	g := newGeometry(sb.Size, sb.RegionSize)
+	c := newChainOf(layers, slots, low, sb, g)
+	f.chain.Store(c)
+	for i := 0; err == nil && i < len(layers); i++ {
+		err = f.loadLayer(c, i, g)
+	}
+	return err
+}
 
-// removeOld deletes the files of before a Reset that was cut short.
+// newChainOf is a chain that says nothing of its blocks yet.
+func newChainOf(layers []*stratum, slots []uint8, low *lowest, sb Superblock, g geometry) *chain {
+	if len(layers) == 0 { // none could be opened
+		return &chain{lowest: low}
+	}
+	var where []atomic.Uint64
+	if len(layers) > 1 || sb.Base != (BaseRef{}) {
+		where = make([]atomic.Uint64, g.words())
+	}
+	return newChain(slices.Clone(sb.Layers[:len(layers)]), layers, slots, low, make([]atomic.Uint64, g.regions()), where)
+}
+
+func (f *Files) openLayer(sb Superblock, e Entry) (*stratum, error) {
+	data, err := f.fs.Open(path.Join(f.dir, dataName(e.Number)), false)
+	if err != nil {
+		return nil, err
+	}
+	file, err := f.fs.Open(path.Join(f.dir, tableName(e.Number)), false)
+	if err != nil {
+		return nil, errors.Join(err, data.Close())
+	}
+	l := &stratum{data: data, table: newTable(file, regions(sb.Size, sb.RegionSize), e.OldTable)}
+	last := make([]byte, 1)
+	if _, err := data.ReadAt(last, int64(sb.Size)-1); err != nil {
+		return nil, errors.Join(fmt.Errorf("the data file of layer %d is not %d bytes long: %w", e.Number, sb.Size, err), l.close())
+	}
+	if _, err := file.ReadAt(last, l.table.fileSize()-1); err != nil {
+		return nil, errors.Join(fmt.Errorf("the table of layer %d is not %d bytes long: %w", e.Number, l.table.fileSize(), err), l.close())
+	}
+	// What an earlier process wrote may be in the kernel's memory only.
+	l.dirty.Store(true)
+	return l, nil
+}
+
+// loadLayer adds what a layer's table says.
+func (f *Files) loadLayer(c *chain, i int, g geometry) error {
+	damaged, err := c.layers[i].table.load(func(region int, r row) {
+		c.stamp(region, r.stamp)
+		if c.where == nil || c.holdsAll(i) {
+			return
+		}
+		for b := range g.perRegion() {
+			if r.held&(1<<b) != 0 {
+				block := int64(region)*g.perRegion() + b
+				c.set(block, c.slots[i])
+			}
+		}
+	})
+	f.damaged += damaged
+	f.lost = f.lost || damaged > 0 && !c.holdsAll(i)
+	return err
+}
+
+// DamagedSectors is how many sectors of tables were damaged when they were
+// opened. Their regions count as changed at any time.
+func (f *Files) DamagedSectors() int { return f.damaged }
+
+// Lost tells whether such a sector said which blocks a layer holds: what this
+// replica has then is not the volume's content.
+func (f *Files) Lost() bool { return f.lost }
+
+// removeOld deletes the files of layers that are none, or no more.
 func (f *Files) removeOld() error {
 	names, err := f.fs.ReadDir(f.dir)
 	if err != nil {
 		return fmt.Errorf("open replica %s: %w", f.dir, err)
 	}
-	layer := f.sb.Load().Layer
+	keep := map[string]bool{superblockName: true}
+	for _, e := range f.sb.Load().Layers {
+		keep[dataName(e.Number)], keep[tableName(e.Number)] = true, true
+	}
 	for _, n := range names {
-		if n != superblockName && n != dataName(layer) && n != tableName(layer) {
+		if !keep[n] {
 			if err := f.fs.RemoveAll(path.Join(f.dir, n)); err != nil {
 				return fmt.Errorf("open replica %s: %w", f.dir, err)
 			}
@@ -195,12 +312,18 @@ func (f *Files) Superblock() Superblock { return *f.sb.Load() }
 // Size is the volume's, in bytes.
 func (f *Files) Size() int64 { return int64(f.sb.Load().Size) }
 
+func (f *Files) geometry() geometry {
+	sb := f.sb.Load()
+	return newGeometry(sb.Size, sb.RegionSize)
+}
+
 // Update changes the superblock; when it returns the change survives a power
 // cut. When it fails either state may be found later.
 func (f *Files) Update(change func(*Superblock)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	sb := *f.sb.Load()
+	sb.Layers = slices.Clone(sb.Layers)
 	change(&sb)
 	sb.Sequence++
 	if err := f.write(sb); err != nil {
@@ -222,152 +345,103 @@ func (f *Files) write(sb Superblock) error {
 	return f.block.Sync()
 }
 
-// Reset begins a new, empty layer and changes the superblock with it; the old
-// files are not touched any more: after a failed fsync nothing says what of
-// them is on disk.
+// replace makes a new chain the one that counts.
+func (f *Files) replace(c *chain) {
+	f.maps.Lock()
+	defer f.maps.Unlock()
+	f.version++
+	f.chain.Store(c)
+}
+
+// Reset begins a new, empty layer without a base, and changes the superblock with
+// it; the old files are not touched any more: after a failed fsync nothing says
+// what of them is on disk.
 func (f *Files) Reset(change func(*Superblock)) error {
+	f.unprepare()
 	next := f.Superblock()
-	next.Layer++
-	data, stamps, err := f.emptyLayer(next)
+	change(&next)
+	number := f.nextNumber()
+	l, err := emptyLayer(f.fs, f.dir, number, next)
 	if err != nil {
 		return fmt.Errorf("replica %s: begin a new layer: %w", f.dir, err)
 	}
-	if err = f.Update(func(sb *Superblock) { sb.Layer = next.Layer; change(sb) }); err != nil {
-		return errors.Join(fmt.Errorf("replica %s: begin a new layer: %w", f.dir, err), data.Close(), stamps.Close())
+	entries := []Entry{{Number: number}}
+	err = f.Update(func(sb *Superblock) {
+		change(sb)
+		sb.Layers, sb.Base, sb.BaseSize = entries, BaseRef{}, 0
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("replica %s: begin a new layer: %w", f.dir, err), l.close())
 	}
-	_ = f.closeLayer() // nobody reads it any more
-	f.data, f.table, f.damaged = data, newTable(stamps, regions(next.Size, next.RegionSize)), 0
-	return f.removeOld()
+	old := f.chain.Load()
+	g := newGeometry(next.Size, next.RegionSize)
+	l.table.lazy = f.hooks.LazyStamps
+	f.replace(newChain(entries, []*stratum{l}, []uint8{0}, &lowest{}, make([]atomic.Uint64, g.regions()), nil))
+	for _, l := range old.layers {
+		_ = l.close() // nobody reads it any more
+	}
+	f.damaged, f.lost = 0, false
+	return errors.Join(old.lowest.close(), f.removeOld())
 }
 
-func (f *Files) emptyLayer(sb Superblock) (data, stamps File, err error) {
-	if data, err = f.fs.Open(path.Join(f.dir, dataName(sb.Layer)), true); err != nil {
-		return nil, nil, err
+// nextNumber is one that no layer has.
+func (f *Files) nextNumber() uint32 {
+	var highest uint32
+	for _, e := range f.sb.Load().Layers {
+		highest = max(highest, e.Number)
 	}
-	if err := errors.Join(data.Truncate(0), data.Truncate(int64(sb.Size)), data.Sync()); err != nil {
-		return nil, nil, errors.Join(err, data.Close())
-	}
-	if stamps, err = createTable(f.fs, f.dir, sb); err != nil {
-		return nil, nil, errors.Join(err, data.Close())
-	}
-	if err := f.fs.SyncDir(f.dir); err != nil {
-		return nil, nil, errors.Join(err, data.Close(), stamps.Close())
-	}
-	return data, stamps, nil
-}
-
-// ReadAt fills p from the data.
-func (f *Files) ReadAt(p []byte, off int64) error {
-	_, err := f.data.ReadAt(p, off)
-	return err
-}
-
-// ReadCached fills p if all of it is in memory, and reports whether it did.
-func (f *Files) ReadCached(p []byte, off int64) bool { return f.data.ReadCached(p, off) }
-
-// Stamp notes, durably, that the range is written in a generation. It comes
-// before the write.
-func (f *Files) Stamp(off, n int64, generation uint64) error {
-	if n == 0 {
-		return nil
-	}
-	if f.Stamped(off, n, generation) {
-		return nil
-	}
-	size := int64(f.sb.Load().RegionSize)
-	if err := f.table.stamp(int(off/size), int((off+n-1)/size), generation); err != nil {
-		return fmt.Errorf("replica %s: stamp %d bytes at %d: %w", f.dir, n, off, err)
-	}
-	return nil
-}
-
-// Stamped tells whether Stamp would have nothing to do. The range is not empty.
-func (f *Files) Stamped(off, n int64, generation uint64) bool {
-	sb := f.sb.Load()
-	size := int64(sb.RegionSize)
-	return generation <= sb.Generation || f.table.has(int(off/size), int((off+n-1)/size), generation)
+	return highest + 1
 }
 
 // Changed sets a bit for each grain of the range, both in bytes, that was
 // written in the generation since or later; the lowest bit of the first byte is
 // the first grain.
 func (f *Files) Changed(since uint64, off, n, grain int64, bits []byte) {
-	sb := f.sb.Load()
-	size := int64(sb.RegionSize)
-	for g := int64(0); g*grain < n; g++ {
-		from, to := off+g*grain, min(off+(g+1)*grain, off+n, int64(sb.Size))
+	stamps := f.chain.Load().stamps
+	changed(f.geometry(), f.sb.Load().Generation, since, off, n, grain, bits, func(r int) uint64 { return stamps[r].Load() })
+}
+
+func changed(g geometry, generation, since uint64, off, n, grain int64, bits []byte, stamp func(region int) uint64) {
+	for i := int64(0); i*grain < n; i++ {
+		from, to := off+i*grain, min(off+(i+1)*grain, off+n, g.size)
 		if from >= to {
 			return
 		}
-		for r := from / size; r*size < to; r++ {
-			if max(f.table.stamps[r].Load(), sb.Generation) >= since {
-				bits[g/8] |= 1 << (g % 8)
+		for r := from / g.region; r*g.region < to; r++ {
+			if max(stamp(int(r)), generation) >= since {
+				bits[i/8] |= 1 << (i % 8)
 			}
 		}
 	}
 }
 
-// Extents calls found for each stretch of the range, hole or data, until that
-// returns false. Holes read as zeros.
-func (f *Files) Extents(off, n int64, found func(n int64, hole bool) bool) error {
-	for at := off; at < off+n; {
-		start, end, ok, err := f.data.NextData(at)
-		if err != nil {
-			return fmt.Errorf("replica %s: look for data: %w", f.dir, err)
+// SyncData makes everything that was written survive a power cut.
+func (f *Files) SyncData() error {
+	c := f.chain.Load()
+	for i, l := range c.layers {
+		frozen := i < c.target
+		if frozen && (!l.dirty.Load() || f.hooks.ForgetFrozen) {
+			continue
 		}
-		if !ok {
-			start, end = off+n, off+n
+		if err := l.data.Sync(); err != nil {
+			return err
 		}
-		start, end = min(start, off+n), min(end, off+n)
-		if start > at && !found(start-at, true) || end > start && !found(end-start, false) {
-			return nil
+		if frozen { // nobody writes it any more
+			l.dirty.Store(false)
 		}
-		at = end
 	}
 	return nil
 }
-
-// HasData sets a bit for each grain of the range, as Changed does, that may hold
-// anything but zeros.
-func (f *Files) HasData(off, n, grain int64, bits []byte) error {
-	at := int64(0)
-	return f.Extents(off, n, func(n int64, hole bool) bool {
-		for g := at / grain; !hole && g*grain < at+n; g++ {
-			bits[g/8] |= 1 << (g % 8)
-		}
-		at += n
-		return true
-	})
-}
-
-// LazyStamps stops stamps from being synced. For tests only.
-func (f *Files) LazyStamps() { f.table.lazy = true }
-
-// WriteAt hands p to the kernel.
-func (f *Files) WriteAt(p []byte, off int64) error {
-	_, err := f.data.WriteAt(p, off)
-	return err
-}
-
-// Punch makes a range read as zeros and gives its space back.
-func (f *Files) Punch(off, n int64) error { return f.data.Punch(off, n) }
-
-// SyncData makes everything that was written survive a power cut.
-func (f *Files) SyncData() error { return f.data.Sync() }
 
 // Free is how much room the file system has.
 func (f *Files) Free() (uint64, error) { return f.fs.Free(f.dir) }
 
 // Close closes the files; it writes nothing.
-func (f *Files) Close() error { return errors.Join(f.block.Close(), f.closeLayer()) }
-
-func (f *Files) closeLayer() error {
-	var err error
-	if f.data != nil {
-		err = f.data.Close()
+func (f *Files) Close() error {
+	f.unprepare()
+	err := f.block.Close()
+	for _, l := range f.chain.Load().layers {
+		err = errors.Join(err, l.close())
 	}
-	if f.table != nil {
-		err = errors.Join(err, f.table.file.Close())
-	}
-	return err
+	return errors.Join(err, f.chain.Load().lowest.close())
 }

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -33,9 +32,6 @@ type FS interface {
 	SyncDir(dir string) error
 	// Free is how many bytes may still be written below dir.
 	Free(dir string) (uint64, error)
-	// Clone makes to a copy of from, holes left out, sharing blocks where the
-	// file system can.
-	Clone(from, to string) error
 }
 
 // File is an open file. Safe for concurrent use.
@@ -53,6 +49,14 @@ type File interface {
 	// NextData finds the first stretch at or after off that has data; what is
 	// before it reads as zeros. ok is false if there is none.
 	NextData(off int64) (start, end int64, ok bool, err error)
+	// Share makes the range what it is in another file of the same file system,
+	// by sharing its blocks, and reports whether it could. If not, the range has
+	// any content.
+	Share(from File, off, n int64) bool
+	// Size is in bytes.
+	Size() (int64, error)
+	// Used is how many bytes the file takes on the disk.
+	Used() (int64, error)
 }
 
 // IsFull tells whether an error means that the disk has no room.
@@ -119,61 +123,6 @@ func (OS) Free(dir string) (uint64, error) {
 	return st.Bavail * uint64(st.Bsize), nil
 }
 
-// Clone copies a file by reflink, else its data without the holes.
-func (OS) Clone(from, to string) error {
-	src, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer dst.Close()
-	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
-		return nil
-	}
-	if err := copySparse(src, dst); err != nil {
-		return fmt.Errorf("copy %s to %s: %w", filepath.Base(from), to, err)
-	}
-	return dst.Close()
-}
-
-func copySparse(src, dst *os.File) error {
-	end, err := src.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	if err := dst.Truncate(end); err != nil {
-		return err
-	}
-	for off := int64(0); off < end; {
-		data, err := unix.Seek(int(src.Fd()), off, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil // a hole up to the end
-		}
-		if err != nil {
-			return err
-		}
-		hole, err := unix.Seek(int(src.Fd()), data, unix.SEEK_HOLE)
-		if err != nil {
-			return err
-		}
-		if _, err := src.Seek(data, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := dst.Seek(data, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := io.CopyN(dst, src, hole-data); err != nil {
-			return err
-		}
-		off = hole
-	}
-	return nil
-}
-
 // ReadCached reads with RWF_NOWAIT; a file system that does not know that, or a
 // page that is not there, leaves it to ReadAt.
 func (f osFile) ReadCached(p []byte, off int64) bool {
@@ -215,4 +164,28 @@ func (f osFile) NextData(off int64) (start, end int64, ok bool, err error) {
 
 func (f osFile) Punch(off, n int64) error {
 	return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+// Share asks for a reflink, which XFS and Btrfs can make.
+func (f osFile) Share(from File, off, n int64) bool {
+	src, ok := from.(osFile)
+	return ok && unix.IoctlFileCloneRange(int(f.Fd()), &unix.FileCloneRange{
+		Src_fd: int64(src.Fd()), Src_offset: uint64(off), Src_length: uint64(n), Dest_offset: uint64(off),
+	}) == nil
+}
+
+func (f osFile) Size() (int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
+}
+
+func (f osFile) Used() (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return 0, err
+	}
+	return st.Blocks * 512, nil
 }

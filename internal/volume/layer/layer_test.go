@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +22,7 @@ import (
 func someBlock() layer.Superblock {
 	return layer.Superblock{
 		Sequence: 1, ClusterID: "c", VolumeID: "v", ReplicaID: 2, RegionSize: layer.RegionSize,
-		Size: 1 << 20, Incarnation: 1, Generation: 1, Health: layer.Good, Clean: true, BootID: "b",
+		Size: 1 << 20, Incarnation: 1, Generation: 1, Health: layer.Good, Clean: true, BootID: "b", Layers: []layer.Entry{{}},
 	}
 }
 
@@ -34,13 +35,15 @@ func TestSuperblockRoundTrip(t *testing.T) {
 			Size: rapid.Uint64().Draw(t, "size"), SealedEpoch: rapid.Uint64().Draw(t, "epoch"),
 			Incarnation: rapid.Uint64().Draw(t, "incarnation"), Generation: rapid.Uint64().Draw(t, "generation"),
 			Health: layer.Health(rapid.IntRange(1, 3).Draw(t, "health")), Clean: rapid.Bool().Draw(t, "clean"),
-			BootID: id.Draw(t, "boot"), Layer: rapid.Uint64().Draw(t, "layer"),
+			BootID: id.Draw(t, "boot"), Layers: drawLayers(t),
+			BaseSize: rapid.Uint64().Draw(t, "base size"),
 		}
+		s.Base = layer.BaseRef{Image: id.Draw(t, "image"), Volume: id.Draw(t, "base volume"), Snapshot: rapid.Uint32().Draw(t, "base snapshot")}
 		b, err := s.Marshal()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := layer.Parse(b); err != nil || got != s {
+		if got, err := layer.Parse(b); err != nil || !reflect.DeepEqual(got, s) {
 			t.Fatalf("%+v came back as %+v, %v", s, got, err)
 		}
 		b[rapid.IntRange(0, layer.BlockSize-1).Draw(t, "byte")] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
@@ -50,27 +53,40 @@ func TestSuperblockRoundTrip(t *testing.T) {
 	})
 }
 
+func drawLayers(t *rapid.T) []layer.Entry {
+	list := make([]layer.Entry, rapid.IntRange(1, layer.MaxLayers).Draw(t, "layers"))
+	for i := range list {
+		list[i] = layer.Entry{Number: uint32(i) * 3, Generation: rapid.Uint64().Draw(t, "made"), Size: rapid.Uint64().Draw(t, "size then")}
+		if i < len(list)-1 && rapid.Bool().Draw(t, "is a snapshot") {
+			list[i].Snapshot = uint32(i) + 1
+		}
+	}
+	return list
+}
+
 // docs/volumes.md says where each field is; so does this.
 func TestSuperblockOffsets(t *testing.T) {
 	s := someBlock()
-	s.Sequence, s.Size, s.SealedEpoch, s.Incarnation, s.Generation, s.Layer = 0x11, 0x22, 0x33, 0x44, 0x55, 0x66
+	s.Sequence, s.Size, s.SealedEpoch, s.Incarnation, s.Generation = 0x11, 0x22, 0x33, 0x44, 0x55
+	s.Layers = []layer.Entry{{Number: 0x66, Snapshot: 0x77, Generation: 0x88, Size: 0x99}, {Number: 0x67}}
+	s.Base, s.BaseSize = layer.BaseRef{Image: "i", Volume: "w", Snapshot: 0xaa}, 0xbb
 	b, err := s.Marshal()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for off, want := range map[int]uint64{16: 0x11, 96: 0x22, 104: 0x33, 112: 0x44, 120: 0x55, 168: 1, 176: 0x66} {
+	for off, want := range map[int]uint64{16: 0x11, 96: 0x22, 104: 0x33, 112: 0x44, 120: 0x55, 168: 2, 240: 0xaa, 248: 0xbb, 256: 0x77<<32 | 0x66, 264: 0x88, 272: 0x99, 284: 0x67} {
 		if got := binary.LittleEndian.Uint64(b[off:]); got != want {
 			t.Errorf("at %d: %#x, want %#x", off, got, want)
 		}
 	}
-	if string(b[:8]) != "ARGONSB1" || b[8] != 1 || b[24] != 'c' || b[56] != 'v' || b[88] != 2 || b[92] != 1 || b[93] != 1 || b[128] != 'b' {
-		t.Errorf("a field is not where it was: %x", b[:180])
+	if string(b[:8]) != "ARGONSB1" || b[8] != 2 || b[24] != 'c' || b[56] != 'v' || b[88] != 2 || b[92] != 1 || b[93] != 1 || b[128] != 'b' || b[176] != 'i' || b[208] != 'w' {
+		t.Errorf("a field is not where it was: %x", b[:320])
 	}
 }
 
 func TestNewerFormatIsLeftAlone(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "v", "1")
-	if err := layer.Create(layer.OS{}, dir, someBlock(), ""); err != nil {
+	if err := layer.Create(layer.OS{}, dir, someBlock()); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "superblock")
@@ -85,7 +101,7 @@ func TestNewerFormatIsLeftAlone(t *testing.T) {
 	if err := os.WriteFile(file, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := layer.Open(layer.OS{}, dir); !errors.Is(err, layer.ErrNewerFormat) {
+	if _, err := layer.Open(layer.OS{}, dir, nil); !errors.Is(err, layer.ErrNewerFormat) {
 		t.Errorf("got %v", err)
 	}
 	if now, err := os.ReadFile(file); err != nil || !bytes.Equal(now, b) {
@@ -111,12 +127,12 @@ func TestSuperblockSurvivesPowerCuts(t *testing.T) {
 	small.Size = 4096 // a crash copies the whole file
 	for seed := range uint64(300) {
 		fs := simfs.New(rand.New(rand.NewPCG(seed, 1)))
-		if err := layer.Create(fs, "/r/v/1", small, ""); err != nil {
+		if err := layer.Create(fs, "/r/v/1", small); err != nil {
 			t.Fatal(err)
 		}
 		var epoch uint64
 		for range 20 {
-			f, err := layer.Open(fs, "/r/v/1")
+			f, err := layer.Open(fs, "/r/v/1", nil)
 			if err != nil {
 				t.Fatalf("seed %d: %v", seed, err)
 			}
@@ -142,10 +158,12 @@ func TestDataOnARealDisk(t *testing.T) {
 	if err := os.WriteFile(base, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := layer.Create(layer.OS{}, dir, someBlock(), base); err != nil {
+	sb := someBlock()
+	sb.Base, sb.BaseSize = layer.BaseRef{Image: "image"}, sb.Size
+	if err := layer.Create(layer.OS{}, dir, sb); err != nil {
 		t.Fatal(err)
 	}
-	f, err := layer.Open(layer.OS{}, dir)
+	f, err := layer.Open(layer.OS{}, dir, func(layer.BaseRef) (layer.Base, error) { return layer.OpenImage(layer.OS{}, base) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,11 +178,11 @@ func TestDataOnARealDisk(t *testing.T) {
 	if !bytes.Equal(read(0, len(content)), content) || !bytes.Equal(read(4096, 4096), make([]byte, 4096)) {
 		t.Error("it does not begin with its base and then zeros")
 	}
-	if err := f.WriteAt(bytes.Repeat([]byte("x"), 512<<10), 0); err != nil {
+	if err := f.Write(bytes.Repeat([]byte("x"), 512<<10), 0, 2); err != nil {
 		t.Fatal(err)
 	}
 	used := blocks(t, dir)
-	if err := f.Punch(0, 512<<10); err != nil {
+	if err := f.Zero(0, 512<<10, 2); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(read(0, 8192), make([]byte, 8192)) {
@@ -177,7 +195,7 @@ func TestDataOnARealDisk(t *testing.T) {
 		t.Errorf("%d blocks are used, %d were", now, used)
 	}
 	// A new file for a new copy; the old one is gone.
-	if err := f.WriteAt([]byte("old"), 0); err != nil {
+	if err := f.Write([]byte("old"), 0, 2); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Reset(func(s *layer.Superblock) { s.Health = layer.Syncing }); err != nil {
@@ -197,7 +215,7 @@ func TestDataOnARealDisk(t *testing.T) {
 	if err := os.Truncate(filepath.Join(dir, fmt.Sprintf("layer-%08d.data", 1)), 1000); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := layer.Open(layer.OS{}, dir); err == nil {
+	if _, err := layer.Open(layer.OS{}, dir, nil); err == nil {
 		t.Error("a data file that is too short was opened")
 	}
 }

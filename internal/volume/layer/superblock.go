@@ -7,8 +7,8 @@ import (
 	"hash/crc32"
 )
 
-// FormatVersion is the layout that this program writes and understands.
-const FormatVersion = 1
+// FormatVersion is the layout that this program writes. It reads version 1, too.
+const FormatVersion = 2
 
 // RegionSize is the unit in which the table notes what changed, in bytes. It
 // is in the superblock so that it can differ.
@@ -44,8 +44,8 @@ type Superblock struct {
 	Size        uint64
 	SealedEpoch uint64
 	Incarnation uint64
-	// Generation is when the layer was begun: every region counts as written
-	// then at least.
+	// Generation is when the replica was made or emptied: every region counts
+	// as written then at least.
 	Generation uint64
 	Health     Health
 	// Clean: everything was flushed, and nothing was written since.
@@ -53,9 +53,37 @@ type Superblock struct {
 	// BootID names the kernel's boot in which the replica was last opened. At
 	// most 40 bytes.
 	BootID string
-	// Layer is the number of the data file.
-	Layer uint64
+	// Layers are oldest first, at least one; the newest is written.
+	Layers []Entry
+	// Base is what is read where no layer holds anything, in its first BaseSize
+	// bytes.
+	Base     BaseRef
+	BaseSize uint64
 }
+
+// Entry is a layer, and what became of it when the next was begun.
+type Entry struct {
+	// Number is in the names of its files.
+	Number uint32
+	// Snapshot is the id of the snapshot that the layer is the newest of; 0:
+	// none.
+	Snapshot uint32
+	// Generation and Size are the volume's when the snapshot was made.
+	Generation, Size uint64
+	// OldTable: its table has the format of version 1.
+	OldTable bool
+}
+
+// BaseRef names what a replica begins with: an image, a snapshot of another
+// volume, or nothing.
+type BaseRef struct {
+	Image    string // at most 32 bytes, as Volume
+	Volume   string
+	Snapshot uint32
+}
+
+// MaxLayers is how many a superblock has room for.
+const MaxLayers = 128
 
 // Errors of Parse.
 var (
@@ -69,19 +97,33 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Offsets in a block; all numbers are little endian.
 const (
-	offMagic, offVersion, offRegion = 0, 8, 12
-	offSequence, offCluster, offVol = 16, 24, 56
-	offReplica, offHealth, offClean = 88, 92, 93
-	offSize, offSealed, offIncarn   = 96, 104, 112
-	offGeneration, offBoot          = 120, 128
-	offLayers, offLayer, offSum     = 168, 176, BlockSize - 4
-	idLen, bootLen                  = 32, 40
+	offMagic, offVersion, offRegion        = 0, 8, 12
+	offSequence, offCluster, offVol        = 16, 24, 56
+	offReplica, offHealth, offClean        = 88, 92, 93
+	offSize, offSealed, offIncarn          = 96, 104, 112
+	offGeneration, offBoot                 = 120, 128
+	offLayers, offOldLayer                 = 168, 176 // offOldLayer: version 1 only
+	offBaseImage, offBaseVolume            = 176, 208
+	offBaseSnap, offBaseSize               = 240, 248
+	offEntries, entrySize, offSum          = 256, 28, BlockSize - 4
+	entNumber, entSnap, entGen             = 0, 4, 8
+	entBytes, entFlags                     = 16, 24
+	idLen, bootLen                         = 32, 40
+	flagOldTable                    uint32 = 1
 )
 
 // Marshal makes the block.
 func (s Superblock) Marshal() ([]byte, error) {
-	if len(s.ClusterID) > idLen || len(s.VolumeID) > idLen || len(s.BootID) > bootLen {
-		return nil, fmt.Errorf("superblock: an id is too long: %q, %q, %q", s.ClusterID, s.VolumeID, s.BootID)
+	for _, id := range []string{s.ClusterID, s.VolumeID, s.Base.Image, s.Base.Volume} {
+		if len(id) > idLen {
+			return nil, fmt.Errorf("superblock: an id is too long: %q", id)
+		}
+	}
+	if len(s.BootID) > bootLen {
+		return nil, fmt.Errorf("superblock: the boot's id is too long: %q", s.BootID)
+	}
+	if len(s.Layers) == 0 || len(s.Layers) > MaxLayers {
+		return nil, fmt.Errorf("superblock: %d layers, 1 to %d can be", len(s.Layers), MaxLayers)
 	}
 	b := make([]byte, BlockSize)
 	copy(b[offMagic:], magic)
@@ -100,10 +142,36 @@ func (s Superblock) Marshal() ([]byte, error) {
 	binary.LittleEndian.PutUint64(b[offIncarn:], s.Incarnation)
 	binary.LittleEndian.PutUint64(b[offGeneration:], s.Generation)
 	copy(b[offBoot:offBoot+bootLen], s.BootID)
-	binary.LittleEndian.PutUint64(b[offLayers:], 1)
-	binary.LittleEndian.PutUint64(b[offLayer:], s.Layer)
+	copy(b[offBaseImage:offBaseImage+idLen], s.Base.Image)
+	copy(b[offBaseVolume:offBaseVolume+idLen], s.Base.Volume)
+	binary.LittleEndian.PutUint32(b[offBaseSnap:], s.Base.Snapshot)
+	binary.LittleEndian.PutUint64(b[offBaseSize:], s.BaseSize)
+	binary.LittleEndian.PutUint64(b[offLayers:], uint64(len(s.Layers)))
+	for i, e := range s.Layers {
+		e.put(b[offEntries+i*entrySize:])
+	}
 	binary.LittleEndian.PutUint32(b[offSum:], crc32.Checksum(b[:offSum], castagnoli))
 	return b, nil
+}
+
+func (e Entry) put(b []byte) {
+	binary.LittleEndian.PutUint32(b[entNumber:], e.Number)
+	binary.LittleEndian.PutUint32(b[entSnap:], e.Snapshot)
+	binary.LittleEndian.PutUint64(b[entGen:], e.Generation)
+	binary.LittleEndian.PutUint64(b[entBytes:], e.Size)
+	if e.OldTable {
+		binary.LittleEndian.PutUint32(b[entFlags:], flagOldTable)
+	}
+}
+
+func parseEntry(b []byte) Entry {
+	return Entry{
+		Number:     binary.LittleEndian.Uint32(b[entNumber:]),
+		Snapshot:   binary.LittleEndian.Uint32(b[entSnap:]),
+		Generation: binary.LittleEndian.Uint64(b[entGen:]),
+		Size:       binary.LittleEndian.Uint64(b[entBytes:]),
+		OldTable:   binary.LittleEndian.Uint32(b[entFlags:])&flagOldTable != 0,
+	}
 }
 
 // Parse reads a block.
@@ -113,8 +181,9 @@ func Parse(b []byte) (Superblock, error) {
 		crc32.Checksum(b[:offSum], castagnoli) != binary.LittleEndian.Uint32(b[offSum:]) {
 		return s, ErrNoSuperblock
 	}
-	if v := binary.LittleEndian.Uint32(b[offVersion:]); v != FormatVersion {
-		return s, fmt.Errorf("format %d, this program knows %d: install a newer argon: %w", v, FormatVersion, ErrNewerFormat)
+	version := binary.LittleEndian.Uint32(b[offVersion:])
+	if version == 0 || version > FormatVersion {
+		return s, fmt.Errorf("format %d, this program knows %d: install a newer argon: %w", version, FormatVersion, ErrNewerFormat)
 	}
 	s = Superblock{
 		Sequence:    binary.LittleEndian.Uint64(b[offSequence:]),
@@ -129,12 +198,38 @@ func Parse(b []byte) (Superblock, error) {
 		Health:      Health(b[offHealth]),
 		Clean:       b[offClean] == 1,
 		BootID:      text(b[offBoot : offBoot+bootLen]),
-		Layer:       binary.LittleEndian.Uint64(b[offLayer:]),
 	}
-	if s.Health < Good || s.Health > Failed || binary.LittleEndian.Uint64(b[offLayers:]) != 1 {
+	layers := binary.LittleEndian.Uint64(b[offLayers:])
+	if s.Health < Good || s.Health > Failed || layers == 0 || layers > MaxLayers || version == 1 && layers != 1 {
 		return s, ErrNoSuperblock
 	}
-	return s, nil
+	if version == 1 {
+		s.Layers = []Entry{{Number: binary.LittleEndian.Uint32(b[offOldLayer:]), OldTable: true}}
+		return s, nil
+	}
+	s.Base = BaseRef{
+		Image:    text(b[offBaseImage : offBaseImage+idLen]),
+		Volume:   text(b[offBaseVolume : offBaseVolume+idLen]),
+		Snapshot: binary.LittleEndian.Uint32(b[offBaseSnap:]),
+	}
+	s.BaseSize = binary.LittleEndian.Uint64(b[offBaseSize:])
+	for i := range int(layers) {
+		s.Layers = append(s.Layers, parseEntry(b[offEntries+i*entrySize:]))
+	}
+	return s, s.check()
+}
+
+// check refuses layers that nobody writes.
+func (s Superblock) check() error {
+	numbers, snapshots := map[uint32]bool{}, map[uint32]bool{}
+	for i, e := range s.Layers {
+		top := i == len(s.Layers)-1
+		if numbers[e.Number] || e.Snapshot != 0 && (top || snapshots[e.Snapshot]) || e.OldTable && (i > 0 || s.Base != BaseRef{}) {
+			return ErrNoSuperblock
+		}
+		numbers[e.Number], snapshots[e.Snapshot] = true, true
+	}
+	return nil
 }
 
 // text is the bytes up to the first zero.

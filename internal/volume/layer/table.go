@@ -1,222 +1,247 @@
 package layer
 
 import (
-	"encoding/binary"
+	"cmp"
 	"fmt"
-	"hash/crc32"
-	"maps"
 	"math"
 	"slices"
 	"sync"
-	"sync/atomic"
 )
 
-// A table holds one stamp for each region of a layer: the generation of the
-// newest write to it. A stamp is on disk before the data that it is about: of
-// a region without one nobody can have written anything.
+// A table says for each region of a layer when it was last written, and which
+// of its blocks the layer holds. What it says is on disk before it is true: a
+// region without a stamp nobody can have written, and of a block that is held
+// the layer has the whole content, durably.
 //
-// The file is pairs of pages. A page is written over the older copy of its
-// pair, with the next sequence, so that one copy is whole at every instant; a
-// page of zeros was never written. Memory: 8 bytes for each region, that is
-// 8 MiB for each TiB.
-const (
-	tableMagic = "ARGONTB1"
-	// Offsets in a page: the magic, the page's number, its sequence, its stamps,
-	// a CRC-32C of all that.
-	offPage, offPageSeq, offStamps = 8, 16, 32
-	stampsPerPage                  = (offSum - offStamps) / 8
-)
-
-// Unknown is the stamp of a region whose page was damaged: it may have been
-// written at any time.
-const Unknown = math.MaxUint64
-
+// Nothing of it is kept in memory but the sequences of its pages; Files keeps
+// the sum of all tables.
 type table struct {
-	file   File
-	stamps []atomic.Uint64
-	lazy   bool // for tests: do not sync stamps
+	file    File
+	old     bool // the format of version 1: everything is held
+	lazy    bool // for tests: do not sync
+	regions int
 
-	mu     sync.Mutex
-	wanted map[int]uint64 // regions that wait for the next commit, and their stamps
+	commit sync.Mutex // one changes the table at a time
+	err    error      // a write or a sync failed: nothing is certain any more
 
-	// One commits at a time, for all who wait.
-	commit sync.Mutex
-	seqs   []uint64 // of the pages' newest copies
-	err    error    // a write or a sync failed: nothing is certain any more
+	pages sync.RWMutex // a page is being written; guards seqs, and growth
+	seqs  []uint64     // of the pages' newest copies that are certain
+}
+
+// mark is a change of a row.
+type mark struct {
+	region     int
+	stamp      uint64 // at least this
+	set, clear uint16 // blocks that are held from now on, or not any more
 }
 
 func regions(size uint64, regionSize uint32) int {
 	return int((size + uint64(regionSize) - 1) / uint64(regionSize))
 }
 
-func tablePages(regions int) int { return (regions + stampsPerPage - 1) / stampsPerPage }
-
-func tableSize(regions int) int64 { return int64(tablePages(regions)) * 2 * BlockSize }
-
-// newTable uses a file of zeros, or one that was a table before.
-func newTable(file File, regions int) *table {
-	return &table{
-		file: file, stamps: make([]atomic.Uint64, regions), wanted: map[int]uint64{},
-		seqs: make([]uint64, tablePages(regions)),
-	}
+// newTable uses a file of zeros, or one whose pages load will read.
+func newTable(file File, regions int, old bool) *table {
+	t := &table{file: file, old: old, regions: regions}
+	t.seqs = make([]uint64, t.pageCount(regions))
+	return t
 }
 
-// loadTable reads a table. Pages that are damaged make their regions Unknown;
-// how many is returned.
-func loadTable(file File, regions int) (t *table, damaged int, err error) {
-	t = newTable(file, regions)
-	b := make([]byte, 2*BlockSize)
-	for page := range t.seqs {
-		if _, err := file.ReadAt(b, int64(page)*2*BlockSize); err != nil {
-			return nil, 0, fmt.Errorf("read page %d of the table: %w", page, err)
-		}
-		stamps, seq, whole := newerPage(b, page)
-		if !whole {
-			damaged++
-		}
+func (t *table) perPage() int {
+	if t.old {
+		return oldRowsPerPage
+	}
+	return rowsPerPage
+}
+
+func (t *table) pageCount(regions int) int { return (regions + t.perPage() - 1) / t.perPage() }
+
+// fileSize is how long the file is, in bytes.
+func (t *table) fileSize() int64 { return int64(t.pageCount(t.regions)) * pairSize }
+
+// load reads the table when it is opened, and calls found for each row of a
+// page that was written. How many sectors are damaged is returned.
+func (t *table) load(found func(region int, r row)) (damaged int, err error) {
+	return t.scan(0, math.MaxUint64, func(page int, seq uint64, rows []row) bool {
 		t.seqs[page] = seq
-		for i := range stampsPerPage {
-			if region := page*stampsPerPage + i; region < regions {
-				t.stamps[region].Store(stamps[i])
-			}
-		}
-	}
-	return t, damaged, nil
+		t.each(page, rows, func(region int, r row) bool { found(region, r); return true })
+		return true
+	})
 }
 
-// newerPage is what a pair of pages says. whole is false if neither copy is
-// whole and something was written.
-func newerPage(pair []byte, page int) (stamps [stampsPerPage]uint64, seq uint64, whole bool) {
-	blank := true
-	for copyOf := range 2 {
-		b := pair[copyOf*BlockSize : (copyOf+1)*BlockSize]
-		if s, n, ok := parsePage(b, page); ok && n > seq {
-			stamps, seq, whole = s, n, true
-		}
-		blank = blank && !slices.ContainsFunc(b, func(x byte) bool { return x != 0 })
-	}
-	if !whole && !blank {
-		for i := range stamps {
-			stamps[i] = Unknown
-		}
-	}
-	return stamps, seq, whole || blank
+// rows calls found for each region from first on that the table knows of, until
+// that returns false.
+func (t *table) rows(first int, found func(region int, r row) bool) error {
+	_, err := t.scan(first/t.perPage(), 0, func(page int, _ uint64, rows []row) bool {
+		return t.each(page, rows, func(region int, r row) bool { return region < first || found(region, r) })
+	})
+	return err
 }
 
-func parsePage(b []byte, page int) (stamps [stampsPerPage]uint64, seq uint64, ok bool) {
-	if string(b[:len(tableMagic)]) != tableMagic ||
-		binary.LittleEndian.Uint64(b[offPage:]) != uint64(page) ||
-		binary.LittleEndian.Uint32(b[offSum:]) != crc32.Checksum(b[:offSum], castagnoli) {
-		return stamps, 0, false
-	}
-	for i := range stamps {
-		stamps[i] = binary.LittleEndian.Uint64(b[offStamps+8*i:])
-	}
-	return stamps, binary.LittleEndian.Uint64(b[offPageSeq:]), true
-}
-
-func marshalPage(b []byte, page int, seq uint64, stamps []uint64) {
-	clear(b)
-	copy(b, tableMagic)
-	binary.LittleEndian.PutUint64(b[offPage:], uint64(page))
-	binary.LittleEndian.PutUint64(b[offPageSeq:], seq)
-	for i, s := range stamps {
-		binary.LittleEndian.PutUint64(b[offStamps+8*i:], s)
-	}
-	binary.LittleEndian.PutUint32(b[offSum:], crc32.Checksum(b[:offSum], castagnoli))
-}
-
-// has tells whether the regions have the stamp, or a later one.
-func (t *table) has(first, last int, stamp uint64) bool {
-	for r := first; r <= last; r++ {
-		if t.stamps[r].Load() < stamp {
+func (t *table) each(page int, rows []row, found func(region int, r row) bool) bool {
+	for i, r := range rows {
+		if region := page*t.perPage() + i; region < t.regions && !found(region, r) {
 			return false
 		}
 	}
 	return true
 }
 
-// stamp gives the regions first to last at least this stamp, durably. Those
-// who come while another's stamps are being written are written together.
-func (t *table) stamp(first, last int, stamp uint64) error {
-	if t.has(first, last, stamp) {
-		return nil
-	}
-	t.mu.Lock()
-	for r := first; r <= last; r++ {
-		if t.stamps[r].Load() < stamp {
-			t.wanted[r] = max(t.wanted[r], stamp)
+// scan reads the pages from first on that were ever written. upTo 0: only what
+// is certain.
+func (t *table) scan(first int, upTo uint64, found func(page int, seq uint64, rows []row) bool) (damaged int, err error) {
+	t.pages.RLock()
+	defer t.pages.RUnlock()
+	for page := first; page < len(t.seqs); page++ {
+		at, _, ok, err := t.file.NextData(int64(page) * pairSize)
+		if err != nil {
+			return 0, fmt.Errorf("look for pages of the table: %w", err)
+		}
+		if page = int(at / pairSize); !ok || page >= len(t.seqs) {
+			break
+		}
+		rows, seq, bad, err := t.page(page, cmp.Or(upTo, t.seqs[page]))
+		if err != nil {
+			return 0, err
+		}
+		damaged += bad
+		if !found(page, seq, rows) {
+			break
 		}
 	}
-	t.mu.Unlock()
+	return damaged, nil
+}
 
+// page reads a page.
+func (t *table) page(page int, upTo uint64) (rows []row, seq uint64, damaged int, err error) {
+	pair := make([]byte, pairSize)
+	if _, err := t.file.ReadAt(pair, int64(page)*pairSize); err != nil {
+		return nil, 0, 0, fmt.Errorf("read page %d of the table: %w", page, err)
+	}
+	rows = make([]row, t.perPage())
+	if t.old {
+		seq, damaged = parseOldPair(pair, page, upTo, rows)
+	} else {
+		seq, damaged = parsePair(pair, page, upTo, rows)
+	}
+	return rows, seq, damaged, nil
+}
+
+// holdsNothing tells whether no block is held.
+func (t *table) holdsNothing() (bool, error) {
+	nothing := true
+	err := t.rows(0, func(_ int, r row) bool {
+		nothing = r.held == 0
+		return nothing
+	})
+	return nothing, err
+}
+
+// apply puts changes on disk; the marks are sorted by region. If the disk is
+// full nothing has changed; after any other failure nothing is certain.
+func (t *table) apply(marks []mark) error {
 	t.commit.Lock()
 	defer t.commit.Unlock()
-	if t.err != nil || t.has(first, last, stamp) {
+	if t.err != nil || len(marks) == 0 {
 		return t.err
 	}
-	t.mu.Lock()
-	batch := t.wanted
-	t.wanted = map[int]uint64{}
-	t.mu.Unlock()
-	if err := t.write(batch); err != nil {
-		if !IsFull(err) {
-			t.err = err
+	before := slices.Clone(t.seqs)
+	err := t.writePages(marks)
+	if err != nil && IsFull(err) {
+		if uerr := t.undo(before); uerr != nil {
+			t.err = uerr
+			return uerr
 		}
-		t.mu.Lock()
-		for r, s := range batch { // those who wait find theirs again
-			t.wanted[r] = max(t.wanted[r], s)
-		}
-		t.mu.Unlock()
 		return err
+	}
+	if err == nil && !t.lazy {
+		err = syncFile(t.file, "the table")
+	}
+	t.err = err
+	return err
+}
+
+func (t *table) writePages(marks []mark) error {
+	for len(marks) > 0 {
+		page := marks[0].region / t.perPage()
+		rows, _, _, err := t.page(page, t.seqs[page])
+		if err != nil {
+			return err
+		}
+		for len(marks) > 0 && marks[0].region/t.perPage() == page {
+			r := &rows[marks[0].region%t.perPage()]
+			r.stamp = max(r.stamp, marks[0].stamp)
+			r.held = r.held&^marks[0].clear | marks[0].set
+			marks = marks[1:]
+		}
+		if err := t.writePage(page, rows); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// write puts a batch on disk and then takes it for true. If that fails, the
-// pages it has written so far may be lost, so the next try must write over the
-// same copies: the others are the only ones that are certain.
-func (t *table) write(batch map[int]uint64) error {
-	before := slices.Clone(t.seqs)
-	err := t.writePages(batch)
-	if err == nil && !t.lazy {
-		if err = t.file.Sync(); err != nil {
-			err = fmt.Errorf("sync the table: %w", err)
-		}
+func (t *table) writePage(page int, rows []row) error {
+	t.pages.Lock()
+	defer t.pages.Unlock()
+	seq := t.seqs[page] + 1
+	b := make([]byte, BlockSize)
+	if t.old {
+		marshalOldPage(b, page, seq, rows)
+	} else {
+		marshalPage(b, page, seq, rows)
+	}
+	n, err := t.file.WriteAt(b, int64(page)*pairSize+int64(seq%2)*BlockSize)
+	if n > 0 {
+		t.seqs[page] = seq
 	}
 	if err != nil {
-		t.seqs = before
-		return err
-	}
-	for r, s := range batch {
-		t.stamps[r].Store(max(t.stamps[r].Load(), s))
+		return fmt.Errorf("write page %d of the table: %w", page, err)
 	}
 	return nil
 }
 
-func (t *table) writePages(batch map[int]uint64) error {
-	todo := slices.Sorted(maps.Keys(batch))
-	b := make([]byte, BlockSize)
-	var stamps [stampsPerPage]uint64
-	for len(todo) > 0 {
-		page := todo[0] / stampsPerPage
-		for i := range stamps {
-			stamps[i] = 0
-			if r := page*stampsPerPage + i; r < len(t.stamps) {
-				stamps[i] = t.stamps[r].Load()
-			}
+// undo writes over the pages that were written since, in their place, what the
+// table said before: they have their room, and may have reached the disk.
+func (t *table) undo(before []uint64) error {
+	for page, seq := range before {
+		if t.seqs[page] == seq {
+			continue
 		}
-		for len(todo) > 0 && todo[0]/stampsPerPage == page {
-			i := todo[0] % stampsPerPage
-			stamps[i] = max(stamps[i], batch[todo[0]])
-			todo = todo[1:]
+		rows, _, _, err := t.page(page, seq)
+		if err != nil {
+			return err
 		}
-		t.seqs[page]++
-		marshalPage(b, page, t.seqs[page], stamps[:])
-		off := int64(page)*2*BlockSize + int64(t.seqs[page]%2)*BlockSize
-		if _, err := t.file.WriteAt(b, off); err != nil {
-			return fmt.Errorf("write page %d of the table: %w", page, err)
+		t.pages.Lock()
+		t.seqs[page] = seq
+		t.pages.Unlock()
+		if err := t.writePage(page, rows); err != nil {
+			return fmt.Errorf("take back: %w", err)
 		}
+	}
+	return syncFile(t.file, "the table")
+}
+
+// resize makes room for more regions.
+func (t *table) resize(regions int) error {
+	t.pages.Lock()
+	defer t.pages.Unlock()
+	pages := t.pageCount(regions)
+	if err := t.file.Truncate(int64(pages) * pairSize); err != nil {
+		return fmt.Errorf("make the table longer: %w", err)
+	}
+	if err := syncFile(t.file, "the table"); err != nil {
+		return err
+	}
+	t.regions = regions
+	t.seqs = append(t.seqs, make([]uint64, pages-len(t.seqs))...)
+	return nil
+}
+
+// syncFile syncs. What failed is lost, if for want of room or not: the error is
+// none that says "try again later".
+func syncFile(f File, what string) error {
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %v", what, err)
 	}
 	return nil
 }

@@ -21,14 +21,14 @@ const (
 func tabled(t interface{ Fatal(...any) }, fs layer.FS) *layer.Files {
 	sb := someBlock()
 	sb.RegionSize, sb.Size = testRegion, regionsOf*testRegion
-	if err := layer.Create(fs, "/v/1", sb, ""); err != nil {
+	if err := layer.Create(fs, "/v/1", sb); err != nil {
 		t.Fatal(err)
 	}
 	return reopened(t, fs)
 }
 
 func reopened(t interface{ Fatal(...any) }, fs layer.FS) *layer.Files {
-	f, err := layer.Open(fs, "/v/1")
+	f, err := layer.Open(fs, "/v/1", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestStampsSurvive(t *testing.T) {
 			default:
 				first := rapid.IntRange(0, regionsOf-1).Draw(t, "first")
 				n := min(rapid.SampledFrom([]int{1, 2, 600}).Draw(t, "n"), regionsOf-first)
-				err := f.Stamp(int64(first)*testRegion, int64(n)*testRegion, generation)
+				err := f.Zero(int64(first)*testRegion, int64(n)*testRegion, generation)
 				for r := first; r < first+n; r++ {
 					if err == nil {
 						sure[r] = generation
@@ -81,7 +81,7 @@ func TestStampsSurvive(t *testing.T) {
 					if must := max(sure[r], 1) >= since; must && !is {
 						t.Fatalf("region %d was stamped in generation %d, and counts as not changed since %d", r, sure[r], since)
 					}
-					if may := max(maybe[r], 1) >= since; !may && is && f.DamagedPages() == 0 {
+					if may := max(maybe[r], 1) >= since; !may && is && f.DamagedSectors() == 0 {
 						t.Fatalf("region %d was stamped in generation %d at most, and counts as changed since %d", r, maybe[r], since)
 					}
 				}
@@ -97,7 +97,7 @@ func TestDamagedTable(t *testing.T) {
 	f := tabled(t, fs)
 	for range 2 { // both copies of both pages
 		for _, r := range []int64{7, 700} {
-			if err := f.Stamp(r*testRegion, testRegion, f.Superblock().Generation+5); err != nil {
+			if err := f.Zero(r*testRegion, testRegion, f.Superblock().Generation+5); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -112,19 +112,19 @@ func TestDamagedTable(t *testing.T) {
 		}
 	}
 	f = reopened(t, fs)
-	if f.DamagedPages() != 1 {
-		t.Errorf("%d damaged pages, want 1", f.DamagedPages())
+	if f.DamagedSectors() != 1 {
+		t.Errorf("%d damaged sectors, want 1", f.DamagedSectors())
 	}
-	const inPage = 507
+	const inSector = 50
 	for r, is := range changed(f, 100) {
-		if is != (r < inPage) {
+		if is != (r < inSector) {
 			t.Fatalf("region %d counts as changed: %v", r, is)
 		}
 	}
 	if is := changed(f, 6); !is[700] || is[701] {
 		t.Error("another page was read wrong")
 	}
-	if err := f.Stamp(800*testRegion, testRegion, 200); err != nil {
+	if err := f.Zero(800*testRegion, testRegion, 200); err != nil {
 		t.Fatal(err)
 	}
 	if !changed(reopened(t, fs), 200)[800] {
@@ -138,10 +138,10 @@ func TestConcurrentStamps(t *testing.T) {
 	dir := t.TempDir()
 	sb := someBlock()
 	sb.RegionSize, sb.Size = testRegion, regionsOf*testRegion
-	if err := layer.Create(layer.OS{}, path.Join(dir, "v", "1"), sb, ""); err != nil {
+	if err := layer.Create(layer.OS{}, path.Join(dir, "v", "1"), sb); err != nil {
 		t.Fatal(err)
 	}
-	f, err := layer.Open(layer.OS{}, path.Join(dir, "v", "1"))
+	f, err := layer.Open(layer.OS{}, path.Join(dir, "v", "1"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestConcurrentStamps(t *testing.T) {
 		go func() {
 			var err error
 			for r := w; r < regionsOf && err == nil; r += 32 {
-				if err = f.Stamp(int64(r)*testRegion, testRegion, 9); err == nil {
+				if err = f.Zero(int64(r)*testRegion, testRegion, 9); err == nil {
 					bits := make([]byte, 1)
 					if f.Changed(9, int64(r)*testRegion, testRegion, testRegion, bits); bits[0] != 1 {
 						t.Errorf("region %d is not stamped", r)

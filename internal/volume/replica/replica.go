@@ -15,6 +15,9 @@ type Replica struct {
 	opts  Options
 	files *layer.Files
 
+	// upkeep is held by whoever changes the layers other than by a snapshot: one
+	// at a time, for more than one operation. It is taken before ops.
+	upkeep sync.Mutex
 	// Operations hold it shared, so that a new session, which takes it alone,
 	// finds none of an older session under way.
 	ops     sync.RWMutex
@@ -73,11 +76,15 @@ func (r *Replica) Seal(epoch uint64) (*Session, Info, error) {
 	return r.current, r.Info(), nil
 }
 
-// end ends the session, if there is one, when nothing of it is under way.
-func (r *Replica) end() {
+// close ends the session, if there is one, when nothing of it is under way, and
+// closes the files.
+func (r *Replica) close() error {
+	r.upkeep.Lock()
+	defer r.upkeep.Unlock()
 	r.ops.Lock()
 	defer r.ops.Unlock()
 	r.current = nil
+	return r.files.Close()
 }
 
 // judge marks the replica as failed if there is an error, on disk if that
@@ -107,6 +114,19 @@ type Session struct{ r *Replica }
 func (s *Session) do(op func(*Replica) error) error {
 	s.r.ops.RLock()
 	defer s.r.ops.RUnlock()
+	if s.r.current != s {
+		return ErrFenced
+	}
+	if s.r.health(layer.Good) == layer.Failed {
+		return ErrFailed
+	}
+	return op(s.r)
+}
+
+// alone runs an operation as do does, while no other is under way.
+func (s *Session) alone(op func(*Replica) error) error {
+	s.r.ops.Lock()
+	defer s.r.ops.Unlock()
 	if s.r.current != s {
 		return ErrFenced
 	}
@@ -156,8 +176,8 @@ func (s *Session) TryReadAt(p []byte, off int64) (done bool, err error) {
 	return done || err != nil, err
 }
 
-// TryWriteAt writes p if that most likely does not wait for the disk: no stamp
-// has to be written first, there is room, and no page has to be read to write a
+// TryWriteAt writes p if that most likely does not wait for the disk: nothing
+// has to be put on disk before, there is room, and no page has to be read to write a
 // part of it. Otherwise done is false.
 func (s *Session) TryWriteAt(p []byte, off int64, generation uint64) (done bool, err error) {
 	n := int64(len(p))
@@ -168,7 +188,7 @@ func (s *Session) TryWriteAt(p []byte, off int64, generation uint64) (done bool,
 		if err := r.check(off, n); err != nil {
 			return err
 		}
-		if done = r.files.Stamped(off, n, generation); !done {
+		if done = r.files.Ready(off, n, generation); !done {
 			return nil
 		}
 		return r.write(p, off, generation, false)
@@ -182,7 +202,12 @@ const pageSize = 4096
 // Zero makes the range zeros, and gives its space back.
 func (s *Session) Zero(off, n int64, generation uint64, fua bool) error {
 	return s.do(func(r *Replica) error {
-		return r.change(off, n, generation, fua, func() error { return r.files.Punch(off, n) })
+		return r.change(off, n, generation, fua, func(generation uint64) error {
+			if err := r.haveRoom(r.files.CopyUp(off, n)); err != nil {
+				return err
+			}
+			return r.files.Zero(off, n, generation)
+		})
 	})
 }
 
@@ -193,36 +218,48 @@ func (s *Session) Trim(off, n int64, generation uint64, fua bool) error {
 }
 
 func (r *Replica) write(p []byte, off int64, generation uint64, fua bool) error {
-	return r.change(off, int64(len(p)), generation, fua, func() error {
-		if err := r.haveRoom(int64(len(p))); err != nil {
+	n := int64(len(p))
+	return r.change(off, n, generation, fua, func(generation uint64) error {
+		if err := r.haveRoom(n + r.files.CopyUp(off, n)); err != nil {
 			return err
 		}
-		return r.files.WriteAt(p, off)
+		return r.files.Write(p, off, generation)
 	})
 }
 
-// change stamps the range and then changes it: if the power goes in between, a
+// change changes the range; op stamps it before: if the power goes in between, a
 // region that is unchanged counts as changed, and never the other way round.
-func (r *Replica) change(off, n int64, generation uint64, fua bool, op func() error) error {
+func (r *Replica) change(off, n int64, generation uint64, fua bool, op func(generation uint64) error) error {
 	if err := r.check(off, n); err != nil {
 		return err
 	}
 	if r.opts.Hooks.AckBeforeWrite {
 		return nil
 	}
-	var err error
-	if !r.opts.Hooks.ForgetStamp {
-		err = r.files.Stamp(off, n, generation)
+	if r.opts.Hooks.ForgetStamp {
+		generation = 0
 	}
-	if err == nil {
-		err = op()
-	}
-	if errors.Is(err, volume.ErrNoSpace) || layer.IsFull(err) {
-		r.room.Store(0)
-		return fmt.Errorf("write %d bytes at %d: %w", n, off, volume.ErrNoSpace)
-	}
+	err := op(generation)
 	if err == nil && fua {
-		err = r.sync()
+		return r.judge(r.sync())
+	}
+	if err != nil {
+		return r.outcome(fmt.Sprintf("write %d bytes at %d", n, off), err)
+	}
+	return nil
+}
+
+// outcome judges the error of a change. A full disk, and a base that cannot be
+// read, take nothing from what the replica holds.
+func (r *Replica) outcome(what string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, volume.ErrNoSpace), layer.IsFull(err):
+		r.room.Store(0)
+		return fmt.Errorf("%s: %w", what, volume.ErrNoSpace)
+	case errors.Is(err, layer.ErrBase), errors.Is(err, volume.ErrNoSnapshot):
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	return r.judge(err)
 }
@@ -232,11 +269,8 @@ func (r *Replica) change(off, n int64, generation uint64, fua bool, op func() er
 // hold anything but zeros.
 func (s *Session) Changed(since uint64, off, n, grain int64, bits []byte) error {
 	return s.do(func(r *Replica) error {
-		if err := r.check(off, n); err != nil {
+		if err := r.checkBits(off, n, grain, bits); err != nil {
 			return err
-		}
-		if grain <= 0 || int64(len(bits))*8*grain < n {
-			return fmt.Errorf("%d bytes of bits for %d bytes by %d: %w", len(bits), n, grain, volume.ErrRange)
 		}
 		if since == 0 {
 			return r.files.HasData(off, n, grain, bits)
@@ -272,35 +306,43 @@ func (r *Replica) sync() error {
 }
 
 // BeginSync marks the replica as not to be trusted; a copy from the holder
-// follows, in its generation. Its incarnation is a new one: whatever was agreed
-// on before does not count.
+// follows, of a volume of this size, 0: as it is. Its incarnation is a new one:
+// whatever was agreed on before does not count.
 //
 // base is the generation before which nothing can differ from the source; 0 if
-// there is none. Without one, after a failed write or sync, or when the layer
-// was begun later than that, the replica is emptied, and begins on new files.
-func (s *Session) BeginSync(base, generation uint64) (Info, error) {
+// there is none. Without one, after a failed write or sync, when it was emptied
+// later than that, or when what it begins with cannot be read, the replica is
+// emptied, and begins on new files, without snapshots; generation, that of the
+// first copies, is then what all of it counts as stamped with.
+func (s *Session) BeginSync(base, generation uint64, size int64) (Info, error) {
 	r := s.r
+	r.upkeep.Lock()
+	defer r.upkeep.Unlock()
 	r.ops.Lock()
 	defer r.ops.Unlock()
 	if r.current != s {
 		return Info{}, ErrFenced
+	}
+	if size < 0 || size%volume.SectorSize != 0 {
+		return Info{}, fmt.Errorf("a size of %d: %w", size, volume.ErrRange)
 	}
 	sb := r.files.Superblock()
 	begin := func(sb *layer.Superblock) {
 		sb.Incarnation++
 		sb.Health = layer.Syncing
 	}
-	emptied := base == 0 || sb.Generation > base || r.health(sb.Health) == layer.Failed
+	emptied := base == 0 || sb.Generation > base || r.health(sb.Health) == layer.Failed || !r.files.BaseReadable()
 	var err error
 	if emptied {
 		err = r.files.Reset(func(sb *layer.Superblock) {
 			begin(sb)
 			sb.Generation = generation
+			sb.Size = max(sb.Size, uint64(size))
 		})
-	} else {
-		err = r.files.Update(begin)
+	} else if err = r.files.Update(begin); err == nil {
+		err = r.files.Resize(size)
 	}
-	if err = r.judge(err); err != nil {
+	if err = r.outcome("begin a copy", err); err != nil {
 		return Info{}, err
 	}
 	r.failure.Lock()
@@ -347,6 +389,13 @@ func (r *Replica) check(off, n int64) error {
 		return fmt.Errorf("%d bytes at %d of %d: %w", n, off, size, volume.ErrRange)
 	}
 	return nil
+}
+
+func (r *Replica) checkBits(off, n, grain int64, bits []byte) error {
+	if grain <= 0 || int64(len(bits))*8*grain < n {
+		return fmt.Errorf("%d bytes of bits for %d bytes by %d: %w", len(bits), n, grain, volume.ErrRange)
+	}
+	return r.check(off, n)
 }
 
 // haveRoom looks after the reserve: a file system that is full to the last

@@ -98,7 +98,7 @@ func TestSealing(t *testing.T) {
 			t.Errorf("%s of an older epoch: %v", name, err)
 		}
 	}
-	if _, err := again.BeginSync(0, 2); !errors.Is(err, replica.ErrFenced) {
+	if _, err := again.BeginSync(0, 2, 0); !errors.Is(err, replica.ErrFenced) {
 		t.Errorf("a copy of an older epoch: %v", err)
 	}
 	d.must(newer.Flush())
@@ -179,7 +179,7 @@ func TestFailedDisk(t *testing.T) {
 			if err := s.ReadAt(make([]byte, 512), 0); !errors.Is(err, replica.ErrFailed) {
 				t.Errorf("a read: %v", err)
 			}
-			info, err := s.BeginSync(0, 2)
+			info, err := s.BeginSync(0, 2, 0)
 			d.must(err)
 			if info.Health != layer.Syncing {
 				t.Errorf("health %v while it is copied to", info.Health)
@@ -264,7 +264,7 @@ func TestBeginSync(t *testing.T) {
 	}
 	begin := func(s *replica.Session, base, generation uint64, emptied bool) {
 		t.Helper()
-		info, err := s.BeginSync(base, generation)
+		info, err := s.BeginSync(base, generation, 0)
 		if err != nil || info.Emptied != emptied || kept(s) == emptied || info.Health != layer.Syncing {
 			t.Errorf("a copy since %d: %+v, kept: %v, %v", base, info, kept(s), err)
 		}
@@ -291,7 +291,7 @@ func TestBeginSync(t *testing.T) {
 	d.must(err)
 	s, _, err = r.Seal(2)
 	d.must(err)
-	info, err := s.BeginSync(1000, 1001)
+	info, err := s.BeginSync(1000, 1001, 0)
 	if err != nil || !info.Emptied {
 		t.Errorf("a new replica was taken for an old one: %+v, %v", info, err)
 	}

@@ -100,6 +100,11 @@ func (j *job) take(n int) {
 	j.data = (*j.pool)[:n]
 }
 
+func (j *job) takeZeros(n int) {
+	j.take(n)
+	clear(j.data)
+}
+
 func (j *job) release() {
 	if j.pool != nil && cap(*j.pool) <= 1<<20 {
 		payloads.Put(j.pool)
@@ -167,7 +172,11 @@ func (j *job) judge(err error) {
 		j.head.Status = wire.Fenced
 	case errors.Is(err, ErrNotFound):
 		j.head.Status = wire.NotFound
-	case errors.Is(err, volume.ErrRange), errors.Is(err, ErrForeign):
+	case errors.Is(err, volume.ErrNoSnapshot):
+		j.head.Status = wire.NoSnapshot
+	case errors.Is(err, volume.ErrDamaged):
+		j.head.Status = wire.Damaged
+	case errors.Is(err, volume.ErrRange), errors.Is(err, volume.ErrTooManySnapshots), errors.Is(err, ErrForeign):
 		j.head.Status = wire.Refused
 	default:
 		j.head.Status = wire.Broken
@@ -274,12 +283,23 @@ func (c *serverConn) next() (*job, error) {
 
 // legal refuses what no holder sends.
 func legal(h wire.Header) error {
+	payload := int64(0)
 	switch {
-	case h.Type == wire.Hello, h.Status != wire.OK,
-		h.Type == wire.Write && int64(h.Payload) != h.Len,
-		h.Type != wire.Write && h.Payload != 0,
-		h.Type == wire.Read && h.Len > volume.MaxRequest,
-		h.Type == wire.Changed && wire.ChangedBytes(h.Len) > volume.MaxRequest:
+	case h.Type == wire.Write:
+		payload = h.Len
+	case h.Type.HasID():
+		payload = wire.IDSize
+	}
+	answer := int64(0)
+	switch h.Type {
+	case wire.Read, wire.ReadSnapshot, wire.ReadVerified:
+		answer = h.Len
+	case wire.Changed, wire.ChangedSnapshot:
+		answer = wire.ChangedBytes(h.Len)
+	case wire.Sums:
+		answer = wire.SumBytes(h.Len)
+	}
+	if h.Type == wire.Hello || h.Status != wire.OK || int64(h.Payload) != payload || answer > volume.MaxRequest {
 		return fmt.Errorf("request of type %d for %d bytes with a payload of %d: %w", h.Type, h.Len, h.Payload, wire.ErrFrame)
 	}
 	return nil
@@ -303,19 +323,47 @@ func (c *serverConn) carryOut(j *job) {
 		err = c.session.Flush()
 	case wire.BeginSync:
 		var info Info
-		if info, err = c.session.BeginSync(uint64(h.Off), h.Generation); err == nil {
+		if info, err = c.session.BeginSync(uint64(h.Off), h.Generation, h.Len); err == nil {
 			j.data = wire.Info{Incarnation: info.Incarnation, Health: uint8(info.Health), Emptied: info.Emptied}.Marshal()
 		}
 	case wire.Changed:
-		j.take(int(wire.ChangedBytes(h.Len)))
-		clear(j.data)
+		j.takeZeros(int(wire.ChangedBytes(h.Len)))
 		err = c.session.Changed(h.Generation, h.Off, h.Len, wire.ChangedGrain, j.data)
 	case wire.EndSync:
 		err = c.session.EndSync()
+	case wire.Prepare:
+		err = c.session.PrepareSnapshot()
+	case wire.Resize:
+		err = c.session.Resize(h.Len)
 	case wire.Close:
 		err = c.session.Close(true)
+	case wire.Snapshot, wire.ReadSnapshot, wire.ChangedSnapshot, wire.Revert:
+		err = c.onSnapshot(j)
+	default:
+		err = fmt.Errorf("request of type %d: %w", h.Type, volume.ErrRange)
 	}
 	j.judge(err)
+}
+
+// onSnapshot carries out what names a snapshot.
+func (c *serverConn) onSnapshot(j *job) error {
+	h := j.head
+	id, err := wire.ParseID(j.data)
+	j.release()
+	if err != nil {
+		return err
+	}
+	switch h.Type {
+	case wire.Snapshot:
+		return c.session.Snapshot(id, h.Generation)
+	case wire.ReadSnapshot:
+		j.take(int(h.Len))
+		return c.session.ReadSnapshot(id, j.data, h.Off)
+	case wire.ChangedSnapshot:
+		j.takeZeros(int(wire.ChangedBytes(h.Len)))
+		return c.session.ChangedSnapshot(id, h.Generation, h.Off, h.Len, wire.ChangedGrain, j.data)
+	}
+	return c.session.Revert(id, h.Off, h.Len, h.Generation)
 }
 
 // answer sends an answer. Those who come while another one writes are sent

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/layer"
 )
 
@@ -44,7 +45,9 @@ type Options struct {
 	ReserveBytes uint64
 	// RegionSize of new replicas in bytes; 0: layer.RegionSize.
 	RegionSize uint32
-	Log        *slog.Logger
+	// Images finds the file of an image that replicas begin with.
+	Images func(id string) (path string)
+	Log    *slog.Logger
 	// Hooks break rules. For tests only.
 	Hooks Hooks
 }
@@ -60,6 +63,17 @@ type Hooks struct {
 	AckBeforeWrite   bool // I1: a write is answered and never carried out
 	ForgetStamp      bool // a write is not stamped
 	LazyStamp        bool // a stamp is not durable before its data
+	HoldBeforeData   bool // a block counts as held before its content is durable
+	ForgetCopyUp     bool // a block counts as held without the rest of its content
+	ForgetFrozen     bool // what was written before a snapshot is not flushed after it
+	MoveUnsynced     bool // a block leaves its layer before it is durable in the one below
+}
+
+func (h Hooks) layers() layer.Hooks {
+	return layer.Hooks{
+		LazyStamps: h.LazyStamp, HoldBeforeData: h.HoldBeforeData, ForgetCopyUp: h.ForgetCopyUp,
+		ForgetFrozen: h.ForgetFrozen, MoveUnsynced: h.MoveUnsynced,
+	}
 }
 
 // Info is what a replica says of itself.
@@ -139,7 +153,7 @@ func (s *Store) adopt(volumeID, name string) error {
 }
 
 func (s *Store) open(dir string) (*Replica, error) {
-	f, err := layer.Open(s.opts.FS, dir)
+	f, err := layer.Open(s.opts.FS, dir, s.base)
 	if err != nil {
 		return nil, err
 	}
@@ -158,13 +172,15 @@ func (s *Store) open(dir string) (*Replica, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	if n := f.DamagedPages(); n > 0 {
-		s.opts.Log.Warn("pages of a replica's table are damaged; their regions count as changed", "volume", sb.VolumeID, "replica", sb.ReplicaID, "pages", n)
+	f.Break(s.opts.Hooks.layers())
+	r := &Replica{opts: s.opts, files: f, sealed: sb.SealedEpoch, failed: sb.Health == layer.Failed && !s.opts.Hooks.IgnoreFailure}
+	if n := f.DamagedSectors(); n > 0 {
+		s.opts.Log.Warn("sectors of a replica's tables are damaged; their regions count as changed", "volume", sb.VolumeID, "replica", sb.ReplicaID, "sectors", n)
 	}
-	if s.opts.Hooks.LazyStamp {
-		f.LazyStamps()
+	if f.Lost() {
+		_ = r.judge(fmt.Errorf("its tables do not say any more which layer holds what: %w", volume.ErrDamaged))
 	}
-	return &Replica{opts: s.opts, files: f, sealed: sb.SealedEpoch, failed: sb.Health == layer.Failed && !s.opts.Hooks.IgnoreFailure}, nil
+	return r, nil
 }
 
 // CreateSpec describes a new replica.
@@ -172,8 +188,8 @@ type CreateSpec struct {
 	VolumeID  string
 	ReplicaID uint32
 	Size      int64
-	// Base is a file whose content it begins with; empty: zeros.
-	Base string
+	// Base is what it begins with; none: zeros.
+	Base layer.BaseRef
 	// Behind: the volume was attached before, so this replica has nothing in
 	// common with the others and must be copied to whole.
 	Behind bool
@@ -203,15 +219,22 @@ func (s *Store) create(spec CreateSpec) (*Replica, error) {
 		return nil, err
 	}
 	dir := path.Join(parent, strconv.FormatUint(uint64(spec.ReplicaID), 10))
-	generation := uint64(1)
-	if spec.Behind {
-		generation = layer.Unknown
-	}
-	err := layer.Create(s.opts.FS, dir, layer.Superblock{
+	sb := layer.Superblock{
 		Sequence: 1, ClusterID: s.opts.ClusterID, VolumeID: spec.VolumeID, ReplicaID: spec.ReplicaID,
-		RegionSize: cmp.Or(s.opts.RegionSize, layer.RegionSize), Size: uint64(spec.Size), Incarnation: 1, Generation: generation,
+		RegionSize: cmp.Or(s.opts.RegionSize, layer.RegionSize), Size: uint64(spec.Size), Incarnation: 1, Generation: 1,
 		Health: layer.Good, Clean: true, BootID: s.opts.BootID,
-	}, spec.Base)
+	}
+	switch {
+	case spec.Behind: // it is emptied before it is copied to
+		sb.Generation = layer.Unknown
+	case spec.Base != layer.BaseRef{}:
+		sb.Base, sb.BaseSize = spec.Base, uint64(spec.Size)
+		base, err := s.base(spec.Base)
+		if err = errors.Join(err, closeBase(base)); err != nil {
+			return nil, err
+		}
+	}
+	err := layer.Create(s.opts.FS, dir, sb)
 	if err != nil {
 		return nil, err
 	}
@@ -243,13 +266,13 @@ func (s *Store) List() []Info {
 // Remove deletes a replica and ends its session. That there is none is no
 // error.
 func (s *Store) Remove(volumeID string, replicaID uint32) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	k := key{volumeID, replicaID}
-	if r := s.replicas[k]; r != nil {
-		r.end()
-		delete(s.replicas, k)
-		if err := r.files.Close(); err != nil {
+	s.mu.Lock()
+	r := s.replicas[k]
+	delete(s.replicas, k)
+	s.mu.Unlock()
+	if r != nil {
+		if err := r.close(); err != nil {
 			s.opts.Log.Warn("closing a replica that is deleted", "volume", volumeID, "replica", replicaID, "err", err)
 		}
 	}
@@ -274,12 +297,12 @@ func (s *Store) Remove(volumeID string, replicaID uint32) error {
 // with the kernel.
 func (s *Store) Close() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	list := s.replicas
+	s.replicas = map[key]*Replica{}
+	s.mu.Unlock()
 	var errs []error
-	for k, r := range s.replicas {
-		r.end()
-		errs = append(errs, r.files.Close())
-		delete(s.replicas, k)
+	for _, r := range list {
+		errs = append(errs, r.close())
 	}
 	return errors.Join(errs...)
 }

@@ -59,15 +59,15 @@ func ParseSums(b []byte) ([]Sum, error) {
 	return sums, nil
 }
 
-// idSize is in bytes.
-const idSize = 4
+// IDSize is how long the payload is that names a snapshot, in bytes.
+const IDSize = 4
 
 // MarshalID makes the payload that names a snapshot.
 func MarshalID(id uint32) []byte { return binary.LittleEndian.AppendUint32(nil, id) }
 
 // ParseID reads the payload that names a snapshot.
 func ParseID(b []byte) (uint32, error) {
-	if len(b) != idSize {
+	if len(b) != IDSize {
 		return 0, fmt.Errorf("a snapshot's id of %d bytes: %w", len(b), ErrFrame)
 	}
 	return binary.LittleEndian.Uint32(b), nil

@@ -317,7 +317,7 @@ func (c *conn) carryOut(e mirror.Effect, buf []byte) (info mirror.Info, err erro
 		err = c.sess.Flush()
 	case mirror.VerbBeginSync:
 		var i replica.Info
-		i, err = c.sess.BeginSync(e.Base, e.Generation)
+		i, err = c.sess.BeginSync(e.Base, e.Generation, 0)
 		info = infoOf(i)
 		switch {
 		case err == nil && i.Emptied:
