@@ -15,7 +15,7 @@ RUN_NEEDS   := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ip=iproute
 GUEST_NEEDS := cpio=cpio mkfs.ext4=e2fsprogs sfdisk=fdisk grub-mkimage=grub-common \
 	/usr/lib/grub/i386-pc/boot.img=grub-pc-bin xz=xz-utils
 TEST_NEEDS  := gcc=gcc /usr/include/stdlib.h=libc6-dev nbdcopy=libnbd-bin nbdsh=python3-libnbd fio=fio \
-	mmdebstrap=mmdebstrap fakeroot=fakeroot bzip2=bzip2
+	mmdebstrap=mmdebstrap fakeroot=fakeroot bzip2=bzip2 /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf
 
 .PHONY: help
 help: ## what can be made

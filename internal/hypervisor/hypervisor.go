@@ -6,6 +6,7 @@ package hypervisor
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 )
@@ -30,6 +31,13 @@ type Spec struct {
 	Acceleration Acceleration // KVM or TCG
 	// Disks, the boot disk first.
 	Disks []Disk
+	// Seed is the file of a small disk for the guest's first boot, which the
+	// guest may only read; empty: none.
+	Seed     string
+	Firmware Firmware
+	// Networks are its interfaces; none given: one.
+	Networks []Network
+	// Ports lead to the first of them.
 	Ports []Port
 	// Dir is the guest's own directory; it exists, is private, and keeps the
 	// monitor and console sockets and the console's log.
@@ -43,6 +51,20 @@ type Disk struct {
 	Export string
 	// Serial shows up inside the guest (/dev/disk/by-id). At most 20 bytes.
 	Serial string
+}
+
+// Firmware is what a guest starts with.
+type Firmware string
+
+// The kinds of firmware. The zero value is BIOS.
+const (
+	BIOS Firmware = "bios"
+	UEFI Firmware = "uefi"
+)
+
+// Network is a network interface.
+type Network struct {
+	MAC string // empty: the monitor's choice
 }
 
 // Port forwards a TCP port of this server to the guest.
@@ -79,6 +101,21 @@ type Probe struct {
 	Version string // the monitor's
 }
 
+// ErrNoAgent: no guest agent listens in the guest.
+var ErrNoAgent = errors.New("no guest agent answers")
+
+// ErrOldGuest: the guest was started by a server that did not know what is
+// asked for; it has it when it is started again.
+var ErrOldGuest = errors.New("it was started before this was possible: start it again")
+
+// Info is what a guest's agent says. It is bounded and can be printed; it need
+// not be true.
+type Info struct {
+	Hostname, OS string
+	// Addresses, without those that mean nothing outside.
+	Addresses []string
+}
+
 // Monitor starts guests and finds those that run. Safe for concurrent use.
 type Monitor interface {
 	// Probe finds out which acceleration really runs an ordinary guest.
@@ -98,8 +135,11 @@ type Guest interface {
 	ID() string
 	PID() int
 	Status(ctx context.Context) (Status, error)
-	// PowerDown presses the ACPI power button and does not wait.
+	// PowerDown asks the guest's agent, if one answers, to shut it down, else
+	// presses the ACPI power button. It does not wait until the guest has.
 	PowerDown(ctx context.Context) error
+	// PressPower presses the ACPI power button.
+	PressPower(ctx context.Context) error
 	// Resume goes on after Paused.
 	Resume(ctx context.Context) error
 	// Kill ends it at once and returns when it is gone.
@@ -107,6 +147,19 @@ type Guest interface {
 	// Console opens the serial console: first what was printed last (up to
 	// 64 KiB), then what is printed now. Several may be open.
 	Console(ctx context.Context) (io.ReadWriteCloser, error)
+	// Display opens the guest's screen, keyboard and pointer, as VNC speaks of
+	// them (RFC 6143), without a password. Several may be open.
+	Display(ctx context.Context) (io.ReadWriteCloser, error)
+	// Screenshot is what the screen shows now, as a PNG.
+	Screenshot(ctx context.Context) ([]byte, error)
+	// Info asks the guest's agent. ErrNoAgent if none answers.
+	Info(ctx context.Context) (Info, error)
+	// Freeze has the guest's agent bring its file systems to rest. Whoever
+	// calls it calls Thaw afterwards, also when it failed. ErrNoAgent if none
+	// answers.
+	Freeze(ctx context.Context) error
+	// Thaw ends that. One that is not frozen stays as it is.
+	Thaw(ctx context.Context) error
 	// Done is closed when the guest's process is gone.
 	Done() <-chan struct{}
 }

@@ -121,6 +121,8 @@ type Guest struct {
 	mu     sync.Mutex
 	status hypervisor.Status
 	deaf   bool
+	info   *hypervisor.Info
+	frozen bool
 }
 
 // ID implements hypervisor.Guest.
@@ -163,6 +165,9 @@ func (g *Guest) PowerDown(context.Context) error {
 	return nil
 }
 
+// PressPower implements hypervisor.Guest.
+func (g *Guest) PressPower(ctx context.Context) error { return g.PowerDown(ctx) }
+
 // Resume implements hypervisor.Guest.
 func (g *Guest) Resume(context.Context) error {
 	g.Set(hypervisor.Status{State: hypervisor.Running})
@@ -189,6 +194,52 @@ func (g *Guest) Exit() {
 func (g *Guest) Console(context.Context) (io.ReadWriteCloser, error) {
 	r, w := io.Pipe()
 	return echo{r, w}, nil
+}
+
+// Display implements hypervisor.Guest: what is sent comes back.
+func (g *Guest) Display(ctx context.Context) (io.ReadWriteCloser, error) { return g.Console(ctx) }
+
+// Screenshot implements hypervisor.Guest. It is no picture.
+func (g *Guest) Screenshot(context.Context) ([]byte, error) { return []byte("\x89PNG " + g.id), nil }
+
+// Say makes it have an agent that says so; nil: none.
+func (g *Guest) Say(info *hypervisor.Info) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.info = info
+}
+
+// Info implements hypervisor.Guest.
+func (g *Guest) Info(context.Context) (hypervisor.Info, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.info == nil || g.frozen {
+		return hypervisor.Info{}, hypervisor.ErrNoAgent
+	}
+	return *g.info, nil
+}
+
+// Freeze implements hypervisor.Guest.
+func (g *Guest) Freeze(context.Context) error { return g.freeze(true) }
+
+// Thaw implements hypervisor.Guest.
+func (g *Guest) Thaw(context.Context) error { return g.freeze(false) }
+
+func (g *Guest) freeze(frozen bool) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.info == nil {
+		return hypervisor.ErrNoAgent
+	}
+	g.frozen = frozen
+	return nil
+}
+
+// Frozen tells whether its file systems rest.
+func (g *Guest) Frozen() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.frozen
 }
 
 // echo is a console that prints what is typed.

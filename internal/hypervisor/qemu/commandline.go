@@ -24,7 +24,7 @@ func commandLine(s hypervisor.Spec) ([]string, error) {
 	args := []string{
 		"-name", "guest=" + escape(s.Name),
 		"-nodefaults", "-no-user-config",
-		"-machine", "pc,hpet=off,usb=off,vmport=off",
+		"-machine", "pc,hpet=off,usb=off,vmport=off" + pflash(s.Firmware),
 		"-smp", strconv.Itoa(s.CPUs),
 		"-m", strconv.FormatInt(s.MemoryBytes>>10, 10) + "k",
 		"-display", "none",
@@ -43,8 +43,17 @@ func commandLine(s hypervisor.Spec) ([]string, error) {
 		"-chardev", "socket,id=console,server=on,wait=off,path="+escape(consoleSocket(s.Dir))+
 			",logappend=on,logfile="+escape(consoleLog(s.Dir)),
 		"-serial", "chardev:console",
-		"-object", "rng-builtin,id=random", "-device", "virtio-rng-pci,rng=random",
+		"-object", "rng-builtin,id=random", "-device", "virtio-rng-pci,rng=random,"+addr(slotRandom),
 	)
+	args = append(args, screenArgs(s.Dir)...)
+	args = append(args, agentArgs(s.Dir)...)
+	if s.Firmware == hypervisor.UEFI {
+		firmware, err := firmwareArgs(s.Dir)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, firmware...)
+	}
 	for i, d := range s.Disks {
 		disk, err := diskArgs(i, d)
 		if err != nil {
@@ -52,7 +61,56 @@ func commandLine(s hypervisor.Spec) ([]string, error) {
 		}
 		args = append(args, disk...)
 	}
-	return append(args, networkArgs(s.Ports)...), nil
+	if s.Seed != "" {
+		args = append(args, seedArgs(s.Seed)...)
+	}
+	return append(args, networkArgs(s.Networks, s.Ports)...), nil
+}
+
+// The places on the PCI bus: the same for a device whatever else there is, so
+// that a guest that gets one more disk finds its network where it was. Disks and
+// networks have ranges.
+const (
+	slotScreen  = 0x02
+	slotDisk    = 0x03
+	slotNetwork = 0x14
+	slotRandom  = 0x1c
+	slotAgent   = 0x1d
+	slotPointer = 0x1e
+	slotSeed    = 0x1f
+)
+
+func addr(slot int) string { return fmt.Sprintf("addr=%#x", slot) }
+
+// screenArgs: a screen that only shows itself on a socket, and a pointer whose
+// place is the viewer's.
+func screenArgs(dir string) []string {
+	return []string{
+		"-vnc", "unix:" + escape(displaySocket(dir)),
+		"-device", "VGA," + addr(slotScreen),
+		"-device", "virtio-tablet-pci," + addr(slotPointer),
+	}
+}
+
+// agentArgs: the channel that qemu-guest-agent looks for.
+func agentArgs(dir string) []string {
+	return []string{
+		"-chardev", "socket,id=" + agentID + ",server=on,wait=off,path=" + escape(agentSocket(dir)),
+		"-device", "virtio-serial-pci,id=channels," + addr(slotAgent),
+		"-device", "virtserialport,bus=channels.0,chardev=" + agentID + ",name=org.qemu.guest_agent.0",
+	}
+}
+
+// agentID names the agent's channel to QEMU's monitor.
+const agentID = "agent"
+
+// seedArgs attaches the first boot's data behind the disks: guests whose kernel
+// has no drivers for CD drives find it, too.
+func seedArgs(path string) []string {
+	return []string{
+		"-blockdev", "driver=file,node-name=seed,read-only=on,filename=" + escape(path),
+		"-device", "virtio-blk-pci,drive=seed,serial=seed," + addr(slotSeed),
+	}
 }
 
 func accelerate(a hypervisor.Acceleration) []string {
@@ -81,18 +139,36 @@ func diskArgs(i int, d hypervisor.Disk) ([]string, error) {
 	}
 	return []string{
 		"-blockdev", string(backend),
-		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,bootindex=%d,write-cache=on,werror=stop,rerror=stop", node, escape(d.Serial), i+1),
+		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,bootindex=%d,%s,write-cache=on,werror=stop,rerror=stop", node, escape(d.Serial), i+1, addr(slotDisk+i)),
 	}, nil
 }
 
-func networkArgs(ports []hypervisor.Port) []string {
-	var user strings.Builder
-	user.WriteString("user,id=net0")
-	for _, p := range ports {
-		fmt.Fprintf(&user, ",hostfwd=tcp:%s:%d-:%d", p.HostAddress, p.HostPort, p.GuestPort)
+// networkArgs gives each interface a network of its own: QEMU's, which leads
+// outside.
+func networkArgs(networks []hypervisor.Network, ports []hypervisor.Port) []string {
+	if len(networks) == 0 {
+		networks = []hypervisor.Network{{}}
 	}
-	// No boot from the network: no ROM for it.
-	return []string{"-netdev", user.String(), "-device", "virtio-net-pci,netdev=net0,romfile="}
+	var args []string
+	for i, n := range networks {
+		var user strings.Builder
+		fmt.Fprintf(&user, "user,id=net%d", i)
+		if i == 0 {
+			for _, p := range ports {
+				fmt.Fprintf(&user, ",hostfwd=tcp:%s:%d-:%d", p.HostAddress, p.HostPort, p.GuestPort)
+			}
+		} else {
+			// The first one has QEMU's own, 10.0.2.0/24.
+			fmt.Fprintf(&user, ",net=10.0.%d.0/24", 2+i)
+		}
+		// No boot from the network: no ROM for it.
+		device := fmt.Sprintf("virtio-net-pci,netdev=net%d,%s,romfile=", i, addr(slotNetwork+i))
+		if n.MAC != "" {
+			device += ",mac=" + n.MAC
+		}
+		args = append(args, "-netdev", user.String(), "-device", device)
+	}
+	return args
 }
 
 // escape makes a value of an option: a comma would end it.

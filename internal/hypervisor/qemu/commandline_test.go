@@ -21,6 +21,13 @@ func TestCommandLine(t *testing.T) {
 			},
 			Ports: []hypervisor.Port{{HostAddress: "127.0.0.1", HostPort: 20000, GuestPort: 80}, {HostAddress: "127.0.0.1", HostPort: 20001, GuestPort: 22}},
 		},
+		"more": {
+			ID: "g", Name: "web", CPUs: 1, MemoryBytes: 128 << 20, Acceleration: hypervisor.TCG, Dir: "/run/argon/machines/g",
+			Disks: []hypervisor.Disk{{Socket: "/run/argon/volumes/v.nbd", Export: "v", Serial: "0123456789"}},
+			Seed:  "/run/a,b/g/seed.iso", Firmware: hypervisor.BIOS,
+			Networks: []hypervisor.Network{{MAC: "52:54:00:00:00:01"}, {MAC: "52:54:00:00:00:02"}},
+			Ports:    []hypervisor.Port{{HostAddress: "127.0.0.1", HostPort: 20000, GuestPort: 80}},
+		},
 		"kvm": {ID: "g", Name: "a,b", CPUs: 1, MemoryBytes: 128 << 20, Acceleration: hypervisor.KVM, Dir: "/run/a,b/g"},
 	} {
 		t.Run(name, func(t *testing.T) {

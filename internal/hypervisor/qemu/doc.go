@@ -1,7 +1,7 @@
 // Package qemu runs guests with QEMU.
 //
 // What lives here: QEMU's command line, its monitor (qmp/), the guests' serial
-// consoles, and finding out what accelerates them. What must not: which guests
+// consoles, screens and agents (qga/), and finding out what accelerates them. What must not: which guests
 // should run (agent/), and being their parent process: that is the guard's, so
 // that guests go on when the daemon ends.
 //
@@ -10,6 +10,9 @@
 //	qmp.sock      QEMU's monitor; one client at a time
 //	console.sock  the serial port; one client at a time, which serves many
 //	console.log   what the guest printed last
+//	agent.sock    the guest agent's channel; one client at a time
+//	vnc.sock      the screen, as VNC
+//	vars.fd       what UEFI firmware keeps; new at each start
 //	qemu.log      what QEMU itself says
 package qemu
 
@@ -47,4 +50,8 @@ type Running struct {
 func monitorSocket(dir string) string { return filepath.Join(dir, "qmp.sock") }
 func consoleSocket(dir string) string { return filepath.Join(dir, "console.sock") }
 func consoleLog(dir string) string    { return filepath.Join(dir, "console.log") }
+func agentSocket(dir string) string   { return filepath.Join(dir, "agent.sock") }
+func displaySocket(dir string) string { return filepath.Join(dir, "vnc.sock") }
+func screenFile(dir string) string    { return filepath.Join(dir, "screen") }
+func varsFile(dir string) string      { return filepath.Join(dir, "vars.fd") }
 func ownLog(dir string) string        { return filepath.Join(dir, "qemu.log") }

@@ -18,6 +18,8 @@ type guest struct {
 	launcher Launcher
 	done     <-chan struct{}
 	console  *console
+	// agent and screen are held by who uses them: one at a time.
+	agent, screen chan struct{}
 
 	mu  sync.Mutex
 	qmp *qmp.Client // nil: let go of
@@ -39,9 +41,14 @@ func (g *guest) letGo() {
 
 // execute runs a command of the monitor.
 func (g *guest) execute(ctx context.Context, command string, result any) error {
+	return g.executeWith(ctx, command, nil, result)
+}
+
+// executeWith runs a command that has arguments.
+func (g *guest) executeWith(ctx context.Context, command string, args, result any) error {
 	client, err := g.monitor(ctx)
 	if err == nil {
-		err = client.Execute(ctx, command, nil, result)
+		err = client.Execute(ctx, command, args, result)
 	}
 	if err != nil {
 		return fmt.Errorf("guest %s: %w", g.id, err)
@@ -91,11 +98,6 @@ func runState(s string) hypervisor.RunState {
 		return hypervisor.ShutDown
 	}
 	return hypervisor.Paused
-}
-
-// PowerDown implements hypervisor.Guest.
-func (g *guest) PowerDown(ctx context.Context) error {
-	return g.execute(ctx, "system_powerdown", nil)
 }
 
 // Resume implements hypervisor.Guest. A disk that waits in an I/O error tries

@@ -146,7 +146,10 @@ func (m *Monitor) takeUp(ctx context.Context, id string, pid int) (*guest, error
 	if err != nil {
 		return nil, err
 	}
-	g := &guest{id: id, pid: pid, dir: dir, launcher: m.opts.Launcher, done: done, qmp: client, console: newConsole(dir, m.opts.Log)}
+	g := &guest{
+		id: id, pid: pid, dir: dir, launcher: m.opts.Launcher, done: done, qmp: client, console: newConsole(dir, m.opts.Log),
+		agent: make(chan struct{}, 1), screen: make(chan struct{}, 1),
+	}
 	m.wg.Go(func() { g.console.run(m.ctx, done) })
 	m.wg.Go(func() {
 		select {
