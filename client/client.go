@@ -50,12 +50,13 @@ type Options struct {
 // Client holds the typed clients of one server's API. It connects when it is
 // first used, and again after a lost connection. Safe for concurrent use.
 type Client struct {
-	Cluster  argonv1connect.ClusterServiceClient
-	Servers  argonv1connect.ServerServiceClient
-	Images   argonv1connect.ImageServiceClient
-	Volumes  argonv1connect.VolumeServiceClient
-	Machines argonv1connect.MachineServiceClient
-	Events   argonv1connect.EventServiceClient
+	Cluster   argonv1connect.ClusterServiceClient
+	Servers   argonv1connect.ServerServiceClient
+	Images    argonv1connect.ImageServiceClient
+	Volumes   argonv1connect.VolumeServiceClient
+	Snapshots argonv1connect.SnapshotServiceClient
+	Machines  argonv1connect.MachineServiceClient
+	Events    argonv1connect.EventServiceClient
 
 	transport *http.Transport
 }
@@ -102,6 +103,7 @@ func newClient(transport *http.Transport, url string) *Client {
 		Servers:   argonv1connect.NewServerServiceClient(h, url),
 		Images:    argonv1connect.NewImageServiceClient(h, url),
 		Volumes:   argonv1connect.NewVolumeServiceClient(h, url),
+		Snapshots: argonv1connect.NewSnapshotServiceClient(h, url),
 		Machines:  argonv1connect.NewMachineServiceClient(h, url),
 		Events:    argonv1connect.NewEventServiceClient(h, url),
 		transport: transport,

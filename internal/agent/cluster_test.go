@@ -292,6 +292,53 @@ func TestConnect(t *testing.T) {
 	})
 }
 
+// A volume that is attached for upkeep only, however long that takes, is no
+// reason to refuse a user on another server; the upkeep goes on afterwards.
+func TestUpkeepMakesWay(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(2, "a", "b")
+	w.runs(0)
+	w.want(wantStopped)
+	w.until("at rest", func(st *catalog.State) bool {
+		return st.Machines["m"].GetServerId() == "" && st.Volumes["v"].GetAttachment() == nil
+	})
+	scrubbed := func(n uint64) {
+		_, err := w.store.Volumes.Update(t.Context(), "v", func(v *argonv1.Volume) error {
+			v.Scrub = &argonv1.Scrub{Wanted: 1, Finished: n}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	scrubbed(0)
+	w.until("attached for upkeep", func(st *catalog.State) bool {
+		at := st.Volumes["v"].GetAttachment()
+		return at.GetServerId() == "a" && !at.GetConnected()
+	})
+	b := w.hosts["b"].agent
+	if err := b.View.WaitFor(t.Context(), w.view.State().Revision); err != nil {
+		t.Fatal(err)
+	}
+	c, err := b.Connect(t.Context(), "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.until("connected on b", func(st *catalog.State) bool {
+		at := st.Volumes["v"].GetAttachment()
+		return at.GetServerId() == "b" && at.GetConnected()
+	})
+	c.Close()
+	w.until("attached for upkeep again", func(st *catalog.State) bool {
+		at := st.Volumes["v"].GetAttachment()
+		return at != nil && !at.GetConnected()
+	})
+	scrubbed(1)
+	w.until("at rest again", func(st *catalog.State) bool {
+		return st.Volumes["v"].GetAttachment() == nil && st.Volumes["v"].GetClean()
+	})
+}
+
 func TestReplicasAreMadeFromAnImage(t *testing.T) {
 	w := newWorld(t, "a", "b", "c")
 	w.hosts["a"].mu.Lock()
@@ -304,7 +351,7 @@ func TestReplicasAreMadeFromAnImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	v := &argonv1.Volume{
-		Meta: &argonv1.Meta{Id: "v", Name: "v"}, SizeBytes: gib, ReplicasWanted: 2, NextReplicaId: 3, ImageId: "i",
+		Meta: &argonv1.Meta{Id: "v", Name: "v"}, SizeBytes: gib, ReplicasWanted: 2, NextReplicaId: 3, Base: &argonv1.Base{ImageId: "i"},
 		Replicas: []*argonv1.Replica{
 			{Id: 1, ServerId: "b", State: argonv1.ReplicaState_REPLICA_STATE_CREATING},
 			{Id: 2, ServerId: "c", State: argonv1.ReplicaState_REPLICA_STATE_CREATING},

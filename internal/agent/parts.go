@@ -152,6 +152,9 @@ const (
 	detachTimeout = 30 * time.Second
 	// shutdownTimeout is the same when the daemon ends.
 	shutdownTimeout = 5 * time.Second
+	// yieldTime is how long a server leaves a volume alone that it made way
+	// with: time enough for the user's server to attach it.
+	yieldTime = 10 * time.Second
 	// resumeEvery is how often a guest that stands still because of a full
 	// disk is tried again.
 	resumeEvery = 10 * time.Second

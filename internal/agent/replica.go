@@ -34,7 +34,7 @@ func (s replicaStep) String() string {
 // Before the first attachment a replica is made from the image and is then
 // equal to all others. Later it is made empty: the holder copies to it.
 func nextForReplica(v *argonv1.Volume, r *argonv1.Replica, exists bool, image *argonv1.Image, hasImage bool) (step replicaStep, imageID string) {
-	fresh := v.GetEpoch() == 0 && v.GetImageId() != ""
+	fresh := v.GetEpoch() == 0 && v.GetBase().GetImageId() != ""
 	switch r.GetState() {
 	case argonv1.ReplicaState_REPLICA_STATE_REMOVING:
 		return removeReplica, ""
@@ -43,9 +43,9 @@ func nextForReplica(v *argonv1.Volume, r *argonv1.Replica, exists bool, image *a
 		case fresh && image == nil:
 			return keep, "" // nothing to fill it with; the controller knows
 		case fresh && !hasImage:
-			return fetchImage, v.GetImageId()
+			return fetchImage, v.GetBase().GetImageId()
 		case fresh:
-			return createReplica, v.GetImageId()
+			return createReplica, v.GetBase().GetImageId()
 		}
 		return createReplica, ""
 	case argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC:
@@ -63,9 +63,9 @@ func (p *plan) planReplicas() {
 			if r.GetServerId() != a.ServerID {
 				continue
 			}
-			image := p.st.Images[v.GetImageId()]
+			image := p.st.Images[v.GetBase().GetImageId()]
 			exists := slices.Contains(a.replicas[id], r.GetId())
-			step, imageID := nextForReplica(v, r, exists, image, a.images[v.GetImageId()])
+			step, imageID := nextForReplica(v, r, exists, image, a.images[v.GetBase().GetImageId()])
 			p.addReplica(step, v, r, imageID)
 		}
 	}

@@ -19,8 +19,9 @@ type use uint8
 
 const (
 	unused use = iota
-	// forRepair: to copy to replicas that are behind.
-	forRepair
+	// forUpkeep: nobody uses it, but its holder has something to do: copying to
+	// replicas that are behind, a snapshot, a rollback, growth, a scrub.
+	forUpkeep
 	// forConnection: a user asked for it (`argon volume connect`).
 	forConnection
 	forMachine
@@ -42,6 +43,8 @@ type volumeSeen struct {
 	ready, over bool
 	// connections counts the users that have it connected here.
 	connections int
+	// yields: it made way for a user on another server a moment ago.
+	yields bool
 }
 
 // volumeStep is what to do next with a volume.
@@ -53,10 +56,12 @@ const (
 	detach
 	// drop gives up an attachment that is over.
 	drop
+	// askFor asks the server that has it attached for upkeep to make way.
+	askFor
 )
 
 func (s volumeStep) String() string {
-	return [...]string{"leave", "attach", "detach", "drop"}[s]
+	return [...]string{"leave", "attach", "detach", "drop", "ask for"}[s]
 }
 
 // demandFor says what this server should have a volume attached for. A guest
@@ -80,8 +85,8 @@ func demandFor(st *catalog.State, v *argonv1.Volume, serverID string, seen volum
 	switch {
 	case seen.connections > 0:
 		return demand{use: forConnection}
-	case repairs(st, v, serverID, seen):
-		return demand{use: forRepair}
+	case keepsUp(st, v, serverID, seen):
+		return demand{use: forUpkeep}
 	}
 	return demand{}
 }
@@ -96,7 +101,7 @@ func nextForVolume(st *catalog.State, v *argonv1.Volume, serverID string, seen v
 			return leave, "" // the guest is killed first
 		}
 		return drop, ""
-	case have.use == forRepair && want.use == forConnection:
+	case have.use == forUpkeep && want.use == forConnection:
 		return leave, "" // the same to the catalog: neither is for a machine
 	case have.use != unused && (want.use != have.use || want.machineID != have.machineID):
 		return detach, ""
@@ -106,6 +111,9 @@ func nextForVolume(st *catalog.State, v *argonv1.Volume, serverID string, seen v
 		}
 		if why := barred(st, v, serverID, want); why != "" {
 			return leave, why
+		}
+		if makesWay(st, v) && v.GetAttachment().GetServerId() != serverID {
+			return askFor, ""
 		}
 		return attach, ""
 	}
@@ -135,34 +143,65 @@ func barred(st *catalog.State, v *argonv1.Volume, serverID string, want demand) 
 	if m := st.Machines[a.GetMachineId()]; m != nil {
 		return fmt.Sprintf("volume %s is attached on server %s for machine %s", name, other, m.GetMeta().GetName())
 	}
-	return fmt.Sprintf("volume %s is attached on server %s, by `argon volume connect` or for repair", name, other)
+	if makesWay(st, v) {
+		return "" // for a user; who else would wait for it has no reason to
+	}
+	return fmt.Sprintf("volume %s is attached on server %s, by `argon volume connect`, an export or an import", name, other)
 }
 
-// repairs tells whether this server should attach a volume that nobody uses,
-// because it was left unclean or because a replica on a server that is alive
-// is behind. One server does: the one that has it attached, else the one with
-// the lowest in-sync replica that is alive. An attachment for repair lasts until
-// it has served: before that it has found out nothing, and whoever ended it would
-// have to begin again.
-func repairs(st *catalog.State, v *argonv1.Volume, serverID string, seen volumeSeen) bool {
-	if v.GetRemoving() || v.GetEpoch() == 0 || inUse(st, v) {
+// makesWay tells whether a volume is attached on a living server for upkeep
+// only: that server detaches it when a user wants it elsewhere.
+func makesWay(st *catalog.State, v *argonv1.Volume) bool {
+	a := v.GetAttachment()
+	return a != nil && a.GetMachineId() == "" && !a.GetConnected() && placement.Alive(st, a.GetServerId())
+}
+
+// keepsUp tells whether this server should attach a volume that nobody uses,
+// because it was left unclean or because its holder has work. One server does:
+// the one that has it attached, else the one with the lowest in-sync replica
+// that is alive. An attachment for upkeep lasts until it has served: before that
+// it has found out nothing, and whoever ended it would have to begin again.
+func keepsUp(st *catalog.State, v *argonv1.Volume, serverID string, seen volumeSeen) bool {
+	if v.GetRemoving() || inUse(st, v) || seen.yields {
 		return false
 	}
-	behind := slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool {
-		return r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC && placement.Alive(st, r.GetServerId())
-	})
+	if by := v.GetAttachment().GetWantedBy(); by != "" && by != serverID && placement.Alive(st, by) {
+		return false
+	}
+	work := hasWork(st, v)
 	if seen.attached.use != unused {
-		return behind || seen.attached.use == forRepair && !seen.ready
+		return work || seen.attached.use == forUpkeep && !seen.ready
 	}
 	a := v.GetAttachment()
 	if a != nil && placement.Alive(st, a.GetServerId()) {
 		return a.GetServerId() == serverID // our own crashed run
 	}
-	return (behind || a != nil || !v.GetClean()) && repairer(st, v) == serverID
+	unclean := v.GetEpoch() > 0 && !v.GetClean()
+	return (work || a != nil || unclean) && keeper(st, v) == serverID
 }
 
-// repairer is the server that repairs an unattached volume; empty if none can.
-func repairer(st *catalog.State, v *argonv1.Volume) string {
+// hasWork tells whether a volume's record has something that only a holder can
+// do. A volume that was never attached waits until its replicas are made:
+// those that are made from its base later would have to be copied to.
+func hasWork(st *catalog.State, v *argonv1.Volume) bool {
+	making := func(r *argonv1.Replica) bool {
+		return r.GetState() == argonv1.ReplicaState_REPLICA_STATE_CREATING && r.GetReason() == "" && placement.Alive(st, r.GetServerId())
+	}
+	if v.GetEpoch() == 0 && slices.ContainsFunc(v.GetReplicas(), making) {
+		return false
+	}
+	behind := slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool {
+		return r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC && placement.Alive(st, r.GetServerId())
+	})
+	asked := slices.ContainsFunc(v.GetSnapshots(), func(s *argonv1.Snapshot) bool {
+		return s.GetState() == argonv1.SnapshotState_SNAPSHOT_STATE_CREATING
+	})
+	return behind || asked || v.GetRollbackTo() != 0 || v.GetWantedBytes() > v.GetSizeBytes() ||
+		v.GetScrub().GetWanted() > v.GetScrub().GetFinished()
+}
+
+// keeper is the server that keeps an unattached volume up; empty if none can.
+func keeper(st *catalog.State, v *argonv1.Volume) string {
 	var best *argonv1.Replica
 	for _, r := range v.GetReplicas() {
 		if inSync(r) && placement.Alive(st, r.GetServerId()) && (best == nil || r.GetId() < best.GetId()) {

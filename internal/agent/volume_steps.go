@@ -29,6 +29,8 @@ type volume struct {
 	// end first.
 	afresh      bool
 	connections int
+	// yielded is when it made way for a user on another server.
+	yielded time.Time
 	// reported is when its status was written down last.
 	reported time.Time
 }
@@ -43,8 +45,8 @@ func (a *Agent) volume(id string) *volume {
 	return v
 }
 
-func (v *volume) see() volumeSeen {
-	s := volumeSeen{attached: v.attached, connections: v.connections}
+func (v *volume) see(now time.Time) volumeSeen {
+	s := volumeSeen{attached: v.attached, connections: v.connections, yields: now.Sub(v.yielded) < yieldTime}
 	if v.attachment != nil {
 		s.ready, s.over = closed(v.attachment.Ready()), closed(v.attachment.Done())
 	}
@@ -78,7 +80,7 @@ func (p *plan) planVolumes() {
 
 func (p *plan) planVolume(id string, v *argonv1.Volume, local *volume, guests map[string]bool) {
 	a, key := p.agent, "volume/"+id
-	seen := local.see()
+	seen := local.see(p.now)
 	want := demandFor(p.st, v, a.ServerID, seen, guests)
 	var step volumeStep
 	step, local.why = nextForVolume(p.st, v, a.ServerID, seen, want, guests, p.allowed)
@@ -87,8 +89,11 @@ func (p *plan) planVolume(id string, v *argonv1.Volume, local *volume, guests ma
 	case leave:
 		if local.attachment != nil {
 			p.reportVolume(id, local)
+			p.planConnected(v, local)
 		}
 		return
+	case askFor:
+		j.run = func(ctx context.Context) error { return a.askForVolume(ctx, id) }
 	case attach:
 		if local.afresh && want.guestRuns {
 			return // the guest is killed first
@@ -100,6 +105,9 @@ func (p *plan) planVolume(id string, v *argonv1.Volume, local *volume, guests ma
 		req := AttachRequest{VolumeID: id, MachineID: want.machineID, Epoch: v.GetEpoch(), GuestRuns: want.guestRuns}
 		j.waits, j.run = true, func(ctx context.Context) error { return a.attach(ctx, req, want) }
 	case detach:
+		if by := v.GetAttachment().GetWantedBy(); by != "" && by != a.ServerID {
+			local.yielded = p.now
+		}
 		j.run = func(ctx context.Context) error { return a.detach(ctx, id, local) }
 	case drop:
 		j.run = func(context.Context) error { return a.drop(id, local) }
@@ -276,6 +284,48 @@ func (p *plan) reportVolume(id string, local *volume) {
 	}})
 }
 
+// planConnected keeps it in the record whether a user has the volume here: that
+// keeps others from what a user would not expect. A volume that is being rolled
+// back is nobody's until that is done.
+func (p *plan) planConnected(v *argonv1.Volume, local *volume) {
+	a, at := p.agent, v.GetAttachment()
+	want := local.connections > 0
+	if at.GetServerId() != a.ServerID || at.GetMachineId() != "" || at.GetConnected() == want || want && v.GetRollbackTo() != 0 {
+		return
+	}
+	id, epoch := v.GetMeta().GetId(), v.GetEpoch()
+	p.add("volume-connected/"+id, job{step: "record", run: func(ctx context.Context) error {
+		_, err := a.Store.Volumes.Update(ctx, id, func(v *argonv1.Volume) error {
+			if v.GetEpoch() != epoch || v.GetAttachment() == nil || want && v.GetRollbackTo() != 0 {
+				return ErrOvertaken
+			}
+			v.Attachment.Connected = want
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("record that the volume is connected: %w", err)
+		}
+		return nil
+	}})
+}
+
+// askForVolume asks the server that has a volume attached for upkeep to make
+// way for a user here.
+func (a *Agent) askForVolume(ctx context.Context, id string) error {
+	_, err := a.Store.Volumes.Update(ctx, id, func(v *argonv1.Volume) error {
+		at := v.GetAttachment()
+		if at == nil || at.GetConnected() || at.GetMachineId() != "" || at.GetWantedBy() == a.ServerID {
+			return ErrOvertaken
+		}
+		at.WantedBy = a.ServerID
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("ask for the volume: %w", err)
+	}
+	return nil
+}
+
 // Connection is a volume that a user has attached on this server.
 type Connection struct {
 	agent      *Agent
@@ -347,7 +397,7 @@ func (a *Agent) connected(c *Connection) (ready <-chan struct{}, err error) {
 			v.GetMeta().GetName(), machinesOf(st, c.id)[0].GetMeta().GetName())
 	case local.why != "":
 		return nil, errors.New(local.why)
-	case local.attachment == nil:
+	case local.attachment == nil || !v.GetAttachment().GetConnected():
 		return nil, nil
 	}
 	c.attachment = local.attachment

@@ -43,7 +43,7 @@ func TestNextForVolume(t *testing.T) {
 	attachedElsewhere := func(server, machine string) func(*catalog.State, *argonv1.Volume) {
 		return func(st *catalog.State, v *argonv1.Volume) {
 			st.Machines["m"] = withDisk(placed(wantRunning))
-			v.Attachment, v.Clean = &argonv1.Attachment{ServerId: server, MachineId: machine}, false
+			v.Attachment, v.Clean = &argonv1.Attachment{ServerId: server, MachineId: machine, Connected: machine == ""}, false
 		}
 	}
 	tests := []struct {
@@ -134,8 +134,21 @@ func TestNextForVolume(t *testing.T) {
 		},
 		{
 			name: "connected elsewhere", want: demand{use: forConnection}, why: "attached on server b",
+			change: attachedNowhere(func(v *argonv1.Volume) { v.Attachment = &argonv1.Attachment{ServerId: "b", Connected: true} }),
+			seen:   volumeSeen{connections: 1},
+		},
+		{
+			name: "attached elsewhere for upkeep: it is asked for", want: demand{use: forConnection}, step: askFor,
 			change: attachedNowhere(func(v *argonv1.Volume) { v.Attachment = &argonv1.Attachment{ServerId: "b"} }),
 			seen:   volumeSeen{connections: 1},
+		},
+		{
+			name: "attached for upkeep, wanted elsewhere", step: detach,
+			change: attachedNowhere(func(v *argonv1.Volume) {
+				v.Attachment, v.Clean = &argonv1.Attachment{ServerId: "a", WantedBy: "b"}, false
+				v.Scrub = &argonv1.Scrub{Wanted: 1}
+			}),
+			seen: volumeSeen{attached: demand{use: forUpkeep}, ready: true},
 		},
 		{
 			name: "the last user went", step: detach,
@@ -143,20 +156,20 @@ func TestNextForVolume(t *testing.T) {
 			seen:   volumeSeen{attached: demand{use: forConnection}},
 		},
 		{
-			name: "attached for repair, a user comes", want: demand{use: forConnection},
+			name: "attached for upkeep, a user comes", want: demand{use: forConnection},
 			change: attachedNowhere(func(v *argonv1.Volume) { v.Attachment = &argonv1.Attachment{ServerId: "a"} }),
-			seen:   volumeSeen{attached: demand{use: forRepair}, connections: 1},
+			seen:   volumeSeen{attached: demand{use: forUpkeep}, connections: 1},
 		},
 		{
-			name: "attached for repair, a machine comes", want: forM, step: detach,
+			name: "attached for upkeep, a machine comes", want: forM, step: detach,
 			change: func(st *catalog.State, v *argonv1.Volume) {
 				st.Machines["m"] = withDisk(placed(wantRunning))
 				v.Attachment = &argonv1.Attachment{ServerId: "a"}
 			},
-			seen: volumeSeen{attached: demand{use: forRepair}},
+			seen: volumeSeen{attached: demand{use: forUpkeep}},
 		},
 		{
-			name: "attached for repair, a machine comes elsewhere", step: detach,
+			name: "attached for upkeep, a machine comes elsewhere", step: detach,
 			change: func(st *catalog.State, v *argonv1.Volume) {
 				m := withDisk(placed(wantRunning))
 				m.ServerId = "b"
@@ -164,7 +177,7 @@ func TestNextForVolume(t *testing.T) {
 				v.Attachment = &argonv1.Attachment{ServerId: "a"}
 				v.Replicas[0].State = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC
 			},
-			seen: volumeSeen{attached: demand{use: forRepair}},
+			seen: volumeSeen{attached: demand{use: forUpkeep}},
 		},
 	}
 	for _, tt := range tests {
@@ -187,7 +200,7 @@ func attachedNowhere(change func(*argonv1.Volume)) func(*catalog.State, *argonv1
 	return func(_ *catalog.State, v *argonv1.Volume) { change(v) }
 }
 
-func TestWhoRepairs(t *testing.T) {
+func TestWhoKeepsUp(t *testing.T) {
 	behind := func(st *catalog.State, v *argonv1.Volume) {
 		st.Leases["c"] = &argonv1.Lease{}
 		v.Replicas = append(v.Replicas, &argonv1.Replica{Id: 3, ServerId: "c", State: argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC})
@@ -225,6 +238,23 @@ func TestWhoRepairs(t *testing.T) {
 			m.ServerId = ""
 			st.Machines["m"] = m
 		}, "b"},
+		{"a snapshot was asked for", func(_ *catalog.State, v *argonv1.Volume) {
+			v.Snapshots = []*argonv1.Snapshot{{State: argonv1.SnapshotState_SNAPSHOT_STATE_READY}, {State: argonv1.SnapshotState_SNAPSHOT_STATE_CREATING}}
+		}, "b"},
+		{"all snapshots are taken", func(_ *catalog.State, v *argonv1.Volume) {
+			v.Snapshots = []*argonv1.Snapshot{{State: argonv1.SnapshotState_SNAPSHOT_STATE_READY}}
+		}, ""},
+		{"to be rolled back", func(_ *catalog.State, v *argonv1.Volume) { v.RollbackTo = 1 }, "b"},
+		{"to grow", func(_ *catalog.State, v *argonv1.Volume) { v.WantedBytes = 1 }, "b"},
+		{"has grown", func(_ *catalog.State, v *argonv1.Volume) { v.WantedBytes, v.SizeBytes = 1, 1 }, ""},
+		{"to be scrubbed", func(_ *catalog.State, v *argonv1.Volume) { v.Scrub = &argonv1.Scrub{Wanted: 2, Finished: 1} }, "b"},
+		{"to be scrubbed, never attached", func(_ *catalog.State, v *argonv1.Volume) {
+			v.Scrub, v.Epoch, v.Clean = &argonv1.Scrub{Wanted: 1}, 0, false
+		}, "b"},
+		{"never attached, and a replica is still made", func(_ *catalog.State, v *argonv1.Volume) {
+			v.Scrub, v.Epoch, v.Clean = &argonv1.Scrub{Wanted: 1}, 0, false
+			v.Replicas[1].State = argonv1.ReplicaState_REPLICA_STATE_CREATING
+		}, ""},
 		{"being removed", func(_ *catalog.State, v *argonv1.Volume) { v.Clean, v.Removing = false, true }, ""},
 		{"nothing in sync", func(_ *catalog.State, v *argonv1.Volume) {
 			v.Clean = false
@@ -238,17 +268,17 @@ func TestWhoRepairs(t *testing.T) {
 			st, v := threeServers()
 			tt.change(st, v)
 			for _, id := range []string{"a", "b", "c"} {
-				if got := repairs(st, v, id, volumeSeen{}); got != (id == tt.want) {
-					t.Errorf("server %s repairs: %v, want %q to", id, got, tt.want)
+				if got := keepsUp(st, v, id, volumeSeen{}); got != (id == tt.want) {
+					t.Errorf("server %s keeps it up: %v, want %q to", id, got, tt.want)
 				}
 			}
 		})
 	}
 }
 
-// Once attached for repair, a volume is let go when the attachment has served
+// Once attached for upkeep, a volume is let go when the attachment has served
 // and all that live are equal.
-func TestRepairEnds(t *testing.T) {
+func TestUpkeepEnds(t *testing.T) {
 	const behind, inSync = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, argonv1.ReplicaState_REPLICA_STATE_IN_SYNC
 	st, v := threeServers()
 	v.Attachment, v.Clean = &argonv1.Attachment{ServerId: "a"}, false
@@ -263,8 +293,8 @@ func TestRepairEnds(t *testing.T) {
 		{true, inSync, false},
 	} {
 		v.Replicas[0].State = tt.state
-		seen := volumeSeen{attached: demand{use: forRepair}, ready: tt.ready}
-		if got := repairs(st, v, "a", seen); got != tt.want {
+		seen := volumeSeen{attached: demand{use: forUpkeep}, ready: tt.ready}
+		if got := keepsUp(st, v, "a", seen); got != tt.want {
 			t.Errorf("ready %v, %v: holds on: %v, want %v", tt.ready, tt.state, got, tt.want)
 		}
 	}
@@ -304,7 +334,7 @@ func TestNextForReplica(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			v := &argonv1.Volume{Epoch: tt.epoch, ImageId: tt.imageID}
+			v := &argonv1.Volume{Epoch: tt.epoch, Base: &argonv1.Base{ImageId: tt.imageID}}
 			step, from := nextForReplica(v, &argonv1.Replica{State: tt.state}, tt.exists, tt.image, tt.hasImage)
 			if step != tt.want || from != tt.from {
 				t.Errorf("next is %v from %q, want %v from %q", step, from, tt.want, tt.from)

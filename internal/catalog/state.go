@@ -13,7 +13,7 @@ import (
 
 // State is the whole catalog at one revision, without events, tokens and
 // secrets. It is shared and must not be changed, nor may its records; its maps
-// are by id, Leases by the server's id.
+// are by id, Leases and Usage by the server's id.
 type State struct {
 	// Revision is etcd's: everything written up to it is in here, nothing
 	// written after it.
@@ -26,6 +26,7 @@ type State struct {
 	VolumeStatus map[string]*argonv1.VolumeStatus
 	Leases       map[string]*argonv1.Lease
 	Checkpoints  map[string]*argonv1.Checkpoint
+	Usage        map[string]*argonv1.Usage
 }
 
 func newState(revision int64) *State {
@@ -38,6 +39,7 @@ func newState(revision int64) *State {
 		VolumeStatus: map[string]*argonv1.VolumeStatus{},
 		Leases:       map[string]*argonv1.Lease{},
 		Checkpoints:  map[string]*argonv1.Checkpoint{},
+		Usage:        map[string]*argonv1.Usage{},
 	}
 }
 
@@ -77,6 +79,8 @@ func (e *edition) apply(put bool, kv *mvccpb.KeyValue) error {
 		return applyTo(e, &e.Checkpoints, e.store.Checkpoints.traits, put, id, kv)
 	case e.store.status.kind:
 		return applyTo(e, &e.VolumeStatus, e.store.status, put, id, kv)
+	case e.store.usage.kind:
+		return applyTo(e, &e.Usage, e.store.usage, put, id, kv)
 	}
 	return nil
 }

@@ -53,6 +53,7 @@ type Store struct {
 	Checkpoints *Table[*argonv1.Checkpoint]
 
 	status traits[*argonv1.VolumeStatus]
+	usage  traits[*argonv1.Usage]
 }
 
 // Create writes the catalog of a new cluster, and the layout's version into
@@ -131,6 +132,7 @@ func newStore(cli *clientv3.Client) *Store {
 		Tokens: &Table[*argonv1.Token]{e, tokens()},
 		Events: &Events{etcd: e, now: time.Now},
 		status: volumeStatus(),
+		usage:  usage(),
 	}
 }
 
@@ -155,6 +157,17 @@ func volumeStatus() traits[*argonv1.VolumeStatus] {
 		fresh:       func() *argonv1.VolumeStatus { return &argonv1.VolumeStatus{} },
 		id:          (*argonv1.VolumeStatus).GetVolumeId,
 		setRevision: func(*argonv1.VolumeStatus, int64) {},
+	}
+}
+
+// usage has no revision: only the server that it is of writes it.
+func usage() traits[*argonv1.Usage] {
+	return traits[*argonv1.Usage]{
+		kind:        "usage",
+		prefix:      statePrefix + "usage/",
+		fresh:       func() *argonv1.Usage { return &argonv1.Usage{} },
+		id:          (*argonv1.Usage).GetServerId,
+		setRevision: func(*argonv1.Usage, int64) {},
 	}
 }
 
@@ -192,23 +205,42 @@ func (s *Store) PutLease(ctx context.Context, id clientv3.LeaseID, l *argonv1.Le
 
 // PutVolumeStatus tells what a volume's holder sees. The last one wins.
 func (s *Store) PutVolumeStatus(ctx context.Context, st *argonv1.VolumeStatus) error {
-	if err := s.status.check(st); err != nil {
-		return err
-	}
-	value, err := s.status.encode(st)
-	if err != nil {
-		return err
-	}
-	if err := s.etcd.Put(ctx, s.status.key(st.GetVolumeId()), value); err != nil {
-		return fmt.Errorf("catalog: write the status of volume %s: %w", st.GetVolumeId(), err)
-	}
-	return nil
+	return putPlain(ctx, s.etcd, s.status, st)
 }
 
 // DeleteVolumeStatus forgets it.
 func (s *Store) DeleteVolumeStatus(ctx context.Context, volumeID string) error {
-	if err := s.etcd.Delete(ctx, s.status.key(volumeID)); err != nil {
-		return fmt.Errorf("catalog: delete the status of volume %s: %w", volumeID, err)
+	return deletePlain(ctx, s.etcd, s.status, volumeID)
+}
+
+// PutUsage tells what is on a server's disk. The last one wins.
+func (s *Store) PutUsage(ctx context.Context, u *argonv1.Usage) error {
+	return putPlain(ctx, s.etcd, s.usage, u)
+}
+
+// DeleteUsage forgets it.
+func (s *Store) DeleteUsage(ctx context.Context, serverID string) error {
+	return deletePlain(ctx, s.etcd, s.usage, serverID)
+}
+
+// putPlain writes a record that only one writes, whatever was there.
+func putPlain[T Record](ctx context.Context, e etcd, t traits[T], r T) error {
+	if err := t.check(r); err != nil {
+		return err
+	}
+	value, err := t.encode(r)
+	if err != nil {
+		return err
+	}
+	if err := e.Put(ctx, t.key(t.id(r)), value); err != nil {
+		return fmt.Errorf("catalog: write %s: %w", t.describe(r), err)
+	}
+	return nil
+}
+
+func deletePlain[T Record](ctx context.Context, e etcd, t traits[T], id string) error {
+	if err := e.Delete(ctx, t.key(id)); err != nil {
+		return fmt.Errorf("catalog: delete %s %s: %w", t.kind, id, err)
 	}
 	return nil
 }

@@ -105,6 +105,24 @@ func TestVolumeStatus(t *testing.T) {
 	}
 }
 
+func TestUsage(t *testing.T) {
+	s, _ := newStore(t)
+	v := runView(t, s)
+	ctx := t.Context()
+	if err := s.PutUsage(ctx, &argonv1.Usage{ServerId: "s", ImagesBytes: 7}); err != nil {
+		t.Fatal(err)
+	}
+	if got := synced(t, v).Usage["s"].GetImagesBytes(); got != 7 {
+		t.Errorf("the view shows %d, want 7", got)
+	}
+	if err := s.DeleteUsage(ctx, "s"); err != nil {
+		t.Fatal(err)
+	}
+	if got := synced(t, v).Usage; len(got) != 0 {
+		t.Errorf("the view still shows %v", got)
+	}
+}
+
 func TestLeases(t *testing.T) {
 	s, cli := newStore(t)
 	v := runView(t, s)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"sigs.k8s.io/yaml"
 
@@ -30,6 +31,7 @@ type fakeAPI struct {
 	argonv1connect.UnimplementedServerServiceHandler
 	argonv1connect.UnimplementedImageServiceHandler
 	argonv1connect.UnimplementedVolumeServiceHandler
+	argonv1connect.UnimplementedSnapshotServiceHandler
 	argonv1connect.UnimplementedMachineServiceHandler
 	argonv1connect.UnimplementedEventServiceHandler
 
@@ -38,18 +40,26 @@ type fakeAPI struct {
 	imported []byte
 	// states are what GetMachine answers, one after the other; the last stays.
 	states []argonv1.MachineState
+	// busy is for how many answers more the volume is busy with something.
+	busy int
+	// asked lists the calls about snapshots, resizing and scrubbing.
+	asked []string
 }
 
 var (
 	created = timestamppb.New(time.Now().Add(-time.Hour))
-	server1 = &argonv1.ServerView{Alive: true, Machines: 1, Server: &argonv1.Server{
+	usage1  = &argonv1.Usage{ImagesBytes: 3 << 30, Replicas: []*argonv1.ReplicaUsage{{VolumeId: "01V1", ReplicaId: 1, UsedBytes: 4 << 30, SnapshotBytes: 1 << 30}}}
+	server1 = &argonv1.ServerView{Alive: true, Machines: 1, Usage: usage1, Server: &argonv1.Server{
 		Meta:    &argonv1.Meta{Id: "01S1", Name: "s1", Created: created},
 		Address: "10.0.0.1", VoterRole: argonv1.VoterRole_VOTER_ROLE_VOTER,
 		Capacity: &argonv1.Resources{Cpus: 4, MemoryBytes: 8 << 30, DiskBytes: 100 << 30},
 	}}
-	volume1 = &argonv1.VolumeView{Health: "degraded", Advice: "add a server", Volume: &argonv1.Volume{
+	volume1 = &argonv1.VolumeView{Health: "degraded", Advice: "add a server", Base: "image debian", Activity: []string{"growing to 20 GiB"}, Usage: usage1.GetReplicas(), Volume: &argonv1.Volume{
 		Meta: &argonv1.Meta{Id: "01V1", Name: "db", Created: created}, SizeBytes: 10 << 30, ReplicasWanted: 2,
 		Replicas: []*argonv1.Replica{{Id: 1, ServerId: "01S1", State: argonv1.ReplicaState_REPLICA_STATE_IN_SYNC}},
+	}}
+	snapshot1 = &argonv1.SnapshotView{Volume: "db", Servers: []string{"s1", "s2"}, Clones: []string{"test"}, Snapshot: &argonv1.Snapshot{
+		Id: 1, Name: "monday", State: argonv1.SnapshotState_SNAPSHOT_STATE_READY, Generation: 7, Created: created, Group: "01G1", GroupSize: 2,
 	}}
 	image1 = &argonv1.Image{Meta: &argonv1.Meta{Name: "debian"}, SizeBytes: 2 << 30, SourceFormat: "qcow2", Sha256: strings.Repeat("ab", 32)}
 	event1 = &argonv1.Event{Id: "01E1", Time: created, Severity: argonv1.Severity_SEVERITY_WARNING, Kind: "machine", SubjectName: "web", Reason: "machine-lost", Message: "its server is gone"}
@@ -80,6 +90,10 @@ func (f *fakeAPI) ListServers(context.Context, *connect.Request[argonv1.ListServ
 	return answer(&argonv1.ListServersResponse{Servers: []*argonv1.ServerView{server1}})
 }
 
+func (f *fakeAPI) GetServer(context.Context, *connect.Request[argonv1.GetServerRequest]) (*connect.Response[argonv1.GetServerResponse], error) {
+	return answer(&argonv1.GetServerResponse{Server: server1})
+}
+
 func (f *fakeAPI) ListImages(context.Context, *connect.Request[argonv1.ListImagesRequest]) (*connect.Response[argonv1.ListImagesResponse], error) {
 	return answer(&argonv1.ListImagesResponse{})
 }
@@ -107,7 +121,15 @@ func (f *fakeAPI) ListVolumes(context.Context, *connect.Request[argonv1.ListVolu
 }
 
 func (f *fakeAPI) GetVolume(context.Context, *connect.Request[argonv1.GetVolumeRequest]) (*connect.Response[argonv1.GetVolumeResponse], error) {
-	return answer(&argonv1.GetVolumeResponse{Volume: volume1})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	v := proto.CloneOf(volume1)
+	v.Volume.Scrub = &argonv1.Scrub{Wanted: 5, Finished: 5, FinishedAt: created, Regions: 10, Repaired: 1}
+	if f.busy > 0 {
+		f.busy--
+		v.Volume.RollbackTo, v.Volume.Scrub.Finished, v.Volume.Base = 1, 4, &argonv1.Base{ImageId: "i", Detaching: true}
+	}
+	return answer(&argonv1.GetVolumeResponse{Volume: v})
 }
 
 func (f *fakeAPI) RemoveVolume(_ context.Context, r *connect.Request[argonv1.RemoveVolumeRequest]) (*connect.Response[argonv1.RemoveVolumeResponse], error) {
@@ -180,6 +202,7 @@ func serveFake(t *testing.T, f *fakeAPI) (dir string) {
 	mux.Handle(argonv1connect.NewServerServiceHandler(f))
 	mux.Handle(argonv1connect.NewImageServiceHandler(f))
 	mux.Handle(argonv1connect.NewVolumeServiceHandler(f))
+	mux.Handle(argonv1connect.NewSnapshotServiceHandler(f))
 	mux.Handle(argonv1connect.NewMachineServiceHandler(f))
 	mux.Handle(argonv1connect.NewEventServiceHandler(f))
 	var protocols http.Protocols
@@ -210,18 +233,21 @@ func runArgon(dir, stdin string, args ...string) result {
 }
 
 func TestRecordsAsTables(t *testing.T) {
-	dir := serveFake(t, &fakeAPI{states: []argonv1.MachineState{argonv1.MachineState_MACHINE_STATE_RUNNING}})
+	dir := serveFake(t, &fakeAPI{busy: 9, states: []argonv1.MachineState{argonv1.MachineState_MACHINE_STATE_RUNNING}})
 	for command, want := range map[string][]string{
-		"status":           {"office", "one server only", "s1"},
-		"token ls":         {"01T1", "expired"},
-		"server ls":        {"NAME", "s1", "alive", "10.0.0.1", "voter", "0/4", "0B/8GiB", "60m"},
-		"image ls":         {"NAME"},
-		"volume ls":        {"db", "10GiB", "degraded", "1/2"},
-		"volume show db":   {"add a server", "in-sync", "s1"},
-		"machine ls":       {"web", "running", "512MiB", "8080:80", "for a reason"},
-		"machine show web": {"web", "wanted", "running"},
-		"events":           {"machine-lost", "its server is gone"},
-		"events -f":        {"machine-lost"},
+		"status":                  {"office", "one server only", "s1"},
+		"token ls":                {"01T1", "expired"},
+		"server ls":               {"NAME", "s1", "alive", "10.0.0.1", "voter", "0/4", "0B/8GiB", "60m"},
+		"image ls":                {"NAME"},
+		"volume ls":               {"db", "10GiB", "degraded", "1/2"},
+		"volume show db":          {"add a server", "in-sync", "s1", "4GiB on all servers, of that 1GiB", "image debian", "1 regions repaired", "now: growing to 20 GiB"},
+		"snapshot ls":             {"db", "monday", "ready", "s1,s2", "test"},
+		"snapshot show db monday": {"generation", "7", "2 volumes (01G1)"},
+		"server show s1":          {"4GiB, of that 1GiB for snapshots only", "3GiB"},
+		"machine ls":              {"web", "running", "512MiB", "8080:80", "for a reason"},
+		"machine show web":        {"web", "wanted", "running"},
+		"events":                  {"machine-lost", "its server is gone"},
+		"events -f":               {"machine-lost"},
 	} {
 		r := runArgon(dir, "", strings.Fields(command)...)
 		if r.code != 0 {
@@ -239,9 +265,9 @@ func TestRecordsAsTables(t *testing.T) {
 }
 
 func TestRecordsAsData(t *testing.T) {
-	dir := serveFake(t, &fakeAPI{states: []argonv1.MachineState{argonv1.MachineState_MACHINE_STATE_RUNNING}})
+	dir := serveFake(t, &fakeAPI{busy: 9, states: []argonv1.MachineState{argonv1.MachineState_MACHINE_STATE_RUNNING}})
 	for _, command := range []string{
-		"status", "token ls", "server ls", "image ls", "volume ls", "volume show db",
+		"status", "token ls", "server ls", "image ls", "volume ls", "volume show db", "snapshot ls", "snapshot show db monday",
 		"machine ls", "machine show web", "events",
 	} {
 		asJSON := runArgon(dir, "", append(strings.Fields(command), "-o", "json")...)

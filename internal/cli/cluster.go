@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"time"
@@ -17,7 +18,7 @@ import (
 
 func (a *app) initCommand() *cobra.Command {
 	req := &argonv1.InitRequest{Settings: &argonv1.Settings{}}
-	var lease, replicaGrace, voterGrace time.Duration
+	var lease, replicaGrace, voterGrace, scrubInterval time.Duration
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make a cluster of this server",
@@ -35,6 +36,7 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 	flags.DurationVar(&lease, "lease", 3*time.Second, "how long a server may run machines without being heard of")
 	flags.DurationVar(&replicaGrace, "replica-grace", 10*time.Minute, "how long a replica may be away before it is rebuilt elsewhere")
 	flags.DurationVar(&voterGrace, "voter-grace", time.Minute, "how long a voter may be away before another server replaces it")
+	flags.DurationVar(&scrubInterval, "scrub-interval", 168*time.Hour, "how long after one scrub of a volume the next one is due; 0: none is")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		for _, s := range []struct {
 			flag  string
@@ -51,6 +53,10 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 			}
 			*s.into = n
 		}
+		if scrubInterval < 0 || scrubInterval%time.Hour != 0 || scrubInterval > math.MaxInt32*time.Second {
+			return usage(cmd, "--scrub-interval %v: not a whole number of hours", scrubInterval)
+		}
+		req.Settings.ScrubIntervalHours, req.Settings.ScrubOff = uint32(scrubInterval/time.Hour), scrubInterval == 0
 		return nil
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -63,6 +64,45 @@ func imageNames(ctx context.Context, c *client.Client) ([]string, error) {
 func volumeNames(ctx context.Context, c *client.Client) ([]string, error) {
 	res, err := client.Call(ctx, c.Volumes.ListVolumes, &argonv1.ListVolumesRequest{})
 	return collect(res.GetVolumes(), (*argonv1.VolumeView).GetVolume), err
+}
+
+// snapshotPaths are VOLUME/NAME.
+func snapshotPaths(ctx context.Context, c *client.Client) ([]string, error) {
+	res, err := client.Call(ctx, c.Snapshots.ListSnapshots, &argonv1.ListSnapshotsRequest{})
+	var paths []string
+	for _, s := range res.GetSnapshots() {
+		paths = append(paths, s.GetVolume()+"/"+s.GetSnapshot().GetName())
+	}
+	return paths, err
+}
+
+// noNames: what stands here is the caller's to choose.
+func noNames(context.Context, *client.Client) ([]string, error) { return nil, nil }
+
+// completeSnapshot offers volumes and then the snapshots of the one that was
+// chosen, or those of the machine that m names.
+func (a *app) completeSnapshot(m *ofMachine) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		req := &argonv1.ListSnapshotsRequest{}
+		switch {
+		case m != nil && m.name != "":
+			req.Machine = m.name
+		case len(args) == 0:
+			return a.namesOf(cmd, volumeNames)
+		default:
+			req.Volume = args[0]
+		}
+		return a.namesOf(cmd, func(ctx context.Context, c *client.Client) ([]string, error) {
+			res, err := client.Call(ctx, c.Snapshots.ListSnapshots, req)
+			var found []string
+			for _, s := range res.GetSnapshots() {
+				if !slices.Contains(found, s.GetSnapshot().GetName()) {
+					found = append(found, s.GetSnapshot().GetName())
+				}
+			}
+			return found, err
+		})
+	}
 }
 
 func machineNames(ctx context.Context, c *client.Client) ([]string, error) {

@@ -280,17 +280,41 @@ func (a *app) imageColumns() []column[*argonv1.Image] {
 }
 
 func (a *app) imageRemoveCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:               "rm NAME...",
-		Short:             "Remove images; disks made from them stay",
-		Example:           "  argon image rm debian",
+	var detach, noWait bool
+	cmd := &cobra.Command{
+		Use:   "rm NAME...",
+		Short: "Remove images",
+		Long: `Removes images. Refused while volumes are based on one, unless --detach has them
+copy what they need of it first: that goes on in the background if this command
+is interrupted.`,
+		Example:           "  argon image rm debian\n  argon image rm debian --detach",
 		Args:              takesSome("NAME"),
 		ValidArgsFunction: a.complete(imageNames),
-		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-			return a.forEach(args, "image %s removed", func(name string) error {
-				_, err := client.Call(ctx, c.Images.RemoveImage, &argonv1.RemoveImageRequest{Name: name})
-				return err
-			})
-		}),
 	}
+	cmd.Flags().BoolVar(&detach, "detach", false, "first have volumes that are based on it copy what they need of it")
+	cmd.Flags().BoolVar(&noWait, "no-wait", false, "do not wait for them")
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		for _, name := range args {
+			res, err := client.Call(ctx, c.Images.RemoveImage, &argonv1.RemoveImageRequest{Name: name, Detach: detach})
+			if err != nil {
+				return err
+			}
+			if len(res.GetWaitsFor()) > 0 && noWait {
+				fmt.Fprintf(a.out, "image %s is removed once volume %s is detached from it\n", name, strings.Join(res.GetWaitsFor(), ", "))
+				continue
+			}
+			if len(res.GetWaitsFor()) > 0 {
+				err = a.pollGone(ctx, c, "removing image "+name, res.GetWaitsFor(), func() (bool, error) {
+					_, err := client.Call(ctx, c.Images.GetImage, &argonv1.GetImageRequest{Name: name})
+					return isGone(err)
+				})
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "image %s removed\n", name)
+		}
+		return nil
+	})
+	return cmd
 }

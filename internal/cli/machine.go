@@ -20,7 +20,7 @@ func (a *app) machineCommand() *cobra.Command {
   argon machine ls
   argon machine console web`,
 		a.machineCreateCommand(), a.machineListCommand(), a.machineShowCommand(),
-		a.machineStartCommand(), a.machineStopCommand(), a.machineRemoveCommand(), a.machineConsoleCommand())
+		a.machineStartCommand(), a.machineStopCommand(), a.machineSnapshotCommand(), a.machineRemoveCommand(), a.machineConsoleCommand())
 }
 
 func (a *app) machineCreateCommand() *cobra.Command {

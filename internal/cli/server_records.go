@@ -107,6 +107,16 @@ func (a *app) serverColumns() []column[*argonv1.ServerView] {
 
 // serverDetails are shown of a single server only.
 var serverDetails = []column[*argonv1.ServerView]{
+	{"volumes", func(v *argonv1.ServerView) cell { return plain(volumesOn(v.GetUsage())) }},
+	{"images", func(v *argonv1.ServerView) cell {
+		if v.GetUsage() == nil {
+			return plain("")
+		}
+		return plain(formatBytes(v.GetUsage().GetImagesBytes()))
+	}},
+	{"promised", func(v *argonv1.ServerView) cell {
+		return plain(formatBytes(v.GetAllocated().GetDiskBytes()) + ", if all volumes and images here were full")
+	}},
 	{"acceleration", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetAcceleration()) }},
 	{"containment", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetContainment()) }},
 	{"confinement", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetConfinement()) }},
@@ -117,6 +127,22 @@ var serverDetails = []column[*argonv1.ServerView]{
 			s.GetApiPort(), s.GetDataPort(), s.GetPeerPort(), s.GetEtcdPort()))
 	}},
 	{"id", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetMeta().GetId()) }},
+}
+
+// volumesOn sums up what the replicas on a server take.
+func volumesOn(u *argonv1.Usage) string {
+	if u == nil {
+		return ""
+	}
+	var used, snapshots uint64
+	for _, r := range u.GetReplicas() {
+		used += r.GetUsedBytes()
+		snapshots += r.GetSnapshotBytes()
+	}
+	if snapshots == 0 {
+		return formatBytes(used)
+	}
+	return formatBytes(used) + ", of that " + formatBytes(snapshots) + " for snapshots only"
 }
 
 func serverRole(s *argonv1.Server) string {

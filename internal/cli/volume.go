@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -16,10 +15,12 @@ import (
 func (a *app) volumeCommand() *cobra.Command {
 	return group("volume", "Replicated virtual disks",
 		`  argon volume create db --size 20GiB --replicas 2
+  argon volume create test --snapshot db/monday
   argon volume ls
   argon volume connect db`,
 		a.volumeCreateCommand(), a.volumeListCommand(), a.volumeShowCommand(), a.volumeRemoveCommand(),
-		a.volumeConnectCommand(), a.volumePromoteCommand())
+		a.volumeConnectCommand(), a.volumePromoteCommand(),
+		a.volumeResizeCommand(), a.volumeDetachCommand(), a.volumeScrubCommand())
 }
 
 func (a *app) volumeCreateCommand() *cobra.Command {
@@ -27,21 +28,35 @@ func (a *app) volumeCreateCommand() *cobra.Command {
 	var size byteSize
 	cmd := &cobra.Command{
 		Use:   "create NAME",
-		Short: "Make a volume, empty or filled from an image",
+		Short: "Make a volume: empty, or a clone of an image or a snapshot",
+		Long: `Makes a volume: empty, or a clone of an image or of another volume's snapshot.
+A clone has the content at once, whatever its size: it reads there what was not
+written to it. The image or snapshot can't be removed before the clone, unless
+the clone is detached (argon volume detach-base).`,
 		Example: `  argon volume create db --size 20GiB
-  argon volume create boot --image debian --replicas 3`,
+  argon volume create boot --image debian --replicas 3
+  argon volume create test --snapshot db/monday`,
 		Args: takes("NAME"),
 	}
+	var snapshot string
 	f := addFormat(cmd)
-	cmd.Flags().Var(&size, "size", "such as 20GiB (default: the image's size)")
+	cmd.Flags().Var(&size, "size", "such as 20GiB (default: the image's or the snapshot's size)")
 	cmd.Flags().Uint32Var(&req.Replicas, "replicas", 2, "how many servers keep a copy: 1, 2 or 3")
-	cmd.Flags().StringVar(&req.Image, "image", "", "fill it from this image")
+	cmd.Flags().StringVar(&req.Image, "image", "", "a clone of this image")
+	cmd.Flags().StringVar(&snapshot, "snapshot", "", "a clone of this snapshot, VOLUME/NAME")
 	a.completeFlag(cmd, "image", imageNames)
+	a.completeFlag(cmd, "snapshot", snapshotPaths)
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if size == 0 && req.GetImage() == "" {
-			return usage(cmd, "--size is missing (only a volume from an --image has a size of its own)")
+		if size == 0 && req.GetImage() == "" && snapshot == "" {
+			return usage(cmd, "--size is missing (only a clone of an --image or a --snapshot has a size of its own)")
 		}
-		return checkReplicas(cmd, req.GetReplicas())
+		if snapshot != "" {
+			var ok bool
+			if req.SnapshotVolume, req.Snapshot, ok = splitSnapshot(snapshot); !ok {
+				return usage(cmd, "--snapshot %q is not VOLUME/NAME", snapshot)
+			}
+		}
+		return errors.Join(exclusive(cmd, "image", "snapshot"), checkReplicas(cmd, req.GetReplicas()))
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Name, req.SizeBytes = args[0], uint64(size)
@@ -107,10 +122,12 @@ func (a *app) volumeColumns() []column[*argonv1.VolumeView] {
 			switch at := v.GetVolume().GetAttachment(); {
 			case at == nil:
 				return plain("no")
-			case at.GetMachineId() == "":
+			case at.GetMachineId() != "":
+				return plain("machine")
+			case at.GetConnected():
 				return plain("connected")
 			}
-			return plain("machine")
+			return plain("upkeep")
 		}},
 		{"age", func(v view) cell { return plain(formatAge(a.now(), v.GetVolume().GetMeta().GetCreated())) }},
 	}
@@ -141,75 +158,6 @@ func inSync(v *argonv1.Volume) int {
 		}
 	}
 	return n
-}
-
-func (a *app) volumeShowCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:               "show NAME",
-		Short:             "Show one volume with its replicas",
-		Example:           "  argon volume show db",
-		Args:              takes("NAME"),
-		ValidArgsFunction: a.complete(volumeNames),
-	}
-	f := addFormat(cmd)
-	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		res, err := client.Call(ctx, c.Volumes.GetVolume, &argonv1.GetVolumeRequest{Name: args[0]})
-		if err != nil {
-			return err
-		}
-		if *f != formatTable {
-			return printData(a, *f, res.GetVolume())
-		}
-		return a.showVolume(ctx, c, res.GetVolume())
-	})
-	return cmd
-}
-
-func (a *app) showVolume(ctx context.Context, c *client.Client, v *argonv1.VolumeView) error {
-	servers, err := client.Call(ctx, c.Servers.ListServers, &argonv1.ListServersRequest{})
-	if err != nil {
-		return err
-	}
-	byID := make(map[string]string)
-	for _, s := range servers.GetServers() {
-		byID[s.GetServer().GetMeta().GetId()] = s.GetServer().GetMeta().GetName()
-	}
-	colored := isTerminal(a.out)
-	if err := writeFields(a.out, colored, v, append(a.volumeColumns(), volumeDetails(byID)...)); err != nil {
-		return err
-	}
-	fmt.Fprintln(a.out)
-	type replica = *argonv1.Replica
-	return writeTable(a.out, colored, v.GetVolume().GetReplicas(), []column[replica]{
-		{"replica", func(r replica) cell { return number(r.GetId()) }},
-		{"server", func(r replica) cell { return plain(firstOf(byID[r.GetServerId()], r.GetServerId())) }},
-		{"state", func(r replica) cell {
-			c := cell{enumWord(r.GetState(), "REPLICA_STATE_"), yellow}
-			if r.GetState() == argonv1.ReplicaState_REPLICA_STATE_IN_SYNC {
-				c.color = green
-			}
-			return c
-		}},
-		{"for", func(r replica) cell { return plain(formatAge(a.now(), r.GetSince())) }},
-		{"reason", func(r replica) cell { return plain(r.GetReason()) }},
-	})
-}
-
-// volumeDetails are shown of a single volume only.
-func volumeDetails(servers map[string]string) []column[*argonv1.VolumeView] {
-	type view = *argonv1.VolumeView
-	return []column[view]{
-		{"holder", func(v view) cell {
-			id := v.GetVolume().GetAttachment().GetServerId()
-			return plain(firstOf(servers[id], id))
-		}},
-		{"epoch", func(v view) cell { return number(v.GetVolume().GetEpoch()) }},
-		{"condition", func(v view) cell {
-			return plain(strings.TrimSpace(v.GetStatus().GetCondition() + " " + v.GetStatus().GetDetail()))
-		}},
-		{"advice", func(v view) cell { return plain(v.GetAdvice()) }},
-		{"id", func(v view) cell { return plain(v.GetVolume().GetMeta().GetId()) }},
-	}
 }
 
 func (a *app) volumeRemoveCommand() *cobra.Command {

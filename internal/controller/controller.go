@@ -1,6 +1,6 @@
 // Package controller holds the loops that only the elected leader runs: it
 // places machines, moves those of lost servers, replaces lost replicas and
-// image copies, and finishes removals.
+// image copies, finishes removals, and has volumes scrubbed now and then.
 //
 // What lives here: Plan, a pure function from the catalog to changes of it,
 // and Run, the thin loop that makes those changes by compare-and-swap. What
@@ -105,6 +105,9 @@ func (o Options) change(ctx context.Context, a Action) (ok bool, err error) {
 	}
 	if err == nil && a.ClearStatus != "" {
 		err = o.Store.DeleteVolumeStatus(ctx, a.ClearStatus)
+	}
+	if err == nil && a.ClearUsage != "" {
+		err = o.Store.DeleteUsage(ctx, a.ClearUsage)
 	}
 	if err == nil && !a.OnlyNews {
 		o.Log.Info(a.Why)

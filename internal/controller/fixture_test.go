@@ -30,6 +30,7 @@ func newFixture(servers ...string) fixture {
 		Machines:     map[string]*argonv1.Machine{},
 		VolumeStatus: map[string]*argonv1.VolumeStatus{},
 		Leases:       map[string]*argonv1.Lease{},
+		Usage:        map[string]*argonv1.Usage{},
 	}}
 	for _, s := range servers {
 		f.Servers[s] = &argonv1.Server{

@@ -22,6 +22,8 @@ type Action struct {
 	Put, Delete []proto.Message
 	// ClearStatus is a volume whose status is to be forgotten.
 	ClearStatus string
+	// ClearUsage is a server whose measurements are to be forgotten.
+	ClearUsage string
 	// Events are told once the change is made.
 	Events []*argonv1.Event
 	// OnlyNews: an action that changes nothing and tells its event only if
@@ -32,7 +34,7 @@ type Action struct {
 // Plan says what the leader should change in the catalog. It is a pure
 // function; the records in st are not changed.
 func Plan(st *catalog.State, now time.Time, seen Absences) []Action {
-	p := &planner{st: scratch(st), now: now, seen: seen}
+	p := &planner{st: scratch(st), now: now, seen: seen, scrubbing: scrubbing(st)}
 	for _, id := range sortedKeys(st.Servers) {
 		p.server(st.Servers[id])
 	}
@@ -44,6 +46,9 @@ func Plan(st *catalog.State, now time.Time, seen Absences) []Action {
 	}
 	for _, id := range sortedKeys(st.VolumeStatus) {
 		p.status(id)
+	}
+	for _, id := range sortedKeys(st.Usage) {
+		p.usage(id)
 	}
 	for _, id := range sortedKeys(st.Images) {
 		p.image(st.Images[id])
@@ -58,6 +63,8 @@ type planner struct {
 	now     time.Time
 	seen    Absences
 	actions []Action
+	// scrubbing: a volume is being scrubbed; the next one waits for its turn.
+	scrubbing bool
 }
 
 // scratch copies the state as deep as a plan changes it: records are
@@ -153,6 +160,13 @@ func (p *planner) writtenOff(serverID string) bool {
 	}
 	since, absent := p.seen.Since[serverID]
 	return absent && p.lost(serverID) && p.now.Sub(since) >= p.grace()
+}
+
+// usage clears what a server measured that is not part of the cluster any more.
+func (p *planner) usage(serverID string) {
+	if p.st.Servers[serverID] == nil {
+		p.act(Action{Why: "the measurements of a server that was removed are cleared", ClearUsage: serverID})
+	}
 }
 
 // name is what users call a server.

@@ -36,13 +36,16 @@ func (p *planner) volume(v *argonv1.Volume) {
 		p.forget(next)
 		events = p.replace(next)
 		p.dropSurplus(next)
+		events = append(events, p.snapshots(next)...)
+		p.base(next)
+		p.scrub(next)
 	}
 	if proto.Equal(v, next) {
 		return
 	}
 	p.st.Volumes[v.GetMeta().GetId()] = next
 	p.act(Action{
-		Why:    fmt.Sprintf("volume %s has its replicas changed", v.GetMeta().GetName()),
+		Why:    fmt.Sprintf("volume %s has its replicas, snapshots or base changed", v.GetMeta().GetName()),
 		Put:    []proto.Message{next},
 		Events: events,
 	})
@@ -114,7 +117,7 @@ func (p *planner) replace(v *argonv1.Volume) []*argonv1.Event {
 	// An error says that there are too few servers: then those found have to
 	// do, and the rest is asked for again in the next plan.
 	found, _ := placement.PlaceReplicas(p.st, placement.Replicas{
-		Count: missing, SizeBytes: v.GetSizeBytes(), ImageID: v.GetImageId(),
+		Count: missing, NeedBytes: placement.CopyBytes(p.st, v), Near: placement.BaseServers(p.st, v),
 		Stay: stay, Never: placement.Holders(v),
 	})
 	var events []*argonv1.Event
@@ -137,9 +140,9 @@ func (p *planner) replace(v *argonv1.Volume) []*argonv1.Event {
 }
 
 // copyable tells whether there is something that a new replica could be made
-// from: a replica in sync, or, before the first write, the image or nothing.
+// from: a replica in sync, or, before the first write, the base or nothing.
 func (p *planner) copyable(v *argonv1.Volume) bool {
-	if v.GetEpoch() == 0 && (v.GetImageId() == "" || p.st.Images[v.GetImageId()] != nil) {
+	if image := v.GetBase().GetImageId(); v.GetEpoch() == 0 && (image == "" || p.st.Images[image] != nil) {
 		return true
 	}
 	return slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool { return r.GetState() == inSync })
@@ -164,7 +167,9 @@ func (p *planner) dropSurplus(v *argonv1.Volume) {
 		if len(good) < int(v.GetReplicasWanted()) || len(all) <= int(v.GetReplicasWanted()) {
 			return
 		}
-		spare := slices.DeleteFunc(slices.Clone(all), func(r *argonv1.Replica) bool { return !p.mayLeave(v, r) })
+		spare := slices.DeleteFunc(slices.Clone(all), func(r *argonv1.Replica) bool {
+			return !p.mayLeave(v, r) || p.depended(v, r)
+		})
 		if len(spare) == 0 {
 			return
 		}

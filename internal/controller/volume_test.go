@@ -124,7 +124,7 @@ func TestReplicas(t *testing.T) {
 			cluster: func() (fixture, *argonv1.Volume) {
 				f := newFixture("a", "b", "c")
 				v := f.volume("v", 2, "a:new")
-				v.Epoch, v.ImageId = 0, "i"
+				v.Epoch, v.Base = 0, &argonv1.Base{ImageId: "i"}
 				return f, v
 			},
 		},

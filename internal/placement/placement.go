@@ -31,7 +31,7 @@ func Alive(st *catalog.State, serverID string) bool {
 // Allocated is what the records give away on a server: the CPUs and memory of
 // every machine placed there, running or not (the controller takes a stopped
 // machine off its server), and the full size of every replica and image copy
-// there, as each may grow to it.
+// there, as each may grow to it. Disk is promised without a limit.
 func Allocated(st *catalog.State, serverID string) *argonv1.Resources {
 	given := &argonv1.Resources{}
 	for _, m := range st.Machines {
@@ -58,14 +58,13 @@ func Allocated(st *catalog.State, serverID string) *argonv1.Resources {
 }
 
 // Free is what a server still has to give away: its capacity without the
-// reserve and without what is allocated. CPUs are virtual ones
-// (CPUOvercommit).
+// reserve and, of CPUs and memory, without what is allocated; of the disk,
+// without what lies there, whoever put it there, and what is on its way. CPUs
+// are virtual ones (CPUOvercommit).
 //
 // The reserve keeps a server working when its guests use all they were given:
 // a tenth of the memory, at most 2 GiB, for the server's own processes and
-// the page cache, and a twentieth of the disk, at most 32 GiB, so that the
-// catalog can always be written. Disk that is used already counts, whoever
-// uses it.
+// the page cache, and a part of the disk (Reserve).
 func Free(st *catalog.State, serverID string) *argonv1.Resources {
 	s := st.Servers[serverID]
 	given, have := Allocated(st, serverID), s.GetCapacity()
@@ -73,7 +72,7 @@ func Free(st *catalog.State, serverID string) *argonv1.Resources {
 	return &argonv1.Resources{
 		Cpus:        less(have.GetCpus()*CPUOvercommit, given.Cpus),
 		MemoryBytes: less(memory, min(memory/10, 2<<30), given.MemoryBytes),
-		DiskBytes:   less(disk, min(disk/20, 32<<30), max(given.DiskBytes, s.GetUsed().GetDiskBytes())),
+		DiskBytes:   less(disk, Reserve(disk), s.GetUsed().GetDiskBytes(), awaited(st, serverID)),
 	}
 }
 
@@ -90,6 +89,9 @@ func less[T uint32 | uint64](have T, parts ...T) T {
 type candidate struct {
 	server *argonv1.Server
 	free   *argonv1.Resources
+	// promised is the part of its disk that records give away; it may be more
+	// than the whole.
+	promised float64
 }
 
 func (c candidate) id() string   { return c.server.GetMeta().GetId() }
@@ -101,7 +103,8 @@ func candidates(st *catalog.State) []candidate {
 	var cs []candidate
 	for id, s := range st.Servers {
 		if Alive(st, id) && !s.GetWitness() {
-			cs = append(cs, candidate{server: s, free: Free(st, id)})
+			promised := float64(Allocated(st, id).GetDiskBytes()) / float64(max(1, s.GetCapacity().GetDiskBytes()))
+			cs = append(cs, candidate{server: s, free: Free(st, id), promised: promised})
 		}
 	}
 	slices.SortFunc(cs, byName)

@@ -77,12 +77,12 @@ func TestAllocated(t *testing.T) {
 		t.Errorf("allocated on a: %v, want 4 CPUs, 3 GiB, 18 GiB", got)
 	}
 	free := Free(f.State, "a")
-	if free.GetCpus() != 36 || free.GetMemoryBytes() != 15*gib || free.GetDiskBytes() != 77*gib {
-		t.Errorf("free on a: %v, want 36 CPUs, 15 GiB, 77 GiB", free)
+	if free.GetCpus() != 36 || free.GetMemoryBytes() != 15*gib || free.GetDiskBytes() != 92*gib {
+		t.Errorf("free on a: %v, want 36 CPUs, 15 GiB, 92 GiB: what lies there counts, and the image that comes", free)
 	}
 	f.Servers["a"].Used = &argonv1.Resources{DiskBytes: 90 * gib}
-	if free := Free(f.State, "a"); free.GetDiskBytes() != 5*gib {
-		t.Errorf("free disk with 90 of 100 GiB used: %d, want 5 GiB", free.GetDiskBytes())
+	if free := Free(f.State, "a"); free.GetDiskBytes() != 2*gib {
+		t.Errorf("free disk with 90 of 100 GiB used: %d, want 2 GiB", free.GetDiskBytes())
 	}
 	if free := Free(f.State, "gone"); free.GetCpus() != 0 || free.GetMemoryBytes() != 0 || free.GetDiskBytes() != 0 {
 		t.Errorf("free on a server without a record: %v, want nothing", free)
@@ -251,7 +251,7 @@ func TestPlaceReplicas(t *testing.T) {
 				f.server("a", "x")
 				f.server("b", "x")
 				f.server("c", "y")
-				return Replicas{Count: 2, SizeBytes: gib}
+				return Replicas{Count: 2, NeedBytes: gib}
 			},
 			want: []string{"a", "c"},
 		},
@@ -261,7 +261,7 @@ func TestPlaceReplicas(t *testing.T) {
 				f.server("a", "x")
 				f.server("b", "x")
 				f.server("c", "y")
-				return Replicas{Count: 1, SizeBytes: gib, Stay: []string{"a"}}
+				return Replicas{Count: 1, NeedBytes: gib, Stay: []string{"a"}}
 			},
 			want: []string{"c"},
 		},
@@ -270,7 +270,7 @@ func TestPlaceReplicas(t *testing.T) {
 			cluster: func(f fixture) Replicas {
 				f.server("a", "x")
 				f.server("b", "x")
-				return Replicas{Count: 2, SizeBytes: gib}
+				return Replicas{Count: 2, NeedBytes: gib}
 			},
 			want: []string{"a", "b"},
 		},
@@ -284,7 +284,7 @@ func TestPlaceReplicas(t *testing.T) {
 				f.Images["i"] = &argonv1.Image{SizeBytes: gib, Copies: []*argonv1.ImageCopy{
 					{ServerId: "b", Ready: true}, {ServerId: "c", Ready: true}, {ServerId: "a"},
 				}}
-				return Replicas{Count: 2, SizeBytes: gib, ImageID: "i"}
+				return Replicas{Count: 2, NeedBytes: gib, Near: BaseServers(f.State, &argonv1.Volume{Base: &argonv1.Base{ImageId: "i"}})}
 			},
 			want: []string{"b", "d"},
 		},
@@ -294,7 +294,7 @@ func TestPlaceReplicas(t *testing.T) {
 				f.server("a", "")
 				f.server("b", "")
 				f.volume("v", gib, "a")
-				return Replicas{Count: 1, SizeBytes: gib}
+				return Replicas{Count: 1, NeedBytes: gib}
 			},
 			want: []string{"b"},
 		},
@@ -302,7 +302,7 @@ func TestPlaceReplicas(t *testing.T) {
 			name: "keeps the reserve",
 			cluster: func(f fixture) Replicas {
 				f.server("a", "")
-				return Replicas{Count: 1, SizeBytes: 95*gib + 1}
+				return Replicas{Count: 1, NeedBytes: 95*gib + 1}
 			},
 			err: "no server has 95 GiB of disk free; the most is 95 GiB on server a",
 		},
@@ -310,7 +310,7 @@ func TestPlaceReplicas(t *testing.T) {
 			name: "fills up to the reserve",
 			cluster: func(f fixture) Replicas {
 				f.server("a", "")
-				return Replicas{Count: 1, SizeBytes: 95 * gib}
+				return Replicas{Count: 1, NeedBytes: 95 * gib}
 			},
 			want: []string{"a"},
 		},
@@ -322,7 +322,7 @@ func TestPlaceReplicas(t *testing.T) {
 				f.server("w", "").Witness = true
 				f.server("z", "")
 				delete(f.Leases, "z")
-				return Replicas{Count: 3, SizeBytes: gib}
+				return Replicas{Count: 3, NeedBytes: gib}
 			},
 			want: []string{"a", "b"},
 			err:  "3 replicas would need 3 servers that are alive; there are 2",
@@ -331,7 +331,7 @@ func TestPlaceReplicas(t *testing.T) {
 			name: "degraded: the last one has no sibling",
 			cluster: func(f fixture) Replicas {
 				f.server("a", "")
-				return Replicas{Count: 1, SizeBytes: gib, Stay: []string{"a"}}
+				return Replicas{Count: 1, NeedBytes: gib, Stay: []string{"a"}}
 			},
 			err: "2 replicas would need 2 servers that are alive; there is 1",
 		},
@@ -340,8 +340,8 @@ func TestPlaceReplicas(t *testing.T) {
 			cluster: func(f fixture) Replicas {
 				f.server("a", "")
 				f.server("b", "")
-				f.volume("v", 94*gib, "b")
-				return Replicas{Count: 2, SizeBytes: 2 * gib}
+				f.Servers["b"].Used = &argonv1.Resources{DiskBytes: 94 * gib}
+				return Replicas{Count: 2, NeedBytes: 2 * gib}
 			},
 			want: []string{"a"},
 			err:  "only 1 server of the 2 needed has 2.0 GiB of disk free",
@@ -351,13 +351,58 @@ func TestPlaceReplicas(t *testing.T) {
 			cluster: func(f fixture) Replicas {
 				f.server("a", "")
 				f.server("b", "")
-				return Replicas{Count: 1, SizeBytes: gib, Never: []string{"a"}}
+				return Replicas{Count: 1, NeedBytes: gib, Never: []string{"a"}}
 			},
 			want: []string{"b"},
 		},
 		{
+			name: "promised more than there is, but there is room",
+			cluster: func(f fixture) Replicas {
+				f.server("a", "")
+				f.volume("v", 900*gib, "a")
+				return Replicas{Count: 1}
+			},
+			want: []string{"a"},
+		},
+		{
+			name: "nothing beyond the reserve, however little is needed",
+			cluster: func(f fixture) Replicas {
+				f.server("a", "").Used = &argonv1.Resources{DiskBytes: 95 * gib}
+				return Replicas{Count: 1}
+			},
+			err: "no server has 16 MiB of disk free; the most is 0 B on server a",
+		},
+		{
+			name: "what is being copied there counts",
+			cluster: func(f fixture) Replicas {
+				f.server("a", "")
+				f.server("b", "").Used = &argonv1.Resources{DiskBytes: 80 * gib}
+				v := f.volume("v", 60*gib, "b", "a")
+				v.Epoch, v.Replicas[1].State = 3, argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC
+				f.Usage = map[string]*argonv1.Usage{
+					"b": {Replicas: []*argonv1.ReplicaUsage{{VolumeId: "v", ReplicaId: 1, UsedBytes: 50 * gib, SnapshotBytes: 10 * gib}}},
+					"a": {Replicas: []*argonv1.ReplicaUsage{{VolumeId: "v", ReplicaId: 2, UsedBytes: 10 * gib}}},
+				}
+				return Replicas{Count: 1, NeedBytes: 66 * gib}
+			},
+			err: "no server has 66 GiB of disk free; the most is 65 GiB on server a",
+		},
+		{
+			name: "a clone only where its parent has the snapshot",
+			cluster: func(f fixture) Replicas {
+				f.server("a", "")
+				f.server("b", "")
+				f.server("c", "")
+				v := f.volume("v", gib, "a", "c")
+				v.Snapshots = []*argonv1.Snapshot{{Id: 1, ReplicaIds: []uint32{2, 7}}}
+				return Replicas{Count: 2, OnlyNear: true, Near: SnapshotServers(v, v.Snapshots[0])}
+			},
+			want: []string{"c"},
+			err:  "2 replicas would need 2 servers that are alive and have what they are made from; there is 1",
+		},
+		{
 			name:    "nobody",
-			cluster: func(fixture) Replicas { return Replicas{Count: 2, SizeBytes: gib} },
+			cluster: func(fixture) Replicas { return Replicas{Count: 2, NeedBytes: gib} },
 			err:     "no server that may keep volumes is alive",
 		},
 	}

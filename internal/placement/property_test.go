@@ -77,7 +77,7 @@ func TestReplicasSpreadAsFarAsPossible(t *testing.T) {
 		f := drawCluster(t)
 		want := Replicas{
 			Count:     rapid.IntRange(1, 3).Draw(t, "count"),
-			SizeBytes: rapid.Uint64Range(1, 30).Draw(t, "size") * 100 * mib,
+			NeedBytes: rapid.Uint64Range(1, 30).Draw(t, "size") * 100 * mib,
 		}
 		got, err := PlaceReplicas(f.State, want)
 		if again, _ := PlaceReplicas(f.State, want); !slices.Equal(again, got) {
@@ -86,7 +86,7 @@ func TestReplicasSpreadAsFarAsPossible(t *testing.T) {
 		var fit []string
 		zones := map[string]bool{}
 		for id, s := range f.Servers {
-			if Alive(f.State, id) && !s.GetWitness() && Free(f.State, id).GetDiskBytes() >= want.SizeBytes {
+			if Alive(f.State, id) && !s.GetWitness() && Free(f.State, id).GetDiskBytes() >= want.NeedBytes {
 				fit = append(fit, id)
 				zones[s.GetZone()] = true
 			}

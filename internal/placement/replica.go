@@ -16,11 +16,14 @@ import (
 type Replicas struct {
 	// Count is how many are to be placed.
 	Count int
-	// SizeBytes is the volume's size: what each replica may come to need.
-	SizeBytes uint64
-	// ImageID is the image the volume is filled from; servers that have it
-	// are preferred. Empty for an empty volume.
-	ImageID string
+	// NeedBytes is what is put into each replica at once. It may grow to the
+	// volume's size later, if there is room then.
+	NeedBytes uint64
+	// Near lists the servers that have what the replica is made from; they
+	// are preferred.
+	Near []string
+	// OnlyNear: no other server can have one.
+	OnlyNear bool
 	// Stay lists the servers whose replicas of the volume are counted on:
 	// their zones are avoided.
 	Stay []string
@@ -32,35 +35,33 @@ type Replicas struct {
 // PlaceReplicas chooses servers for replicas: ones that hold their lease, are
 // no witness and have room on their disks, never two of a volume on one. It
 // spreads them over as many zones as it can (servers without a zone count as
-// one zone); then it prefers servers that have the image, then those with the
-// larger part of their disk free, then the first by name.
+// one zone); then it prefers servers that are near, then those with the
+// smaller part of their disk promised, then the first by name.
 //
 // When there are not enough servers it returns those it found together with an
 // error that says in one line what is missing: the volume can be created
 // degraded and is healed when servers come.
 func PlaceReplicas(st *catalog.State, want Replicas) (serverIDs []string, err error) {
 	all := candidates(st)
+	if want.OnlyNear {
+		all = slices.DeleteFunc(all, func(c candidate) bool { return !slices.Contains(want.Near, c.id()) })
+	}
 	fit := slices.DeleteFunc(slices.Clone(all), func(c candidate) bool {
-		return slices.Contains(want.Stay, c.id()) || slices.Contains(want.Never, c.id()) || c.free.GetDiskBytes() < want.SizeBytes
+		return slices.Contains(want.Stay, c.id()) || slices.Contains(want.Never, c.id()) || c.free.GetDiskBytes() < want.room()
 	})
 	inZone := map[string]int{}
 	for _, id := range want.Stay {
 		inZone[st.Servers[id].GetZone()]++
 	}
-	withImage := map[string]int{}
-	for _, c := range st.Images[want.ImageID].GetCopies() {
-		if c.GetReady() {
-			withImage[c.GetServerId()] = 1
-		}
-	}
+	near := func(c candidate) int { return slices.Index(want.Near, c.id()) }
 	// Taking the emptiest zone each time gives the most zones that are
 	// possible: a server never changes what another zone can give.
 	for len(serverIDs) < want.Count && len(fit) > 0 {
 		best := slices.MinFunc(fit, func(a, b candidate) int {
 			return cmp.Or(
 				cmp.Compare(inZone[a.server.GetZone()], inZone[b.server.GetZone()]),
-				cmp.Compare(withImage[b.id()], withImage[a.id()]),
-				cmp.Compare(freePart(b), freePart(a)),
+				cmp.Compare(min(near(b), 0), min(near(a), 0)),
+				cmp.Compare(a.promised, b.promised),
 				byName(a, b),
 			)
 		})
@@ -74,10 +75,12 @@ func PlaceReplicas(st *catalog.State, want Replicas) (serverIDs []string, err er
 	return serverIDs, nil
 }
 
-// freePart is the free part of a server's disk, between 0 and 1.
-func freePart(c candidate) float64 {
-	return float64(c.free.GetDiskBytes()) / float64(max(1, c.server.GetCapacity().GetDiskBytes()))
-}
+// room is what a server must have free. One whose disk is full up to the
+// reserve gets nothing, not even what needs no room yet.
+func (r Replicas) room() uint64 { return max(r.NeedBytes, leastRoom) }
+
+// leastRoom is what a new replica needs for its tables and its first writes.
+const leastRoom = 16 << 20
 
 // tooFew says why so few servers were found.
 func tooFew(all []candidate, want Replicas, found int) error {
@@ -86,21 +89,27 @@ func tooFew(all []candidate, want Replicas, found int) error {
 	})
 	total := len(want.Stay) + want.Count
 	switch {
+	case want.OnlyNear && len(open) == 0:
+		return errors.New("no server that has what it is made from is alive")
 	case len(open) == 0 && len(want.Stay) == 0:
 		return errors.New("no server that may keep volumes is alive")
 	case len(open) < want.Count:
-		return fmt.Errorf("%s would need %s that are alive; there %s",
-			plural(total, "replica"), plural(total, "server"), isAre(len(open)+len(want.Stay)))
+		have := ""
+		if want.OnlyNear {
+			have = " and have what they are made from"
+		}
+		return fmt.Errorf("%s would need %s that are alive%s; there %s",
+			plural(total, "replica"), plural(total, "server"), have, isAre(len(open)+len(want.Stay)))
 	}
 	most := slices.MaxFunc(open, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.free.GetDiskBytes(), b.free.GetDiskBytes()), byName(b, a))
 	})
 	if found == 0 {
 		return fmt.Errorf("no server has %s of disk free; the most is %s on server %s",
-			humanize.IBytes(want.SizeBytes), humanize.IBytes(most.free.GetDiskBytes()), most.name())
+			humanize.IBytes(want.room()), humanize.IBytes(most.free.GetDiskBytes()), most.name())
 	}
 	return fmt.Errorf("only %s of the %d needed %s %s of disk free",
-		plural(found, "server"), want.Count, hasHave(found), humanize.IBytes(want.SizeBytes))
+		plural(found, "server"), want.Count, hasHave(found), humanize.IBytes(want.room()))
 }
 
 func plural(n int, word string) string {

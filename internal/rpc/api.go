@@ -39,6 +39,7 @@ func (a *API) Handler() http.Handler {
 	mux.Handle(argonv1connect.NewServerServiceHandler(serverService{a}, options...))
 	mux.Handle(argonv1connect.NewImageServiceHandler(imageService{a}, options...))
 	mux.Handle(argonv1connect.NewVolumeServiceHandler(volumeService{a}, options...))
+	mux.Handle(argonv1connect.NewSnapshotServiceHandler(snapshotService{a}, options...))
 	mux.Handle(argonv1connect.NewMachineServiceHandler(machineService{a}, options...))
 	mux.Handle(argonv1connect.NewEventServiceHandler(eventService{a}, options...))
 	return mux

@@ -69,21 +69,20 @@ func checkZone(zone string) error {
 	return nil
 }
 
-// checkVolumeSize also fills in the size of an image's disk, rounded up.
-func checkVolumeSize(name string, size uint64, image *argonv1.Image) (uint64, error) {
-	if image != nil {
-		smallest := (image.GetSizeBytes() + mib - 1) / mib * mib
-		if size == 0 {
-			size = smallest
-		}
-		if size < smallest {
-			return 0, invalid("volume %s: %s is less than image %s needs: give at least %s",
-				name, humanize.IBytes(size), image.GetMeta().GetName(), humanize.IBytes(smallest))
-		}
+// checkVolumeSize also fills in the size of what the volume is made from,
+// rounded up.
+func checkVolumeSize(name string, size uint64, from origin) (uint64, error) {
+	smallest := (from.size + mib - 1) / mib * mib
+	if size == 0 {
+		size = smallest
+	}
+	if size < smallest {
+		return 0, invalid("volume %s: %s is less than %s needs: give at least %s",
+			name, humanize.IBytes(size), from.what, humanize.IBytes(smallest))
 	}
 	switch {
 	case size == 0:
-		return 0, invalid("volume %s: give a size, or an image to take it from", name)
+		return 0, invalid("volume %s: give a size, or an image or a snapshot to take it from", name)
 	case size%mib != 0:
 		return 0, invalid("volume %s: a size of %d bytes is not a multiple of 1 MiB", name, size)
 	case size > maxVolume:
@@ -202,6 +201,31 @@ func freeVolume(st *catalog.State, v *argonv1.Volume, what string) error {
 	}
 	if m := userOf(st, v); m != nil {
 		return precondition("%s: volume %s is a disk of machine %s", what, name, m.GetMeta().GetName())
+	}
+	return nil
+}
+
+// unusedVolume also refuses one that somebody has connected.
+func unusedVolume(st *catalog.State, v *argonv1.Volume, what string) error {
+	if err := freeVolume(st, v, what); err != nil {
+		return err
+	}
+	if connected(st, v) {
+		return precondition("%s: volume %s is in use by `argon volume connect`, an export or an import on server %s: end that first",
+			what, v.GetMeta().GetName(), serverName(st, v.GetAttachment().GetServerId()))
+	}
+	return nil
+}
+
+// idleVolume refuses one whose content somebody may be using: a machine that
+// runs or is about to, or a connection.
+func idleVolume(st *catalog.State, v *argonv1.Volume, what string) error {
+	if m := userOf(st, v); m != nil && (m.GetServerId() != "" || m.GetWanted() == argonv1.Wanted_WANTED_RUNNING) {
+		return precondition("%s: machine %s runs on volume %s, or is about to: stop it first", what, m.GetMeta().GetName(), v.GetMeta().GetName())
+	}
+	if connected(st, v) {
+		return precondition("%s: volume %s is in use by `argon volume connect`, an export or an import on server %s: end that first",
+			what, v.GetMeta().GetName(), serverName(st, v.GetAttachment().GetServerId()))
 	}
 	return nil
 }

@@ -46,12 +46,10 @@ func TestCheckName(t *testing.T) {
 }
 
 func TestCheckVolumeSize(t *testing.T) {
-	image := func(size uint64) *argonv1.Image {
-		return &argonv1.Image{Meta: &argonv1.Meta{Name: "debian"}, SizeBytes: size}
-	}
+	image := func(size uint64) origin { return origin{what: "image debian", size: size} }
 	for name, c := range map[string]struct {
 		size  uint64
-		image *argonv1.Image
+		image origin
 		want  uint64
 		says  string
 	}{

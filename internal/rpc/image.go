@@ -15,6 +15,7 @@ import (
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/image"
+	"github.com/argon-cluster/argon/internal/placement"
 )
 
 // progressEvery bounds how often an import tells how far it is.
@@ -187,40 +188,37 @@ func (s imageService) GetImage(ctx context.Context, req *connect.Request[argonv1
 	return answer(&argonv1.GetImageResponse{Image: i}, nil)
 }
 
-// RemoveImage forgets the image; servers delete their copies. Volumes made from
-// it are copies and stay.
+// RemoveImage forgets the image; servers delete their copies. It is refused
+// while volumes are based on it, unless they are to be detached first.
 func (s imageService) RemoveImage(ctx context.Context, req *connect.Request[argonv1.RemoveImageRequest]) (*connect.Response[argonv1.RemoveImageResponse], error) {
 	p, err := s.parts()
 	if err != nil {
 		return nil, err
 	}
+	name := req.Msg.GetName()
+	res := &argonv1.RemoveImageResponse{}
 	err = p.change(ctx, func(st *catalog.State, txn *catalog.Txn) error {
-		i, ok := byName(st.Images, req.Msg.GetName())
+		i, ok := byName(st.Images, name)
 		if !ok {
-			return notFound("image", req.Msg.GetName())
+			return notFound("image", name)
 		}
-		for _, v := range sorted(st.Volumes) {
-			if v.GetImageId() == i.GetMeta().GetId() && beingFilled(v) {
-				return precondition("image %s: volume %s is being made from it: wait until it is", req.Msg.GetName(), v.GetMeta().GetName())
-			}
+		based := placement.OnImage(st, i.GetMeta().GetId())
+		if res.WaitsFor = namesOf(based); len(based) == 0 {
+			txn.Delete(proto.CloneOf(i))
+			return nil
 		}
-		txn.Delete(proto.CloneOf(i))
+		if !req.Msg.GetDetach() {
+			return precondition("%s based on image %s: remove them first, or have them copy what they need of it with --detach", areBased(based), name)
+		}
+		i = proto.CloneOf(i)
+		i.Removing = true
+		txn.Put(i)
+		d := drafts{}
+		d.detach(based)
+		d.put(txn)
 		return nil
 	})
-	return answer(&argonv1.RemoveImageResponse{}, err)
-}
-
-// beingFilled: a replica of the volume may still be made from its image.
-func beingFilled(v *argonv1.Volume) bool {
-	if v.GetRemoving() || v.GetEpoch() > 0 {
-		return false
-	}
-	for _, r := range v.GetReplicas() {
-		if r.GetState() == inSync {
-			return false // others can be copied from this one
-		}
-	}
-	return true
+	return answer(res, err)
 }
 
 // FetchImage sends an image to another server.

@@ -90,7 +90,7 @@ func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.Cr
 		m.VolumeIds = append(m.VolumeIds, v.GetMeta().GetId())
 	}
 	if req.GetImage() != "" {
-		if disk, err = p.planVolume(st, txn, newVolume{name, req.GetDiskBytes(), req.GetReplicas(), req.GetImage()}); err != nil {
+		if disk, err = p.planVolume(st, txn, newVolume{name: name, size: req.GetDiskBytes(), replicas: req.GetReplicas(), image: req.GetImage()}); err != nil {
 			return nil, nil, err
 		}
 		m.VolumeIds = []string{disk.GetMeta().GetId()}
@@ -237,7 +237,9 @@ func (s machineService) RemoveMachine(ctx context.Context, req *connect.Request[
 		for _, id := range m.GetVolumeIds() {
 			if v := st.Volumes[id]; v != nil && !req.Msg.GetKeepVolumes() {
 				volumeIDs = append(volumeIDs, id)
-				p.planRemoval(txn, v)
+				if err := p.planRemoval(st, txn, v); err != nil {
+					return err
+				}
 			}
 		}
 		return nil

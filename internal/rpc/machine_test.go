@@ -100,12 +100,29 @@ func TestImageInUse(t *testing.T) {
 	w.must(err)
 	_, err = call(t, w.machines.CreateMachine, &argonv1.CreateMachineRequest{Name: "web", Image: "debian"})
 	w.must(err)
-	_, err = call(t, w.images.RemoveImage, &argonv1.RemoveImageRequest{Name: "debian"})
-	wantError(t, err, connect.CodeFailedPrecondition, "volume web is being made")
 	w.agents()
 	_, err = w.parts.await(t.Context(), func(st *catalog.State) bool {
 		v, _ := byName(st.Volumes, "web")
 		return settled(st, v)
+	})
+	w.must(err)
+	_, err = call(t, w.images.RemoveImage, &argonv1.RemoveImageRequest{Name: "debian"})
+	wantError(t, err, connect.CodeFailedPrecondition, "volume web is based on image debian")
+
+	res, err := call(t, w.images.RemoveImage, &argonv1.RemoveImageRequest{Name: "debian", Detach: true})
+	w.must(err)
+	view, err := call(t, w.volumes.GetVolume, &argonv1.GetVolumeRequest{Name: "web"})
+	w.must(err)
+	if len(res.GetWaitsFor()) != 1 || !view.GetVolume().GetVolume().GetBase().GetDetaching() || len(view.GetVolume().GetActivity()) != 2 {
+		t.Errorf("detaching: waits for %v, %v", res.GetWaitsFor(), view)
+	}
+	_, err = call(t, w.volumes.CreateVolume, &argonv1.CreateVolumeRequest{Name: "x", Image: "debian"})
+	wantError(t, err, connect.CodeFailedPrecondition, "being removed")
+
+	// The agents are done, and the leader has noticed.
+	_, err = w.store.Volumes.Update(t.Context(), view.GetVolume().GetVolume().GetMeta().GetId(), func(v *argonv1.Volume) error {
+		v.Base = nil
+		return nil
 	})
 	w.must(err)
 	_, err = call(t, w.images.RemoveImage, &argonv1.RemoveImageRequest{Name: "debian"})
@@ -145,11 +162,10 @@ func TestMachines(t *testing.T) {
 		`volume "none"`: {connect.CodeNotFound, func(r *argonv1.CreateMachineRequest) {
 			r.Name, r.Ports, r.Image, r.Volumes = "x", nil, "", []string{"none"}
 		}},
-		"memory free":        {connect.CodeResourceExhausted, func(r *argonv1.CreateMachineRequest) { r.Name, r.Ports, r.MemoryBytes = "x", nil, 1<<40 }},
-		"KVM":                {connect.CodeResourceExhausted, func(r *argonv1.CreateMachineRequest) { r.Name, r.Ports, r.Acceleration = "x", nil, "kvm" }},
-		"less than image":    {connect.CodeInvalidArgument, func(r *argonv1.CreateMachineRequest) { r.Name, r.Ports, r.DiskBytes = "x", nil, mib }},
-		"server a for API":   {connect.CodeFailedPrecondition, func(r *argonv1.CreateMachineRequest) { r.Name, r.Ports = "x", ports(7440, 1) }},
-		"of disk free; the ": {connect.CodeResourceExhausted, func(r *argonv1.CreateMachineRequest) { r.Name, r.Ports, r.DiskBytes = "x", nil, 1<<40 }},
+		"memory free":      {connect.CodeResourceExhausted, func(r *argonv1.CreateMachineRequest) { r.Name, r.Ports, r.MemoryBytes = "x", nil, 1<<40 }},
+		"KVM":              {connect.CodeResourceExhausted, func(r *argonv1.CreateMachineRequest) { r.Name, r.Ports, r.Acceleration = "x", nil, "kvm" }},
+		"less than image":  {connect.CodeInvalidArgument, func(r *argonv1.CreateMachineRequest) { r.Name, r.Ports, r.DiskBytes = "x", nil, mib }},
+		"server a for API": {connect.CodeFailedPrecondition, func(r *argonv1.CreateMachineRequest) { r.Name, r.Ports = "x", ports(7440, 1) }},
 	} {
 		_, err := create(c.change)
 		wantError(t, err, c.code, says)

@@ -34,7 +34,7 @@ func serverName(st *catalog.State, id string) string {
 
 func serverView(st *catalog.State, s *argonv1.Server) *argonv1.ServerView {
 	id := s.GetMeta().GetId()
-	v := &argonv1.ServerView{Server: s, Alive: placement.Alive(st, id), Allocated: placement.Allocated(st, id)}
+	v := &argonv1.ServerView{Server: s, Alive: placement.Alive(st, id), Allocated: placement.Allocated(st, id), Usage: st.Usage[id]}
 	for _, m := range st.Machines {
 		if m.GetServerId() == id {
 			v.Machines++
@@ -63,9 +63,16 @@ func machineView(st *catalog.State, m *argonv1.Machine) *argonv1.MachineView {
 
 func volumeView(st *catalog.State, v *argonv1.Volume) *argonv1.VolumeView {
 	health, advice := volumeHealth(st, v)
-	return &argonv1.VolumeView{
+	view := &argonv1.VolumeView{
 		Volume: v, Status: st.VolumeStatus[v.GetMeta().GetId()], Health: health, Advice: advice,
+		Activity: activity(st, v), Base: baseName(st, v.GetBase()), Clones: namesOf(placement.Clones(st, v.GetMeta().GetId(), 0)),
 	}
+	for _, r := range v.GetReplicas() {
+		if u := placement.ReplicaUsage(st, v, r); u != nil {
+			view.Usage = append(view.Usage, u)
+		}
+	}
+	return view
 }
 
 // volumeHealth says how a volume is and what to do about it.
@@ -100,7 +107,7 @@ func volumeHealth(st *catalog.State, v *argonv1.Volume) (health, advice string) 
 	case alive == 0:
 		return "unavailable", fmt.Sprintf("in sync only on %s: start that server", strings.Join(away, ", "))
 	case alive >= wanted:
-		return "healthy", ""
+		return "healthy", scrubAdvice(v)
 	case len(away) > 0:
 		return "degraded", fmt.Sprintf("start server %s, or wait for a new replica elsewhere", strings.Join(away, ", "))
 	case len(behind)+len(making) > 0:
@@ -110,13 +117,22 @@ func volumeHealth(st *catalog.State, v *argonv1.Volume) (health, advice string) 
 }
 
 func creatingAdvice(st *catalog.State, v *argonv1.Volume, making []string) string {
-	if v.GetImageId() != "" && st.Images[v.GetImageId()] == nil {
+	if id := v.GetBase().GetImageId(); id != "" && st.Images[id] == nil {
 		return fmt.Sprintf("its image is gone: remove it with `argon volume rm %s`", v.GetMeta().GetName())
 	}
 	if len(making) == 0 {
 		return "no server has room for it: add servers with free disk"
 	}
 	return "being made on " + strings.Join(making, ", ")
+}
+
+// scrubAdvice: a difference that nobody can resolve is the operator's.
+func scrubAdvice(v *argonv1.Volume) string {
+	if n := v.GetScrub().GetUnclear(); n > 0 {
+		return fmt.Sprintf("the last scrub found %s that differ between replicas, and nothing tells which is right: check what is on it, or roll it back to a snapshot",
+			plural(n, "region"))
+	}
+	return ""
 }
 
 func removalAdvice(st *catalog.State, v *argonv1.Volume) string {

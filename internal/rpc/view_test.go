@@ -36,7 +36,7 @@ func TestVolumeHealth(t *testing.T) {
 		"healthy":           {[]string{"a", "b"}, &argonv1.Volume{Replicas: replicas{replica("a", inSync), replica("b", inSync)}}, "healthy", ""},
 		"being made":        {[]string{"a", "b"}, &argonv1.Volume{Replicas: replicas{replica("a", creating)}}, "creating", "made on a"},
 		"nowhere":           {[]string{"a"}, &argonv1.Volume{}, "creating", "add servers"},
-		"image gone":        {[]string{"a"}, &argonv1.Volume{ImageId: "I"}, "creating", "image is gone"},
+		"image gone":        {[]string{"a"}, &argonv1.Volume{Base: &argonv1.Base{ImageId: "I"}}, "creating", "image is gone"},
 		"one server down":   {[]string{"a"}, &argonv1.Volume{Replicas: replicas{replica("a", inSync), replica("b", inSync)}}, "degraded", "start server b"},
 		"being copied":      {[]string{"a", "b"}, &argonv1.Volume{Replicas: replicas{replica("a", inSync), replica("b", outOfSync)}}, "degraded", "copied to b"},
 		"too few":           {[]string{"a"}, &argonv1.Volume{Replicas: replicas{replica("a", inSync)}}, "degraded", "add servers"},

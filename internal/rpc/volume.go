@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/dustin/go-humanize"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -32,7 +33,10 @@ func (s volumeService) CreateVolume(ctx context.Context, req *connect.Request[ar
 		return nil, err
 	}
 	err = p.change(ctx, func(st *catalog.State, txn *catalog.Txn) error {
-		_, err := p.planVolume(st, txn, newVolume{m.GetName(), m.GetSizeBytes(), m.GetReplicas(), m.GetImage()})
+		_, err := p.planVolume(st, txn, newVolume{
+			name: m.GetName(), size: m.GetSizeBytes(), replicas: m.GetReplicas(),
+			image: m.GetImage(), parent: m.GetSnapshotVolume(), snapshot: m.GetSnapshot(),
+		})
 		return err
 	})
 	if err != nil {
@@ -59,7 +63,10 @@ type newVolume struct {
 	name     string
 	size     uint64
 	replicas uint32
-	image    string
+	// image, or parent and snapshot: what it is to be a clone of.
+	image            string
+	parent, snapshot string
+	labels           map[string]string
 }
 
 // planVolume puts a new volume into a transaction, with its replicas placed as
@@ -68,16 +75,11 @@ func (p *Parts) planVolume(st *catalog.State, txn *catalog.Txn, want newVolume) 
 	if _, ok := byName(st.Volumes, want.name); ok {
 		return nil, exists("volume", want.name)
 	}
-	var image *argonv1.Image
-	if want.image != "" {
-		var ok bool
-		if image, ok = byName(st.Images, want.image); !ok {
-			return nil, notFound("image", want.image)
-		}
-		// So that it can't be removed in between.
-		txn.Put(proto.CloneOf(image))
+	from, err := baseOf(st, txn, want)
+	if err != nil {
+		return nil, err
 	}
-	size, err := checkVolumeSize(want.name, want.size, image)
+	size, err := checkVolumeSize(want.name, want.size, from)
 	if err != nil {
 		return nil, err
 	}
@@ -85,18 +87,19 @@ func (p *Parts) planVolume(st *catalog.State, txn *catalog.Txn, want newVolume) 
 	if err != nil {
 		return nil, err
 	}
+	v := &argonv1.Volume{
+		Meta:           &argonv1.Meta{Id: catalog.NewID(), Name: want.name, Labels: want.labels},
+		SizeBytes:      size,
+		ReplicasWanted: replicas,
+		ImageId:        from.base.GetImageId(),
+		Base:           from.base,
+		NextReplicaId:  1,
+	}
 	servers, err := placement.PlaceReplicas(st, placement.Replicas{
-		Count: int(replicas), SizeBytes: size, ImageID: image.GetMeta().GetId(),
+		Count: int(replicas), Near: placement.BaseServers(st, v), OnlyNear: v.GetBase().GetVolumeId() != "",
 	})
 	if len(servers) == 0 {
 		return nil, connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("volume %s: %w", want.name, err))
-	}
-	v := &argonv1.Volume{
-		Meta:           &argonv1.Meta{Id: catalog.NewID(), Name: want.name},
-		SizeBytes:      size,
-		ReplicasWanted: replicas,
-		ImageId:        image.GetMeta().GetId(),
-		NextReplicaId:  1,
 	}
 	for _, id := range servers {
 		v.Replicas = append(v.Replicas, &argonv1.Replica{
@@ -106,6 +109,47 @@ func (p *Parts) planVolume(st *catalog.State, txn *catalog.Txn, want newVolume) 
 	}
 	txn.Create(v)
 	return v, nil
+}
+
+// origin is what a volume is made from.
+type origin struct {
+	base *argonv1.Base
+	// what names it, and size is how much it has; both empty if there is none.
+	what string
+	size uint64
+}
+
+// baseOf finds what a new volume is to be a clone of. It also goes into the
+// transaction, so that it can't be removed in between.
+func baseOf(st *catalog.State, txn *catalog.Txn, want newVolume) (origin, error) {
+	switch {
+	case want.image != "" && want.snapshot != "":
+		return origin{}, invalid("volume %s: give either an image or a snapshot", want.name)
+	case (want.parent == "") != (want.snapshot == ""):
+		return origin{}, invalid("volume %s: a snapshot is named with its volume: VOLUME/SNAPSHOT", want.name)
+	case want.image != "":
+		i, ok := byName(st.Images, want.image)
+		if !ok {
+			return origin{}, notFound("image", want.image)
+		}
+		if i.GetRemoving() {
+			return origin{}, precondition("volume %s: image %s is being removed", want.name, want.image)
+		}
+		txn.Put(proto.CloneOf(i))
+		return origin{&argonv1.Base{ImageId: i.GetMeta().GetId()}, "image " + want.image, i.GetSizeBytes()}, nil
+	case want.snapshot != "":
+		parent, s, err := findSnapshot(st, want.parent, want.snapshot)
+		if err != nil {
+			return origin{}, err
+		}
+		if err := usableSnapshot(parent, s); err != nil {
+			return origin{}, err
+		}
+		txn.Put(proto.CloneOf(parent))
+		base := &argonv1.Base{VolumeId: parent.GetMeta().GetId(), SnapshotId: s.GetId()}
+		return origin{base, "snapshot " + want.parent + "/" + want.snapshot, s.GetSizeBytes()}, nil
+	}
+	return origin{}, nil
 }
 
 // settled: no replica is being made any more on a server that is alive.
@@ -131,7 +175,22 @@ func incomplete(st *catalog.State, v *argonv1.Volume) []string {
 	if have, want := len(v.GetReplicas()), int(v.GetReplicasWanted()); have < want {
 		w = append(w, fmt.Sprintf("volume %s has %d of %d replicas: the others are made when servers with enough free disk join", name, have, want))
 	}
-	return w
+	return append(w, promisedTooMuch(st, v)...)
+}
+
+// promisedTooMuch warns of a thin volume that would not fit if all of it were
+// written.
+func promisedTooMuch(st *catalog.State, v *argonv1.Volume) []string {
+	for _, r := range v.GetReplicas() {
+		if st.Servers[r.GetServerId()] == nil {
+			continue
+		}
+		if free := placement.Free(st, r.GetServerId()).GetDiskBytes(); free < v.GetSizeBytes() {
+			return []string{fmt.Sprintf("volume %s may grow to %s, and server %s has %s of disk free: its writers wait when that is used",
+				v.GetMeta().GetName(), humanize.IBytes(v.GetSizeBytes()), serverName(st, r.GetServerId()), humanize.IBytes(free))}
+		}
+	}
+	return nil
 }
 
 func (s volumeService) ListVolumes(ctx context.Context, _ *connect.Request[argonv1.ListVolumesRequest]) (*connect.Response[argonv1.ListVolumesResponse], error) {
@@ -172,14 +231,10 @@ func (s volumeService) RemoveVolume(ctx context.Context, req *connect.Request[ar
 		if id = v.GetMeta().GetId(); v.GetRemoving() {
 			return nil // somebody else has begun; wait with them
 		}
-		if err := freeVolume(st, v, "removing it"); err != nil {
+		if err := unusedVolume(st, v, "removing it"); err != nil {
 			return err
 		}
-		if connected(st, v) {
-			return precondition("volume %s is in use by `argon volume connect` on server %s: end that first", name, serverName(st, v.GetAttachment().GetServerId()))
-		}
-		p.planRemoval(txn, v)
-		return nil
+		return p.planRemoval(st, txn, v)
 	})
 	if err != nil {
 		return nil, err
@@ -188,28 +243,39 @@ func (s volumeService) RemoveVolume(ctx context.Context, req *connect.Request[ar
 	return answer(&argonv1.RemoveVolumeResponse{}, err)
 }
 
-func (p *Parts) planRemoval(txn *catalog.Txn, v *argonv1.Volume) {
+// planRemoval refuses to remove what other volumes are based on.
+func (p *Parts) planRemoval(st *catalog.State, txn *catalog.Txn, v *argonv1.Volume) error {
+	if clones := placement.Clones(st, v.GetMeta().GetId(), 0); len(clones) > 0 {
+		return precondition("%s based on snapshots of volume %s: remove them first, or detach them with `argon volume detach-base`",
+			areBased(clones), v.GetMeta().GetName())
+	}
 	v = proto.CloneOf(v)
 	v.Removing = true
 	txn.Put(v)
+	return nil
 }
 
-// connected tells whether a living server has the volume attached, and not to
-// repair it.
+// areBased names volumes, as the beginning of a sentence.
+func areBased(clones []*argonv1.Volume) string {
+	if len(clones) == 1 {
+		return some("volume", namesOf(clones)) + " is"
+	}
+	return some("volume", namesOf(clones)) + " are"
+}
+
+func namesOf(volumes []*argonv1.Volume) []string {
+	names := make([]string, len(volumes))
+	for i, v := range volumes {
+		names[i] = v.GetMeta().GetName()
+	}
+	return names
+}
+
+// connected tells whether somebody on a living server has the volume attached,
+// not for a machine.
 func connected(st *catalog.State, v *argonv1.Volume) bool {
 	a := v.GetAttachment()
-	return a != nil && a.GetMachineId() == "" && placement.Alive(st, a.GetServerId()) && !repaired(v)
-}
-
-// repaired tells whether the volume has replicas that its holder copies to, so
-// that it may be attached for that.
-func repaired(v *argonv1.Volume) bool {
-	for _, r := range v.GetReplicas() {
-		if r.GetState() == outOfSync {
-			return true
-		}
-	}
-	return false
+	return a.GetConnected() && placement.Alive(st, a.GetServerId())
 }
 
 // gone: the volume is removed, or all that is left of it is on servers that

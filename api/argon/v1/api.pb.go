@@ -971,7 +971,9 @@ type ServerView struct {
 	// each.
 	Draining []string `protobuf:"bytes,20,rep,name=draining,proto3" json:"draining,omitempty"`
 	// What its removal by force would cost; one line each.
-	RemovalCosts  []string `protobuf:"bytes,21,rep,name=removal_costs,json=removalCosts,proto3" json:"removal_costs,omitempty"`
+	RemovalCosts []string `protobuf:"bytes,21,rep,name=removal_costs,json=removalCosts,proto3" json:"removal_costs,omitempty"`
+	// What is on its disk, as it measured it.
+	Usage         *Usage `protobuf:"bytes,6,opt,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1051,6 +1053,13 @@ func (x *ServerView) GetDraining() []string {
 func (x *ServerView) GetRemovalCosts() []string {
 	if x != nil {
 		return x.RemovalCosts
+	}
+	return nil
+}
+
+func (x *ServerView) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
 	}
 	return nil
 }
@@ -1825,8 +1834,11 @@ func (x *GetImageResponse) GetImage() *Image {
 }
 
 type RemoveImageRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Volumes that are based on it get what they need of it first; until then
+	// the image stays, and is marked as being removed.
+	Detach        bool `protobuf:"varint,2,opt,name=detach,proto3" json:"detach,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1868,8 +1880,17 @@ func (x *RemoveImageRequest) GetName() string {
 	return ""
 }
 
+func (x *RemoveImageRequest) GetDetach() bool {
+	if x != nil {
+		return x.Detach
+	}
+	return false
+}
+
 type RemoveImageResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volumes that are waited for.
+	WaitsFor      []string `protobuf:"bytes,1,rep,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1902,6 +1923,13 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
 	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RemoveImageResponse) GetWaitsFor() []string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return nil
 }
 
 type FetchImageRequest struct {
@@ -2008,7 +2036,15 @@ type VolumeView struct {
 	// "healthy", "degraded", "unavailable", "creating" or "removing".
 	Health string `protobuf:"bytes,3,opt,name=health,proto3" json:"health,omitempty"`
 	// What to do about it; empty when healthy.
-	Advice        string `protobuf:"bytes,4,opt,name=advice,proto3" json:"advice,omitempty"`
+	Advice string `protobuf:"bytes,4,opt,name=advice,proto3" json:"advice,omitempty"`
+	// What is going on, in words, with how far it is and how long it takes.
+	Activity []string `protobuf:"bytes,5,rep,name=activity,proto3" json:"activity,omitempty"`
+	// What its replicas take on their servers' disks, as far as it was measured.
+	Usage []*ReplicaUsage `protobuf:"bytes,6,rep,name=usage,proto3" json:"usage,omitempty"`
+	// What it was made from and still needs: "image debian", "snapshot db/monday".
+	Base string `protobuf:"bytes,7,opt,name=base,proto3" json:"base,omitempty"`
+	// The volumes that are based on its snapshots.
+	Clones        []string `protobuf:"bytes,8,rep,name=clones,proto3" json:"clones,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2071,6 +2107,34 @@ func (x *VolumeView) GetAdvice() string {
 	return ""
 }
 
+func (x *VolumeView) GetActivity() []string {
+	if x != nil {
+		return x.Activity
+	}
+	return nil
+}
+
+func (x *VolumeView) GetUsage() []*ReplicaUsage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+func (x *VolumeView) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
+}
+
+func (x *VolumeView) GetClones() []string {
+	if x != nil {
+		return x.Clones
+	}
+	return nil
+}
+
 type CreateVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2078,10 +2142,13 @@ type CreateVolumeRequest struct {
 	SizeBytes uint64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// 0: 2.
 	Replicas uint32 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`
-	// An image's name.
-	Image         string `protobuf:"bytes,4,opt,name=image,proto3" json:"image,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// An image's name ...
+	Image string `protobuf:"bytes,4,opt,name=image,proto3" json:"image,omitempty"`
+	// ... or a snapshot of another volume: what it is a clone of.
+	SnapshotVolume string `protobuf:"bytes,5,opt,name=snapshot_volume,json=snapshotVolume,proto3" json:"snapshot_volume,omitempty"`
+	Snapshot       string `protobuf:"bytes,6,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
@@ -2138,6 +2205,20 @@ func (x *CreateVolumeRequest) GetReplicas() uint32 {
 func (x *CreateVolumeRequest) GetImage() string {
 	if x != nil {
 		return x.Image
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetSnapshotVolume() string {
+	if x != nil {
+		return x.SnapshotVolume
+	}
+	return ""
+}
+
+func (x *CreateVolumeRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
 	}
 	return ""
 }
@@ -2654,6 +2735,886 @@ func (x *PromoteReplicaResponse) GetLost() string {
 	return ""
 }
 
+type ResizeVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Not less than it has.
+	SizeBytes     uint64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeVolumeRequest) Reset() {
+	*x = ResizeVolumeRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeVolumeRequest) ProtoMessage() {}
+
+func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *ResizeVolumeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ResizeVolumeRequest) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+type ResizeVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *VolumeView            `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeVolumeResponse) Reset() {
+	*x = ResizeVolumeResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeVolumeResponse) ProtoMessage() {}
+
+func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
+func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ResizeVolumeResponse) GetVolume() *VolumeView {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+type DetachBaseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachBaseRequest) Reset() {
+	*x = DetachBaseRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachBaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachBaseRequest) ProtoMessage() {}
+
+func (x *DetachBaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachBaseRequest.ProtoReflect.Descriptor instead.
+func (*DetachBaseRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *DetachBaseRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DetachBaseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *VolumeView            `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachBaseResponse) Reset() {
+	*x = DetachBaseResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachBaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachBaseResponse) ProtoMessage() {}
+
+func (x *DetachBaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachBaseResponse.ProtoReflect.Descriptor instead.
+func (*DetachBaseResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *DetachBaseResponse) GetVolume() *VolumeView {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+type ScrubVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubVolumeRequest) Reset() {
+	*x = ScrubVolumeRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubVolumeRequest) ProtoMessage() {}
+
+func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ScrubVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ScrubVolumeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ScrubVolumeResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume *VolumeView            `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// It is done once the volume's scrub.finished is as high.
+	Number        uint64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScrubVolumeResponse) Reset() {
+	*x = ScrubVolumeResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScrubVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScrubVolumeResponse) ProtoMessage() {}
+
+func (x *ScrubVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScrubVolumeResponse.ProtoReflect.Descriptor instead.
+func (*ScrubVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *ScrubVolumeResponse) GetVolume() *VolumeView {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *ScrubVolumeResponse) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+// SnapshotView is a snapshot with what other records say of it.
+type SnapshotView struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot *Snapshot              `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Volume   string                 `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	// The servers that have it.
+	Servers []string `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"`
+	// The volumes that are based on it.
+	Clones        []string `protobuf:"bytes,4,rep,name=clones,proto3" json:"clones,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotView) Reset() {
+	*x = SnapshotView{}
+	mi := &file_argon_v1_api_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotView) ProtoMessage() {}
+
+func (x *SnapshotView) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotView.ProtoReflect.Descriptor instead.
+func (*SnapshotView) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *SnapshotView) GetSnapshot() *Snapshot {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+func (x *SnapshotView) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *SnapshotView) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *SnapshotView) GetClones() []string {
+	if x != nil {
+		return x.Clones
+	}
+	return nil
+}
+
+type CreateSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of the two.
+	Volume        string            `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Machine       string            `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"`
+	Name          string            `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Labels        map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSnapshotRequest) Reset() {
+	*x = CreateSnapshotRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSnapshotRequest) ProtoMessage() {}
+
+func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *CreateSnapshotRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *CreateSnapshotRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *CreateSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateSnapshotRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type CreateSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*SnapshotView        `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSnapshotResponse) Reset() {
+	*x = CreateSnapshotResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSnapshotResponse) ProtoMessage() {}
+
+func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*CreateSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *CreateSnapshotResponse) GetSnapshots() []*SnapshotView {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+type ListSnapshotsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only of these, where given.
+	Volume        string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Machine       string `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsRequest) Reset() {
+	*x = ListSnapshotsRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *ListSnapshotsRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ListSnapshotsRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+type ListSnapshotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*SnapshotView        `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsResponse) Reset() {
+	*x = ListSnapshotsResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ListSnapshotsResponse) GetSnapshots() []*SnapshotView {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+type GetSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSnapshotRequest) Reset() {
+	*x = GetSnapshotRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSnapshotRequest) ProtoMessage() {}
+
+func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *GetSnapshotRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *GetSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type GetSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshot      *SnapshotView          `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSnapshotResponse) Reset() {
+	*x = GetSnapshotResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSnapshotResponse) ProtoMessage() {}
+
+func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *GetSnapshotResponse) GetSnapshot() *SnapshotView {
+	if x != nil {
+		return x.Snapshot
+	}
+	return nil
+}
+
+type RemoveSnapshotRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of the two.
+	Volume  string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Machine string `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"`
+	Name    string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Volumes that are based on it get what they need of it first; until then
+	// the snapshot stays, and is marked as being removed.
+	Detach        bool `protobuf:"varint,4,opt,name=detach,proto3" json:"detach,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveSnapshotRequest) Reset() {
+	*x = RemoveSnapshotRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveSnapshotRequest) ProtoMessage() {}
+
+func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*RemoveSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *RemoveSnapshotRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *RemoveSnapshotRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *RemoveSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemoveSnapshotRequest) GetDetach() bool {
+	if x != nil {
+		return x.Detach
+	}
+	return false
+}
+
+type RemoveSnapshotResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volumes that are waited for.
+	WaitsFor      []string `protobuf:"bytes,1,rep,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveSnapshotResponse) Reset() {
+	*x = RemoveSnapshotResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveSnapshotResponse) ProtoMessage() {}
+
+func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*RemoveSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *RemoveSnapshotResponse) GetWaitsFor() []string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return nil
+}
+
+type RollBackRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of the two.
+	Volume        string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Machine       string `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"`
+	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollBackRequest) Reset() {
+	*x = RollBackRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollBackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollBackRequest) ProtoMessage() {}
+
+func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollBackRequest.ProtoReflect.Descriptor instead.
+func (*RollBackRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *RollBackRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *RollBackRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *RollBackRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RollBackResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volumes       []*VolumeView          `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollBackResponse) Reset() {
+	*x = RollBackResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollBackResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollBackResponse) ProtoMessage() {}
+
+func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollBackResponse.ProtoReflect.Descriptor instead.
+func (*RollBackResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *RollBackResponse) GetVolumes() []*VolumeView {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
 type MachineView struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Machine       *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
@@ -2665,7 +3626,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2677,7 +3638,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2690,7 +3651,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *MachineView) GetMachine() *Machine {
@@ -2749,7 +3710,7 @@ type CreateMachineRequest struct {
 
 func (x *CreateMachineRequest) Reset() {
 	*x = CreateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +3722,7 @@ func (x *CreateMachineRequest) String() string {
 func (*CreateMachineRequest) ProtoMessage() {}
 
 func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +3735,7 @@ func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineRequest.ProtoReflect.Descriptor instead.
 func (*CreateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CreateMachineRequest) GetName() string {
@@ -2913,7 +3874,7 @@ type CreateMachineResponse struct {
 
 func (x *CreateMachineResponse) Reset() {
 	*x = CreateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2925,7 +3886,7 @@ func (x *CreateMachineResponse) String() string {
 func (*CreateMachineResponse) ProtoMessage() {}
 
 func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2938,7 +3899,7 @@ func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineResponse.ProtoReflect.Descriptor instead.
 func (*CreateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CreateMachineResponse) GetMachine() *MachineView {
@@ -2963,7 +3924,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2975,7 +3936,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2988,7 +3949,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 type ListMachinesResponse struct {
@@ -3000,7 +3961,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3012,7 +3973,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3025,7 +3986,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -3044,7 +4005,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3056,7 +4017,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3069,7 +4030,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GetMachineRequest) GetName() string {
@@ -3088,7 +4049,7 @@ type GetMachineResponse struct {
 
 func (x *GetMachineResponse) Reset() {
 	*x = GetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3100,7 +4061,7 @@ func (x *GetMachineResponse) String() string {
 func (*GetMachineResponse) ProtoMessage() {}
 
 func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3113,7 +4074,7 @@ func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineResponse.ProtoReflect.Descriptor instead.
 func (*GetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GetMachineResponse) GetMachine() *MachineView {
@@ -3132,7 +4093,7 @@ type StartMachineRequest struct {
 
 func (x *StartMachineRequest) Reset() {
 	*x = StartMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3144,7 +4105,7 @@ func (x *StartMachineRequest) String() string {
 func (*StartMachineRequest) ProtoMessage() {}
 
 func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3157,7 +4118,7 @@ func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineRequest.ProtoReflect.Descriptor instead.
 func (*StartMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *StartMachineRequest) GetName() string {
@@ -3176,7 +4137,7 @@ type StartMachineResponse struct {
 
 func (x *StartMachineResponse) Reset() {
 	*x = StartMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +4149,7 @@ func (x *StartMachineResponse) String() string {
 func (*StartMachineResponse) ProtoMessage() {}
 
 func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +4162,7 @@ func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineResponse.ProtoReflect.Descriptor instead.
 func (*StartMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *StartMachineResponse) GetMachine() *MachineView {
@@ -3221,7 +4182,7 @@ type StopMachineRequest struct {
 
 func (x *StopMachineRequest) Reset() {
 	*x = StopMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +4194,7 @@ func (x *StopMachineRequest) String() string {
 func (*StopMachineRequest) ProtoMessage() {}
 
 func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +4207,7 @@ func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineRequest.ProtoReflect.Descriptor instead.
 func (*StopMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *StopMachineRequest) GetName() string {
@@ -3272,7 +4233,7 @@ type StopMachineResponse struct {
 
 func (x *StopMachineResponse) Reset() {
 	*x = StopMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +4245,7 @@ func (x *StopMachineResponse) String() string {
 func (*StopMachineResponse) ProtoMessage() {}
 
 func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +4258,7 @@ func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineResponse.ProtoReflect.Descriptor instead.
 func (*StopMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *StopMachineResponse) GetMachine() *MachineView {
@@ -3320,7 +4281,7 @@ type RemoveMachineRequest struct {
 
 func (x *RemoveMachineRequest) Reset() {
 	*x = RemoveMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3332,7 +4293,7 @@ func (x *RemoveMachineRequest) String() string {
 func (*RemoveMachineRequest) ProtoMessage() {}
 
 func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3345,7 +4306,7 @@ func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *RemoveMachineRequest) GetName() string {
@@ -3377,7 +4338,7 @@ type RemoveMachineResponse struct {
 
 func (x *RemoveMachineResponse) Reset() {
 	*x = RemoveMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3389,7 +4350,7 @@ func (x *RemoveMachineResponse) String() string {
 func (*RemoveMachineResponse) ProtoMessage() {}
 
 func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3402,7 +4363,7 @@ func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
 }
 
 // What is absent stays as it is.
@@ -3426,7 +4387,7 @@ type SetMachineRequest struct {
 
 func (x *SetMachineRequest) Reset() {
 	*x = SetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3438,7 +4399,7 @@ func (x *SetMachineRequest) String() string {
 func (*SetMachineRequest) ProtoMessage() {}
 
 func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3451,7 +4412,7 @@ func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineRequest.ProtoReflect.Descriptor instead.
 func (*SetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SetMachineRequest) GetName() string {
@@ -3549,7 +4510,7 @@ type SetMachineResponse struct {
 
 func (x *SetMachineResponse) Reset() {
 	*x = SetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3561,7 +4522,7 @@ func (x *SetMachineResponse) String() string {
 func (*SetMachineResponse) ProtoMessage() {}
 
 func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3574,7 +4535,7 @@ func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineResponse.ProtoReflect.Descriptor instead.
 func (*SetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *SetMachineResponse) GetMachine() *MachineView {
@@ -3602,7 +4563,7 @@ type CheckpointMachineRequest struct {
 
 func (x *CheckpointMachineRequest) Reset() {
 	*x = CheckpointMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3614,7 +4575,7 @@ func (x *CheckpointMachineRequest) String() string {
 func (*CheckpointMachineRequest) ProtoMessage() {}
 
 func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3627,7 +4588,7 @@ func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *CheckpointMachineRequest) GetName() string {
@@ -3653,7 +4614,7 @@ type CheckpointMachineResponse struct {
 
 func (x *CheckpointMachineResponse) Reset() {
 	*x = CheckpointMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3665,7 +4626,7 @@ func (x *CheckpointMachineResponse) String() string {
 func (*CheckpointMachineResponse) ProtoMessage() {}
 
 func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3678,7 +4639,7 @@ func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *CheckpointMachineResponse) GetCheckpoint() *CheckpointView {
@@ -3697,7 +4658,7 @@ type SuspendMachineRequest struct {
 
 func (x *SuspendMachineRequest) Reset() {
 	*x = SuspendMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3709,7 +4670,7 @@ func (x *SuspendMachineRequest) String() string {
 func (*SuspendMachineRequest) ProtoMessage() {}
 
 func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3722,7 +4683,7 @@ func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineRequest.ProtoReflect.Descriptor instead.
 func (*SuspendMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *SuspendMachineRequest) GetName() string {
@@ -3741,7 +4702,7 @@ type SuspendMachineResponse struct {
 
 func (x *SuspendMachineResponse) Reset() {
 	*x = SuspendMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3753,7 +4714,7 @@ func (x *SuspendMachineResponse) String() string {
 func (*SuspendMachineResponse) ProtoMessage() {}
 
 func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3766,7 +4727,7 @@ func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineResponse.ProtoReflect.Descriptor instead.
 func (*SuspendMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *SuspendMachineResponse) GetMachine() *MachineView {
@@ -3789,7 +4750,7 @@ type ResumeMachineRequest struct {
 
 func (x *ResumeMachineRequest) Reset() {
 	*x = ResumeMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3801,7 +4762,7 @@ func (x *ResumeMachineRequest) String() string {
 func (*ResumeMachineRequest) ProtoMessage() {}
 
 func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3814,7 +4775,7 @@ func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineRequest.ProtoReflect.Descriptor instead.
 func (*ResumeMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ResumeMachineRequest) GetName() string {
@@ -3847,7 +4808,7 @@ type ResumeMachineResponse struct {
 
 func (x *ResumeMachineResponse) Reset() {
 	*x = ResumeMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3859,7 +4820,7 @@ func (x *ResumeMachineResponse) String() string {
 func (*ResumeMachineResponse) ProtoMessage() {}
 
 func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3872,7 +4833,7 @@ func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineResponse.ProtoReflect.Descriptor instead.
 func (*ResumeMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ResumeMachineResponse) GetMachine() *MachineView {
@@ -3896,7 +4857,7 @@ type CloneMachineRequest struct {
 
 func (x *CloneMachineRequest) Reset() {
 	*x = CloneMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3908,7 +4869,7 @@ func (x *CloneMachineRequest) String() string {
 func (*CloneMachineRequest) ProtoMessage() {}
 
 func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3921,7 +4882,7 @@ func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineRequest.ProtoReflect.Descriptor instead.
 func (*CloneMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CloneMachineRequest) GetName() string {
@@ -3963,7 +4924,7 @@ type CloneMachineResponse struct {
 
 func (x *CloneMachineResponse) Reset() {
 	*x = CloneMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3975,7 +4936,7 @@ func (x *CloneMachineResponse) String() string {
 func (*CloneMachineResponse) ProtoMessage() {}
 
 func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3988,7 +4949,7 @@ func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineResponse.ProtoReflect.Descriptor instead.
 func (*CloneMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *CloneMachineResponse) GetMachine() *MachineView {
@@ -4015,7 +4976,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4027,7 +4988,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4040,7 +5001,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ConsoleRequest) GetName() string {
@@ -4066,7 +5027,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4078,7 +5039,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4091,7 +5052,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ConsoleResponse) GetData() []byte {
@@ -4115,7 +5076,7 @@ type CheckpointView struct {
 
 func (x *CheckpointView) Reset() {
 	*x = CheckpointView{}
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4127,7 +5088,7 @@ func (x *CheckpointView) String() string {
 func (*CheckpointView) ProtoMessage() {}
 
 func (x *CheckpointView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4140,7 +5101,7 @@ func (x *CheckpointView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointView.ProtoReflect.Descriptor instead.
 func (*CheckpointView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *CheckpointView) GetCheckpoint() *Checkpoint {
@@ -4181,7 +5142,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4193,7 +5154,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4206,7 +5167,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ListCheckpointsRequest) GetMachine() string {
@@ -4225,7 +5186,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4237,7 +5198,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4250,7 +5211,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*CheckpointView {
@@ -4269,7 +5230,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4281,7 +5242,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4294,7 +5255,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *GetCheckpointRequest) GetName() string {
@@ -4313,7 +5274,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4325,7 +5286,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4338,7 +5299,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() *CheckpointView {
@@ -4357,7 +5318,7 @@ type RemoveCheckpointRequest struct {
 
 func (x *RemoveCheckpointRequest) Reset() {
 	*x = RemoveCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4369,7 +5330,7 @@ func (x *RemoveCheckpointRequest) String() string {
 func (*RemoveCheckpointRequest) ProtoMessage() {}
 
 func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4382,7 +5343,7 @@ func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RemoveCheckpointRequest) GetName() string {
@@ -4400,7 +5361,7 @@ type RemoveCheckpointResponse struct {
 
 func (x *RemoveCheckpointResponse) Reset() {
 	*x = RemoveCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4412,7 +5373,7 @@ func (x *RemoveCheckpointResponse) String() string {
 func (*RemoveCheckpointResponse) ProtoMessage() {}
 
 func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4425,7 +5386,7 @@ func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
 }
 
 type ListEventsRequest struct {
@@ -4442,7 +5403,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4454,7 +5415,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4467,7 +5428,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -4507,7 +5468,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4519,7 +5480,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4532,7 +5493,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -4554,7 +5515,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4566,7 +5527,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4579,7 +5540,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -4612,7 +5573,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4624,7 +5585,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4637,7 +5598,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -4666,7 +5627,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4678,7 +5639,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4804,7 +5765,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"ttlSeconds\"w\n" +
 	"\x1eIssueClientCertificateResponse\x12'\n" +
 	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\x12,\n" +
-	"\x12ca_certificate_pem\x18\x02 \x01(\tR\x10caCertificatePem\"\xf8\x01\n" +
+	"\x12ca_certificate_pem\x18\x02 \x01(\tR\x10caCertificatePem\"\x9f\x02\n" +
 	"\n" +
 	"ServerView\x12(\n" +
 	"\x06server\x18\x01 \x01(\v2\x10.argon.v1.ServerR\x06server\x12\x14\n" +
@@ -4813,7 +5774,8 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\breplicas\x18\x04 \x01(\rR\breplicas\x121\n" +
 	"\tallocated\x18\x05 \x01(\v2\x13.argon.v1.ResourcesR\tallocated\x12\x1a\n" +
 	"\bdraining\x18\x14 \x03(\tR\bdraining\x12#\n" +
-	"\rremoval_costs\x18\x15 \x03(\tR\fremovalCosts\"\x14\n" +
+	"\rremoval_costs\x18\x15 \x03(\tR\fremovalCosts\x12%\n" +
+	"\x05usage\x18\x06 \x01(\v2\x0f.argon.v1.UsageR\x05usage\"\x14\n" +
 	"\x12ListServersRequest\"E\n" +
 	"\x13ListServersResponse\x12.\n" +
 	"\aservers\x18\x01 \x03(\v2\x14.argon.v1.ServerViewR\aservers\"&\n" +
@@ -4860,27 +5822,35 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x0fGetImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"9\n" +
 	"\x10GetImageResponse\x12%\n" +
-	"\x05image\x18\x01 \x01(\v2\x0f.argon.v1.ImageR\x05image\"(\n" +
+	"\x05image\x18\x01 \x01(\v2\x0f.argon.v1.ImageR\x05image\"@\n" +
 	"\x12RemoveImageRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
-	"\x13RemoveImageResponse\"#\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06detach\x18\x02 \x01(\bR\x06detach\"2\n" +
+	"\x13RemoveImageResponse\x12\x1b\n" +
+	"\twaits_for\x18\x01 \x03(\tR\bwaitsFor\"#\n" +
 	"\x11FetchImageRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"@\n" +
 	"\x12FetchImageResponse\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\x96\x01\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\x8c\x02\n" +
 	"\n" +
 	"VolumeView\x12(\n" +
 	"\x06volume\x18\x01 \x01(\v2\x10.argon.v1.VolumeR\x06volume\x12.\n" +
 	"\x06status\x18\x02 \x01(\v2\x16.argon.v1.VolumeStatusR\x06status\x12\x16\n" +
 	"\x06health\x18\x03 \x01(\tR\x06health\x12\x16\n" +
-	"\x06advice\x18\x04 \x01(\tR\x06advice\"z\n" +
+	"\x06advice\x18\x04 \x01(\tR\x06advice\x12\x1a\n" +
+	"\bactivity\x18\x05 \x03(\tR\bactivity\x12,\n" +
+	"\x05usage\x18\x06 \x03(\v2\x16.argon.v1.ReplicaUsageR\x05usage\x12\x12\n" +
+	"\x04base\x18\a \x01(\tR\x04base\x12\x16\n" +
+	"\x06clones\x18\b \x03(\tR\x06clones\"\xbf\x01\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\x12\x1a\n" +
 	"\breplicas\x18\x03 \x01(\rR\breplicas\x12\x14\n" +
-	"\x05image\x18\x04 \x01(\tR\x05image\"`\n" +
+	"\x05image\x18\x04 \x01(\tR\x05image\x12'\n" +
+	"\x0fsnapshot_volume\x18\x05 \x01(\tR\x0esnapshotVolume\x12\x1a\n" +
+	"\bsnapshot\x18\x06 \x01(\tR\bsnapshot\"`\n" +
 	"\x14CreateVolumeResponse\x12,\n" +
 	"\x06volume\x18\x01 \x01(\v2\x14.argon.v1.VolumeViewR\x06volume\x12\x1a\n" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"&\n" +
@@ -4906,7 +5876,60 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"acceptLoss\"Z\n" +
 	"\x16PromoteReplicaResponse\x12,\n" +
 	"\x06volume\x18\x01 \x01(\v2\x14.argon.v1.VolumeViewR\x06volume\x12\x12\n" +
-	"\x04lost\x18\x02 \x01(\tR\x04lost\"~\n" +
+	"\x04lost\x18\x02 \x01(\tR\x04lost\"H\n" +
+	"\x13ResizeVolumeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x04R\tsizeBytes\"D\n" +
+	"\x14ResizeVolumeResponse\x12,\n" +
+	"\x06volume\x18\x01 \x01(\v2\x14.argon.v1.VolumeViewR\x06volume\"'\n" +
+	"\x11DetachBaseRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"B\n" +
+	"\x12DetachBaseResponse\x12,\n" +
+	"\x06volume\x18\x01 \x01(\v2\x14.argon.v1.VolumeViewR\x06volume\"(\n" +
+	"\x12ScrubVolumeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"[\n" +
+	"\x13ScrubVolumeResponse\x12,\n" +
+	"\x06volume\x18\x01 \x01(\v2\x14.argon.v1.VolumeViewR\x06volume\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\"\x88\x01\n" +
+	"\fSnapshotView\x12.\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x12.argon.v1.SnapshotR\bsnapshot\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x18\n" +
+	"\aservers\x18\x03 \x03(\tR\aservers\x12\x16\n" +
+	"\x06clones\x18\x04 \x03(\tR\x06clones\"\xdd\x01\n" +
+	"\x15CreateSnapshotRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x18\n" +
+	"\amachine\x18\x02 \x01(\tR\amachine\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12C\n" +
+	"\x06labels\x18\x04 \x03(\v2+.argon.v1.CreateSnapshotRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"N\n" +
+	"\x16CreateSnapshotResponse\x124\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x16.argon.v1.SnapshotViewR\tsnapshots\"H\n" +
+	"\x14ListSnapshotsRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x18\n" +
+	"\amachine\x18\x02 \x01(\tR\amachine\"M\n" +
+	"\x15ListSnapshotsResponse\x124\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x16.argon.v1.SnapshotViewR\tsnapshots\"@\n" +
+	"\x12GetSnapshotRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"I\n" +
+	"\x13GetSnapshotResponse\x122\n" +
+	"\bsnapshot\x18\x01 \x01(\v2\x16.argon.v1.SnapshotViewR\bsnapshot\"u\n" +
+	"\x15RemoveSnapshotRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x18\n" +
+	"\amachine\x18\x02 \x01(\tR\amachine\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06detach\x18\x04 \x01(\bR\x06detach\"5\n" +
+	"\x16RemoveSnapshotResponse\x12\x1b\n" +
+	"\twaits_for\x18\x01 \x03(\tR\bwaitsFor\"W\n" +
+	"\x0fRollBackRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x18\n" +
+	"\amachine\x18\x02 \x01(\tR\amachine\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"B\n" +
+	"\x10RollBackResponse\x12.\n" +
+	"\avolumes\x18\x01 \x03(\v2\x14.argon.v1.VolumeViewR\avolumes\"~\n" +
 	"\vMachineView\x12+\n" +
 	"\amachine\x18\x01 \x01(\v2\x11.argon.v1.MachineR\amachine\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
@@ -5083,14 +6106,24 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\bGetImage\x12\x19.argon.v1.GetImageRequest\x1a\x1a.argon.v1.GetImageResponse\x12J\n" +
 	"\vRemoveImage\x12\x1c.argon.v1.RemoveImageRequest\x1a\x1d.argon.v1.RemoveImageResponse\x12I\n" +
 	"\n" +
-	"FetchImage\x12\x1b.argon.v1.FetchImageRequest\x1a\x1c.argon.v1.FetchImageResponse0\x012\xe8\x03\n" +
+	"FetchImage\x12\x1b.argon.v1.FetchImageRequest\x1a\x1c.argon.v1.FetchImageResponse0\x012\xcc\x05\n" +
 	"\rVolumeService\x12M\n" +
 	"\fCreateVolume\x12\x1d.argon.v1.CreateVolumeRequest\x1a\x1e.argon.v1.CreateVolumeResponse\x12J\n" +
 	"\vListVolumes\x12\x1c.argon.v1.ListVolumesRequest\x1a\x1d.argon.v1.ListVolumesResponse\x12D\n" +
 	"\tGetVolume\x12\x1a.argon.v1.GetVolumeRequest\x1a\x1b.argon.v1.GetVolumeResponse\x12M\n" +
 	"\fRemoveVolume\x12\x1d.argon.v1.RemoveVolumeRequest\x1a\x1e.argon.v1.RemoveVolumeResponse\x12R\n" +
 	"\rConnectVolume\x12\x1e.argon.v1.ConnectVolumeRequest\x1a\x1f.argon.v1.ConnectVolumeResponse0\x01\x12S\n" +
-	"\x0ePromoteReplica\x12\x1f.argon.v1.PromoteReplicaRequest\x1a .argon.v1.PromoteReplicaResponse2\xab\x04\n" +
+	"\x0ePromoteReplica\x12\x1f.argon.v1.PromoteReplicaRequest\x1a .argon.v1.PromoteReplicaResponse\x12M\n" +
+	"\fResizeVolume\x12\x1d.argon.v1.ResizeVolumeRequest\x1a\x1e.argon.v1.ResizeVolumeResponse\x12G\n" +
+	"\n" +
+	"DetachBase\x12\x1b.argon.v1.DetachBaseRequest\x1a\x1c.argon.v1.DetachBaseResponse\x12J\n" +
+	"\vScrubVolume\x12\x1c.argon.v1.ScrubVolumeRequest\x1a\x1d.argon.v1.ScrubVolumeResponse2\x9c\x03\n" +
+	"\x0fSnapshotService\x12S\n" +
+	"\x0eCreateSnapshot\x12\x1f.argon.v1.CreateSnapshotRequest\x1a .argon.v1.CreateSnapshotResponse\x12P\n" +
+	"\rListSnapshots\x12\x1e.argon.v1.ListSnapshotsRequest\x1a\x1f.argon.v1.ListSnapshotsResponse\x12J\n" +
+	"\vGetSnapshot\x12\x1c.argon.v1.GetSnapshotRequest\x1a\x1d.argon.v1.GetSnapshotResponse\x12S\n" +
+	"\x0eRemoveSnapshot\x12\x1f.argon.v1.RemoveSnapshotRequest\x1a .argon.v1.RemoveSnapshotResponse\x12A\n" +
+	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\xab\x04\n" +
 	"\x0eMachineService\x12P\n" +
 	"\rCreateMachine\x12\x1e.argon.v1.CreateMachineRequest\x1a\x1f.argon.v1.CreateMachineResponse\x12M\n" +
 	"\fListMachines\x12\x1d.argon.v1.ListMachinesRequest\x1a\x1e.argon.v1.ListMachinesResponse\x12G\n" +
@@ -5117,7 +6150,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 87)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 105)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*InitRequest)(nil),                    // 0: argon.v1.InitRequest
 	(*InitResponse)(nil),                   // 1: argon.v1.InitResponse
@@ -5169,179 +6202,227 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*ConnectVolumeResponse)(nil),          // 47: argon.v1.ConnectVolumeResponse
 	(*PromoteReplicaRequest)(nil),          // 48: argon.v1.PromoteReplicaRequest
 	(*PromoteReplicaResponse)(nil),         // 49: argon.v1.PromoteReplicaResponse
-	(*MachineView)(nil),                    // 50: argon.v1.MachineView
-	(*CreateMachineRequest)(nil),           // 51: argon.v1.CreateMachineRequest
-	(*CreateMachineResponse)(nil),          // 52: argon.v1.CreateMachineResponse
-	(*ListMachinesRequest)(nil),            // 53: argon.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),           // 54: argon.v1.ListMachinesResponse
-	(*GetMachineRequest)(nil),              // 55: argon.v1.GetMachineRequest
-	(*GetMachineResponse)(nil),             // 56: argon.v1.GetMachineResponse
-	(*StartMachineRequest)(nil),            // 57: argon.v1.StartMachineRequest
-	(*StartMachineResponse)(nil),           // 58: argon.v1.StartMachineResponse
-	(*StopMachineRequest)(nil),             // 59: argon.v1.StopMachineRequest
-	(*StopMachineResponse)(nil),            // 60: argon.v1.StopMachineResponse
-	(*RemoveMachineRequest)(nil),           // 61: argon.v1.RemoveMachineRequest
-	(*RemoveMachineResponse)(nil),          // 62: argon.v1.RemoveMachineResponse
-	(*SetMachineRequest)(nil),              // 63: argon.v1.SetMachineRequest
-	(*SetMachineResponse)(nil),             // 64: argon.v1.SetMachineResponse
-	(*CheckpointMachineRequest)(nil),       // 65: argon.v1.CheckpointMachineRequest
-	(*CheckpointMachineResponse)(nil),      // 66: argon.v1.CheckpointMachineResponse
-	(*SuspendMachineRequest)(nil),          // 67: argon.v1.SuspendMachineRequest
-	(*SuspendMachineResponse)(nil),         // 68: argon.v1.SuspendMachineResponse
-	(*ResumeMachineRequest)(nil),           // 69: argon.v1.ResumeMachineRequest
-	(*ResumeMachineResponse)(nil),          // 70: argon.v1.ResumeMachineResponse
-	(*CloneMachineRequest)(nil),            // 71: argon.v1.CloneMachineRequest
-	(*CloneMachineResponse)(nil),           // 72: argon.v1.CloneMachineResponse
-	(*ConsoleRequest)(nil),                 // 73: argon.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),                // 74: argon.v1.ConsoleResponse
-	(*CheckpointView)(nil),                 // 75: argon.v1.CheckpointView
-	(*ListCheckpointsRequest)(nil),         // 76: argon.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),        // 77: argon.v1.ListCheckpointsResponse
-	(*GetCheckpointRequest)(nil),           // 78: argon.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 79: argon.v1.GetCheckpointResponse
-	(*RemoveCheckpointRequest)(nil),        // 80: argon.v1.RemoveCheckpointRequest
-	(*RemoveCheckpointResponse)(nil),       // 81: argon.v1.RemoveCheckpointResponse
-	(*ListEventsRequest)(nil),              // 82: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 83: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 84: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 85: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 86: argon.v1.ImportImageRequest.Header
-	(*Settings)(nil),                       // 87: argon.v1.Settings
-	(*Cluster)(nil),                        // 88: argon.v1.Cluster
-	(*Server)(nil),                         // 89: argon.v1.Server
-	(*Token)(nil),                          // 90: argon.v1.Token
-	(*Resources)(nil),                      // 91: argon.v1.Resources
-	(*Image)(nil),                          // 92: argon.v1.Image
-	(*Volume)(nil),                         // 93: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 94: argon.v1.VolumeStatus
-	(*Machine)(nil),                        // 95: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 96: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 97: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 98: argon.v1.FirstBoot
-	(OnLoss)(0),                            // 99: argon.v1.OnLoss
-	(*Checkpoint)(nil),                     // 100: argon.v1.Checkpoint
-	(*timestamppb.Timestamp)(nil),          // 101: google.protobuf.Timestamp
-	(*Event)(nil),                          // 102: argon.v1.Event
+	(*ResizeVolumeRequest)(nil),            // 50: argon.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),           // 51: argon.v1.ResizeVolumeResponse
+	(*DetachBaseRequest)(nil),              // 52: argon.v1.DetachBaseRequest
+	(*DetachBaseResponse)(nil),             // 53: argon.v1.DetachBaseResponse
+	(*ScrubVolumeRequest)(nil),             // 54: argon.v1.ScrubVolumeRequest
+	(*ScrubVolumeResponse)(nil),            // 55: argon.v1.ScrubVolumeResponse
+	(*SnapshotView)(nil),                   // 56: argon.v1.SnapshotView
+	(*CreateSnapshotRequest)(nil),          // 57: argon.v1.CreateSnapshotRequest
+	(*CreateSnapshotResponse)(nil),         // 58: argon.v1.CreateSnapshotResponse
+	(*ListSnapshotsRequest)(nil),           // 59: argon.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),          // 60: argon.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),             // 61: argon.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),            // 62: argon.v1.GetSnapshotResponse
+	(*RemoveSnapshotRequest)(nil),          // 63: argon.v1.RemoveSnapshotRequest
+	(*RemoveSnapshotResponse)(nil),         // 64: argon.v1.RemoveSnapshotResponse
+	(*RollBackRequest)(nil),                // 65: argon.v1.RollBackRequest
+	(*RollBackResponse)(nil),               // 66: argon.v1.RollBackResponse
+	(*MachineView)(nil),                    // 67: argon.v1.MachineView
+	(*CreateMachineRequest)(nil),           // 68: argon.v1.CreateMachineRequest
+	(*CreateMachineResponse)(nil),          // 69: argon.v1.CreateMachineResponse
+	(*ListMachinesRequest)(nil),            // 70: argon.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),           // 71: argon.v1.ListMachinesResponse
+	(*GetMachineRequest)(nil),              // 72: argon.v1.GetMachineRequest
+	(*GetMachineResponse)(nil),             // 73: argon.v1.GetMachineResponse
+	(*StartMachineRequest)(nil),            // 74: argon.v1.StartMachineRequest
+	(*StartMachineResponse)(nil),           // 75: argon.v1.StartMachineResponse
+	(*StopMachineRequest)(nil),             // 76: argon.v1.StopMachineRequest
+	(*StopMachineResponse)(nil),            // 77: argon.v1.StopMachineResponse
+	(*RemoveMachineRequest)(nil),           // 78: argon.v1.RemoveMachineRequest
+	(*RemoveMachineResponse)(nil),          // 79: argon.v1.RemoveMachineResponse
+	(*SetMachineRequest)(nil),              // 80: argon.v1.SetMachineRequest
+	(*SetMachineResponse)(nil),             // 81: argon.v1.SetMachineResponse
+	(*CheckpointMachineRequest)(nil),       // 82: argon.v1.CheckpointMachineRequest
+	(*CheckpointMachineResponse)(nil),      // 83: argon.v1.CheckpointMachineResponse
+	(*SuspendMachineRequest)(nil),          // 84: argon.v1.SuspendMachineRequest
+	(*SuspendMachineResponse)(nil),         // 85: argon.v1.SuspendMachineResponse
+	(*ResumeMachineRequest)(nil),           // 86: argon.v1.ResumeMachineRequest
+	(*ResumeMachineResponse)(nil),          // 87: argon.v1.ResumeMachineResponse
+	(*CloneMachineRequest)(nil),            // 88: argon.v1.CloneMachineRequest
+	(*CloneMachineResponse)(nil),           // 89: argon.v1.CloneMachineResponse
+	(*ConsoleRequest)(nil),                 // 90: argon.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),                // 91: argon.v1.ConsoleResponse
+	(*CheckpointView)(nil),                 // 92: argon.v1.CheckpointView
+	(*ListCheckpointsRequest)(nil),         // 93: argon.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),        // 94: argon.v1.ListCheckpointsResponse
+	(*GetCheckpointRequest)(nil),           // 95: argon.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 96: argon.v1.GetCheckpointResponse
+	(*RemoveCheckpointRequest)(nil),        // 97: argon.v1.RemoveCheckpointRequest
+	(*RemoveCheckpointResponse)(nil),       // 98: argon.v1.RemoveCheckpointResponse
+	(*ListEventsRequest)(nil),              // 99: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 100: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 101: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 102: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 103: argon.v1.ImportImageRequest.Header
+	nil,                                    // 104: argon.v1.CreateSnapshotRequest.LabelsEntry
+	(*Settings)(nil),                       // 105: argon.v1.Settings
+	(*Cluster)(nil),                        // 106: argon.v1.Cluster
+	(*Server)(nil),                         // 107: argon.v1.Server
+	(*Token)(nil),                          // 108: argon.v1.Token
+	(*Resources)(nil),                      // 109: argon.v1.Resources
+	(*Usage)(nil),                          // 110: argon.v1.Usage
+	(*Image)(nil),                          // 111: argon.v1.Image
+	(*Volume)(nil),                         // 112: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 113: argon.v1.VolumeStatus
+	(*ReplicaUsage)(nil),                   // 114: argon.v1.ReplicaUsage
+	(*Snapshot)(nil),                       // 115: argon.v1.Snapshot
+	(*Machine)(nil),                        // 116: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 117: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 118: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 119: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 120: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 121: argon.v1.Checkpoint
+	(*timestamppb.Timestamp)(nil),          // 122: google.protobuf.Timestamp
+	(*Event)(nil),                          // 123: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	87,  // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	88,  // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	89,  // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	88,  // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	89,  // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	89,  // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	88,  // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	89,  // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	88,  // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	89,  // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	105, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	106, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	107, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	106, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	107, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	107, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	106, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	107, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	106, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	107, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
 	16,  // 10: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
-	90,  // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	90,  // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	89,  // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	91,  // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	16,  // 15: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
-	16,  // 16: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
-	16,  // 17: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
-	16,  // 18: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	86,  // 19: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	92,  // 20: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	92,  // 21: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	92,  // 22: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	93,  // 23: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	94,  // 24: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	37,  // 25: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	37,  // 26: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
-	37,  // 27: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	37,  // 28: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
-	95,  // 29: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	96,  // 30: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	97,  // 31: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	98,  // 32: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	99,  // 33: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	50,  // 34: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
-	50,  // 35: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
-	50,  // 36: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
-	50,  // 37: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
-	50,  // 38: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	99,  // 39: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	50,  // 40: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
-	75,  // 41: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	50,  // 42: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
-	50,  // 43: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
-	50,  // 44: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
-	100, // 45: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
-	75,  // 46: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
-	75,  // 47: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	101, // 48: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	102, // 49: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	102, // 50: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	0,   // 51: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	2,   // 52: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	4,   // 53: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	6,   // 54: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	8,   // 55: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	10,  // 56: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	12,  // 57: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	14,  // 58: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	17,  // 59: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	19,  // 60: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	21,  // 61: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	27,  // 62: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	29,  // 63: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	31,  // 64: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	33,  // 65: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	35,  // 66: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	38,  // 67: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	40,  // 68: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	42,  // 69: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	44,  // 70: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	46,  // 71: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	48,  // 72: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	51,  // 73: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	53,  // 74: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	55,  // 75: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	57,  // 76: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	59,  // 77: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	61,  // 78: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	73,  // 79: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	82,  // 80: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	84,  // 81: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	1,   // 82: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	3,   // 83: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	5,   // 84: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	7,   // 85: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	9,   // 86: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	11,  // 87: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	13,  // 88: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	15,  // 89: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	18,  // 90: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	20,  // 91: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	22,  // 92: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	28,  // 93: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	30,  // 94: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	32,  // 95: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	34,  // 96: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	36,  // 97: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	39,  // 98: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	41,  // 99: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	43,  // 100: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	45,  // 101: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	47,  // 102: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	49,  // 103: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	52,  // 104: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	54,  // 105: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	56,  // 106: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	58,  // 107: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	60,  // 108: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	62,  // 109: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	74,  // 110: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	83,  // 111: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	85,  // 112: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	82,  // [82:113] is the sub-list for method output_type
-	51,  // [51:82] is the sub-list for method input_type
-	51,  // [51:51] is the sub-list for extension type_name
-	51,  // [51:51] is the sub-list for extension extendee
-	0,   // [0:51] is the sub-list for field type_name
+	108, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	108, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	107, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	109, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	110, // 15: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
+	16,  // 16: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
+	16,  // 17: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
+	16,  // 18: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
+	16,  // 19: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
+	103, // 20: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	111, // 21: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	111, // 22: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	111, // 23: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	112, // 24: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	113, // 25: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	114, // 26: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
+	37,  // 27: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	37,  // 28: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
+	37,  // 29: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	37,  // 30: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
+	37,  // 31: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	37,  // 32: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
+	37,  // 33: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	115, // 34: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
+	104, // 35: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
+	56,  // 36: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
+	56,  // 37: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
+	56,  // 38: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
+	37,  // 39: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
+	116, // 40: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	117, // 41: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	118, // 42: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	119, // 43: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	120, // 44: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	67,  // 45: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
+	67,  // 46: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
+	67,  // 47: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
+	67,  // 48: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
+	67,  // 49: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
+	120, // 50: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	67,  // 51: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
+	92,  // 52: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	67,  // 53: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
+	67,  // 54: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
+	67,  // 55: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
+	121, // 56: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	92,  // 57: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
+	92,  // 58: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	122, // 59: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	123, // 60: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	123, // 61: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	0,   // 62: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	2,   // 63: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	4,   // 64: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	6,   // 65: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	8,   // 66: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	10,  // 67: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	12,  // 68: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	14,  // 69: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	17,  // 70: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	19,  // 71: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	21,  // 72: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	27,  // 73: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	29,  // 74: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	31,  // 75: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	33,  // 76: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	35,  // 77: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	38,  // 78: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	40,  // 79: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	42,  // 80: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	44,  // 81: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	46,  // 82: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	48,  // 83: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	50,  // 84: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
+	52,  // 85: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
+	54,  // 86: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
+	57,  // 87: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
+	59,  // 88: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
+	61,  // 89: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
+	63,  // 90: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
+	65,  // 91: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
+	68,  // 92: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	70,  // 93: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	72,  // 94: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	74,  // 95: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	76,  // 96: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	78,  // 97: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	90,  // 98: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	99,  // 99: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	101, // 100: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	1,   // 101: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	3,   // 102: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	5,   // 103: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	7,   // 104: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	9,   // 105: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	11,  // 106: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	13,  // 107: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	15,  // 108: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	18,  // 109: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	20,  // 110: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	22,  // 111: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	28,  // 112: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	30,  // 113: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	32,  // 114: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	34,  // 115: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	36,  // 116: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	39,  // 117: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	41,  // 118: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	43,  // 119: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	45,  // 120: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	47,  // 121: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	49,  // 122: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	51,  // 123: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	53,  // 124: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	55,  // 125: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	58,  // 126: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	60,  // 127: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	62,  // 128: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	64,  // 129: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	66,  // 130: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	69,  // 131: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	71,  // 132: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	73,  // 133: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	75,  // 134: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	77,  // 135: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	79,  // 136: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	91,  // 137: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	100, // 138: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	102, // 139: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	101, // [101:140] is the sub-list for method output_type
+	62,  // [62:101] is the sub-list for method input_type
+	62,  // [62:62] is the sub-list for extension type_name
+	62,  // [62:62] is the sub-list for extension extendee
+	0,   // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }
@@ -5354,16 +6435,16 @@ func file_argon_v1_api_proto_init() {
 		(*ImportImageRequest_Header_)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[63].OneofWrappers = []any{}
+	file_argon_v1_api_proto_msgTypes[80].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   87,
+			NumMessages:   105,
 			NumExtensions: 0,
-			NumServices:   6,
+			NumServices:   7,
 		},
 		GoTypes:           file_argon_v1_api_proto_goTypes,
 		DependencyIndexes: file_argon_v1_api_proto_depIdxs,

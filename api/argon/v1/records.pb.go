@@ -720,8 +720,12 @@ type Settings struct {
 	ReplicaGraceSeconds uint32 `protobuf:"varint,2,opt,name=replica_grace_seconds,json=replicaGraceSeconds,proto3" json:"replica_grace_seconds,omitempty"`
 	// How long a voter may be away before another server replaces it [60].
 	VoterGraceSeconds uint32 `protobuf:"varint,3,opt,name=voter_grace_seconds,json=voterGraceSeconds,proto3" json:"voter_grace_seconds,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// How long after one scrub of a volume the next one is due [168].
+	ScrubIntervalHours uint32 `protobuf:"varint,4,opt,name=scrub_interval_hours,json=scrubIntervalHours,proto3" json:"scrub_interval_hours,omitempty"`
+	// No scrub is due by itself.
+	ScrubOff      bool `protobuf:"varint,5,opt,name=scrub_off,json=scrubOff,proto3" json:"scrub_off,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -773,6 +777,20 @@ func (x *Settings) GetVoterGraceSeconds() uint32 {
 		return x.VoterGraceSeconds
 	}
 	return 0
+}
+
+func (x *Settings) GetScrubIntervalHours() uint32 {
+	if x != nil {
+		return x.ScrubIntervalHours
+	}
+	return 0
+}
+
+func (x *Settings) GetScrubOff() bool {
+	if x != nil {
+		return x.ScrubOff
+	}
+	return false
 }
 
 type Server struct {
@@ -1254,6 +1272,9 @@ type Image struct {
 	SourceFormat string       `protobuf:"bytes,4,opt,name=source_format,json=sourceFormat,proto3" json:"source_format,omitempty"`
 	Source       string       `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
 	Copies       []*ImageCopy `protobuf:"bytes,6,rep,name=copies,proto3" json:"copies,omitempty"`
+	// Being deleted: no new volume is made from it, and it goes once no volume
+	// needs it any more.
+	Removing bool `protobuf:"varint,7,opt,name=removing,proto3" json:"removing,omitempty"`
 	// What an OVA says of the machine that its disk is from.
 	Hints         *MachineHints `protobuf:"bytes,30,opt,name=hints,proto3" json:"hints,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1330,6 +1351,13 @@ func (x *Image) GetCopies() []*ImageCopy {
 		return x.Copies
 	}
 	return nil
+}
+
+func (x *Image) GetRemoving() bool {
+	if x != nil {
+		return x.Removing
+	}
+	return false
 }
 
 func (x *Image) GetHints() *MachineHints {
@@ -1599,9 +1627,12 @@ type Snapshot struct {
 	ReplicaIds []uint32 `protobuf:"varint,7,rep,packed,name=replica_ids,json=replicaIds,proto3" json:"replica_ids,omitempty"`
 	// Snapshots of several volumes at the same instant have the same group, and
 	// the number of its volumes.
-	Group         string            `protobuf:"bytes,8,opt,name=group,proto3" json:"group,omitempty"`
-	GroupSize     uint32            `protobuf:"varint,9,opt,name=group_size,json=groupSize,proto3" json:"group_size,omitempty"`
-	Labels        map[string]string `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Group     string            `protobuf:"bytes,8,opt,name=group,proto3" json:"group,omitempty"`
+	GroupSize uint32            `protobuf:"varint,9,opt,name=group_size,json=groupSize,proto3" json:"group_size,omitempty"`
+	Labels    map[string]string `protobuf:"bytes,10,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Being deleted: no new volume is made from it, and it goes once no volume
+	// needs it any more.
+	Removing      bool `protobuf:"varint,11,opt,name=removing,proto3" json:"removing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1704,6 +1735,13 @@ func (x *Snapshot) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *Snapshot) GetRemoving() bool {
+	if x != nil {
+		return x.Removing
+	}
+	return false
 }
 
 // Base is what a volume was made from: what its replicas do not hold
@@ -1872,9 +1910,15 @@ func (x *Scrub) GetUnclear() uint64 {
 type Attachment struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	ServerId string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
-	// The machine it is for; empty for `volume connect`.
-	MachineId     string                 `protobuf:"bytes,2,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
-	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// The machine it is for; empty for other uses.
+	MachineId string                 `protobuf:"bytes,2,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	Since     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// Somebody has it connected (`volume connect`, an export or an import). Unset
+	// and without a machine: it is attached for upkeep only.
+	Connected bool `protobuf:"varint,4,opt,name=connected,proto3" json:"connected,omitempty"`
+	// Of one for upkeep: the server that wants the volume for a user. The holder
+	// then makes way.
+	WantedBy      string `protobuf:"bytes,5,opt,name=wanted_by,json=wantedBy,proto3" json:"wanted_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1928,6 +1972,20 @@ func (x *Attachment) GetSince() *timestamppb.Timestamp {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *Attachment) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *Attachment) GetWantedBy() string {
+	if x != nil {
+		return x.WantedBy
+	}
+	return ""
 }
 
 type Volume struct {
@@ -3662,11 +3720,13 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x0eschema_version\x18\x03 \x01(\rR\rschemaVersion\x124\n" +
 	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12,\n" +
 	"\x12ca_certificate_pem\x18\x05 \x01(\tR\x10caCertificatePem\x12.\n" +
-	"\bsettings\x18\x06 \x01(\v2\x12.argon.v1.SettingsR\bsettings\"\x93\x01\n" +
+	"\bsettings\x18\x06 \x01(\v2\x12.argon.v1.SettingsR\bsettings\"\xe2\x01\n" +
 	"\bSettings\x12#\n" +
 	"\rlease_seconds\x18\x01 \x01(\rR\fleaseSeconds\x122\n" +
 	"\x15replica_grace_seconds\x18\x02 \x01(\rR\x13replicaGraceSeconds\x12.\n" +
-	"\x13voter_grace_seconds\x18\x03 \x01(\rR\x11voterGraceSeconds\"\xe9\x04\n" +
+	"\x13voter_grace_seconds\x18\x03 \x01(\rR\x11voterGraceSeconds\x120\n" +
+	"\x14scrub_interval_hours\x18\x04 \x01(\rR\x12scrubIntervalHours\x12\x1b\n" +
+	"\tscrub_off\x18\x05 \x01(\bR\bscrubOff\"\xe9\x04\n" +
 	"\x06Server\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x19\n" +
@@ -3710,7 +3770,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
 	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x17\n" +
 	"\aused_by\x18\x05 \x01(\tR\x06usedBy\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x03R\brevision\"\xfa\x01\n" +
+	"\brevision\x18\x06 \x01(\x03R\brevision\"\x96\x02\n" +
 	"\x05Image\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x1d\n" +
 	"\n" +
@@ -3718,7 +3778,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x06sha256\x18\x03 \x01(\tR\x06sha256\x12#\n" +
 	"\rsource_format\x18\x04 \x01(\tR\fsourceFormat\x12\x16\n" +
 	"\x06source\x18\x05 \x01(\tR\x06source\x12+\n" +
-	"\x06copies\x18\x06 \x03(\v2\x13.argon.v1.ImageCopyR\x06copies\x12,\n" +
+	"\x06copies\x18\x06 \x03(\v2\x13.argon.v1.ImageCopyR\x06copies\x12\x1a\n" +
+	"\bremoving\x18\a \x01(\bR\bremoving\x12,\n" +
 	"\x05hints\x18\x1e \x01(\v2\x16.argon.v1.MachineHintsR\x05hints\"a\n" +
 	"\fMachineHints\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
@@ -3739,7 +3800,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\vcopied_base\x18\t \x01(\x04R\n" +
 	"copiedBase\x12\x14\n" +
 	"\x05based\x18\n" +
-	" \x01(\bR\x05based\"\x9b\x03\n" +
+	" \x01(\bR\x05based\"\xb7\x03\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -3756,7 +3817,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\n" +
 	"group_size\x18\t \x01(\rR\tgroupSize\x126\n" +
 	"\x06labels\x18\n" +
-	" \x03(\v2\x1e.argon.v1.Snapshot.LabelsEntryR\x06labels\x1a9\n" +
+	" \x03(\v2\x1e.argon.v1.Snapshot.LabelsEntryR\x06labels\x12\x1a\n" +
+	"\bremoving\x18\v \x01(\bR\bremoving\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"}\n" +
@@ -3773,13 +3835,15 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"finishedAt\x12\x18\n" +
 	"\aregions\x18\x04 \x01(\x04R\aregions\x12\x1a\n" +
 	"\brepaired\x18\x05 \x01(\x04R\brepaired\x12\x18\n" +
-	"\aunclear\x18\x06 \x01(\x04R\aunclear\"z\n" +
+	"\aunclear\x18\x06 \x01(\x04R\aunclear\"\xb5\x01\n" +
 	"\n" +
 	"Attachment\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x02 \x01(\tR\tmachineId\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xb7\x05\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1c\n" +
+	"\tconnected\x18\x04 \x01(\bR\tconnected\x12\x1b\n" +
+	"\twanted_by\x18\x05 \x01(\tR\bwantedBy\"\xb7\x05\n" +
 	"\x06Volume\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x1d\n" +
 	"\n" +

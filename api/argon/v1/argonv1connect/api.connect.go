@@ -32,6 +32,8 @@ const (
 	ImageServiceName = "argon.v1.ImageService"
 	// VolumeServiceName is the fully-qualified name of the VolumeService service.
 	VolumeServiceName = "argon.v1.VolumeService"
+	// SnapshotServiceName is the fully-qualified name of the SnapshotService service.
+	SnapshotServiceName = "argon.v1.SnapshotService"
 	// MachineServiceName is the fully-qualified name of the MachineService service.
 	MachineServiceName = "argon.v1.MachineService"
 	// EventServiceName is the fully-qualified name of the EventService service.
@@ -103,6 +105,30 @@ const (
 	// VolumeServicePromoteReplicaProcedure is the fully-qualified name of the VolumeService's
 	// PromoteReplica RPC.
 	VolumeServicePromoteReplicaProcedure = "/argon.v1.VolumeService/PromoteReplica"
+	// VolumeServiceResizeVolumeProcedure is the fully-qualified name of the VolumeService's
+	// ResizeVolume RPC.
+	VolumeServiceResizeVolumeProcedure = "/argon.v1.VolumeService/ResizeVolume"
+	// VolumeServiceDetachBaseProcedure is the fully-qualified name of the VolumeService's DetachBase
+	// RPC.
+	VolumeServiceDetachBaseProcedure = "/argon.v1.VolumeService/DetachBase"
+	// VolumeServiceScrubVolumeProcedure is the fully-qualified name of the VolumeService's ScrubVolume
+	// RPC.
+	VolumeServiceScrubVolumeProcedure = "/argon.v1.VolumeService/ScrubVolume"
+	// SnapshotServiceCreateSnapshotProcedure is the fully-qualified name of the SnapshotService's
+	// CreateSnapshot RPC.
+	SnapshotServiceCreateSnapshotProcedure = "/argon.v1.SnapshotService/CreateSnapshot"
+	// SnapshotServiceListSnapshotsProcedure is the fully-qualified name of the SnapshotService's
+	// ListSnapshots RPC.
+	SnapshotServiceListSnapshotsProcedure = "/argon.v1.SnapshotService/ListSnapshots"
+	// SnapshotServiceGetSnapshotProcedure is the fully-qualified name of the SnapshotService's
+	// GetSnapshot RPC.
+	SnapshotServiceGetSnapshotProcedure = "/argon.v1.SnapshotService/GetSnapshot"
+	// SnapshotServiceRemoveSnapshotProcedure is the fully-qualified name of the SnapshotService's
+	// RemoveSnapshot RPC.
+	SnapshotServiceRemoveSnapshotProcedure = "/argon.v1.SnapshotService/RemoveSnapshot"
+	// SnapshotServiceRollBackProcedure is the fully-qualified name of the SnapshotService's RollBack
+	// RPC.
+	SnapshotServiceRollBackProcedure = "/argon.v1.SnapshotService/RollBack"
 	// MachineServiceCreateMachineProcedure is the fully-qualified name of the MachineService's
 	// CreateMachine RPC.
 	MachineServiceCreateMachineProcedure = "/argon.v1.MachineService/CreateMachine"
@@ -707,6 +733,13 @@ type VolumeServiceClient interface {
 	ConnectVolume(context.Context, *connect.Request[v1.ConnectVolumeRequest]) (*connect.ServerStreamForClient[v1.ConnectVolumeResponse], error)
 	// Makes a replica that is not in sync the only in-sync one. Loses writes.
 	PromoteReplica(context.Context, *connect.Request[v1.PromoteReplicaRequest]) (*connect.Response[v1.PromoteReplicaResponse], error)
+	// Answers once the volume has the size.
+	ResizeVolume(context.Context, *connect.Request[v1.ResizeVolumeRequest]) (*connect.Response[v1.ResizeVolumeResponse], error)
+	// Has the replicas copy what they need of the volume's base, in the
+	// background.
+	DetachBase(context.Context, *connect.Request[v1.DetachBaseRequest]) (*connect.Response[v1.DetachBaseResponse], error)
+	// Has the replicas compared, in the background.
+	ScrubVolume(context.Context, *connect.Request[v1.ScrubVolumeRequest]) (*connect.Response[v1.ScrubVolumeResponse], error)
 }
 
 // NewVolumeServiceClient constructs a client for the argon.v1.VolumeService service. By default, it
@@ -756,6 +789,24 @@ func NewVolumeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(volumeServiceMethods.ByName("PromoteReplica")),
 			connect.WithClientOptions(opts...),
 		),
+		resizeVolume: connect.NewClient[v1.ResizeVolumeRequest, v1.ResizeVolumeResponse](
+			httpClient,
+			baseURL+VolumeServiceResizeVolumeProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("ResizeVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		detachBase: connect.NewClient[v1.DetachBaseRequest, v1.DetachBaseResponse](
+			httpClient,
+			baseURL+VolumeServiceDetachBaseProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("DetachBase")),
+			connect.WithClientOptions(opts...),
+		),
+		scrubVolume: connect.NewClient[v1.ScrubVolumeRequest, v1.ScrubVolumeResponse](
+			httpClient,
+			baseURL+VolumeServiceScrubVolumeProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("ScrubVolume")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -767,6 +818,9 @@ type volumeServiceClient struct {
 	removeVolume   *connect.Client[v1.RemoveVolumeRequest, v1.RemoveVolumeResponse]
 	connectVolume  *connect.Client[v1.ConnectVolumeRequest, v1.ConnectVolumeResponse]
 	promoteReplica *connect.Client[v1.PromoteReplicaRequest, v1.PromoteReplicaResponse]
+	resizeVolume   *connect.Client[v1.ResizeVolumeRequest, v1.ResizeVolumeResponse]
+	detachBase     *connect.Client[v1.DetachBaseRequest, v1.DetachBaseResponse]
+	scrubVolume    *connect.Client[v1.ScrubVolumeRequest, v1.ScrubVolumeResponse]
 }
 
 // CreateVolume calls argon.v1.VolumeService.CreateVolume.
@@ -799,6 +853,21 @@ func (c *volumeServiceClient) PromoteReplica(ctx context.Context, req *connect.R
 	return c.promoteReplica.CallUnary(ctx, req)
 }
 
+// ResizeVolume calls argon.v1.VolumeService.ResizeVolume.
+func (c *volumeServiceClient) ResizeVolume(ctx context.Context, req *connect.Request[v1.ResizeVolumeRequest]) (*connect.Response[v1.ResizeVolumeResponse], error) {
+	return c.resizeVolume.CallUnary(ctx, req)
+}
+
+// DetachBase calls argon.v1.VolumeService.DetachBase.
+func (c *volumeServiceClient) DetachBase(ctx context.Context, req *connect.Request[v1.DetachBaseRequest]) (*connect.Response[v1.DetachBaseResponse], error) {
+	return c.detachBase.CallUnary(ctx, req)
+}
+
+// ScrubVolume calls argon.v1.VolumeService.ScrubVolume.
+func (c *volumeServiceClient) ScrubVolume(ctx context.Context, req *connect.Request[v1.ScrubVolumeRequest]) (*connect.Response[v1.ScrubVolumeResponse], error) {
+	return c.scrubVolume.CallUnary(ctx, req)
+}
+
 // VolumeServiceHandler is an implementation of the argon.v1.VolumeService service.
 type VolumeServiceHandler interface {
 	// Answers once every replica is made, or says which are not.
@@ -810,6 +879,13 @@ type VolumeServiceHandler interface {
 	ConnectVolume(context.Context, *connect.Request[v1.ConnectVolumeRequest], *connect.ServerStream[v1.ConnectVolumeResponse]) error
 	// Makes a replica that is not in sync the only in-sync one. Loses writes.
 	PromoteReplica(context.Context, *connect.Request[v1.PromoteReplicaRequest]) (*connect.Response[v1.PromoteReplicaResponse], error)
+	// Answers once the volume has the size.
+	ResizeVolume(context.Context, *connect.Request[v1.ResizeVolumeRequest]) (*connect.Response[v1.ResizeVolumeResponse], error)
+	// Has the replicas copy what they need of the volume's base, in the
+	// background.
+	DetachBase(context.Context, *connect.Request[v1.DetachBaseRequest]) (*connect.Response[v1.DetachBaseResponse], error)
+	// Has the replicas compared, in the background.
+	ScrubVolume(context.Context, *connect.Request[v1.ScrubVolumeRequest]) (*connect.Response[v1.ScrubVolumeResponse], error)
 }
 
 // NewVolumeServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -855,6 +931,24 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(volumeServiceMethods.ByName("PromoteReplica")),
 		connect.WithHandlerOptions(opts...),
 	)
+	volumeServiceResizeVolumeHandler := connect.NewUnaryHandler(
+		VolumeServiceResizeVolumeProcedure,
+		svc.ResizeVolume,
+		connect.WithSchema(volumeServiceMethods.ByName("ResizeVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	volumeServiceDetachBaseHandler := connect.NewUnaryHandler(
+		VolumeServiceDetachBaseProcedure,
+		svc.DetachBase,
+		connect.WithSchema(volumeServiceMethods.ByName("DetachBase")),
+		connect.WithHandlerOptions(opts...),
+	)
+	volumeServiceScrubVolumeHandler := connect.NewUnaryHandler(
+		VolumeServiceScrubVolumeProcedure,
+		svc.ScrubVolume,
+		connect.WithSchema(volumeServiceMethods.ByName("ScrubVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/argon.v1.VolumeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case VolumeServiceCreateVolumeProcedure:
@@ -869,6 +963,12 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 			volumeServiceConnectVolumeHandler.ServeHTTP(w, r)
 		case VolumeServicePromoteReplicaProcedure:
 			volumeServicePromoteReplicaHandler.ServeHTTP(w, r)
+		case VolumeServiceResizeVolumeProcedure:
+			volumeServiceResizeVolumeHandler.ServeHTTP(w, r)
+		case VolumeServiceDetachBaseProcedure:
+			volumeServiceDetachBaseHandler.ServeHTTP(w, r)
+		case VolumeServiceScrubVolumeProcedure:
+			volumeServiceScrubVolumeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -900,6 +1000,200 @@ func (UnimplementedVolumeServiceHandler) ConnectVolume(context.Context, *connect
 
 func (UnimplementedVolumeServiceHandler) PromoteReplica(context.Context, *connect.Request[v1.PromoteReplicaRequest]) (*connect.Response[v1.PromoteReplicaResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.VolumeService.PromoteReplica is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) ResizeVolume(context.Context, *connect.Request[v1.ResizeVolumeRequest]) (*connect.Response[v1.ResizeVolumeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.VolumeService.ResizeVolume is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) DetachBase(context.Context, *connect.Request[v1.DetachBaseRequest]) (*connect.Response[v1.DetachBaseResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.VolumeService.DetachBase is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) ScrubVolume(context.Context, *connect.Request[v1.ScrubVolumeRequest]) (*connect.Response[v1.ScrubVolumeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.VolumeService.ScrubVolume is not implemented"))
+}
+
+// SnapshotServiceClient is a client for the argon.v1.SnapshotService service.
+type SnapshotServiceClient interface {
+	// Of one volume, or of all of a machine's at the same instant. Answers once
+	// they are taken.
+	CreateSnapshot(context.Context, *connect.Request[v1.CreateSnapshotRequest]) (*connect.Response[v1.CreateSnapshotResponse], error)
+	ListSnapshots(context.Context, *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error)
+	GetSnapshot(context.Context, *connect.Request[v1.GetSnapshotRequest]) (*connect.Response[v1.GetSnapshotResponse], error)
+	RemoveSnapshot(context.Context, *connect.Request[v1.RemoveSnapshotRequest]) (*connect.Response[v1.RemoveSnapshotResponse], error)
+	// Makes the volume, or all of a machine's, equal to the snapshot. Answers
+	// once that is recorded; see the volume's rollback_to.
+	RollBack(context.Context, *connect.Request[v1.RollBackRequest]) (*connect.Response[v1.RollBackResponse], error)
+}
+
+// NewSnapshotServiceClient constructs a client for the argon.v1.SnapshotService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewSnapshotServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) SnapshotServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	snapshotServiceMethods := v1.File_argon_v1_api_proto.Services().ByName("SnapshotService").Methods()
+	return &snapshotServiceClient{
+		createSnapshot: connect.NewClient[v1.CreateSnapshotRequest, v1.CreateSnapshotResponse](
+			httpClient,
+			baseURL+SnapshotServiceCreateSnapshotProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("CreateSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		listSnapshots: connect.NewClient[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse](
+			httpClient,
+			baseURL+SnapshotServiceListSnapshotsProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("ListSnapshots")),
+			connect.WithClientOptions(opts...),
+		),
+		getSnapshot: connect.NewClient[v1.GetSnapshotRequest, v1.GetSnapshotResponse](
+			httpClient,
+			baseURL+SnapshotServiceGetSnapshotProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("GetSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		removeSnapshot: connect.NewClient[v1.RemoveSnapshotRequest, v1.RemoveSnapshotResponse](
+			httpClient,
+			baseURL+SnapshotServiceRemoveSnapshotProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("RemoveSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		rollBack: connect.NewClient[v1.RollBackRequest, v1.RollBackResponse](
+			httpClient,
+			baseURL+SnapshotServiceRollBackProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("RollBack")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// snapshotServiceClient implements SnapshotServiceClient.
+type snapshotServiceClient struct {
+	createSnapshot *connect.Client[v1.CreateSnapshotRequest, v1.CreateSnapshotResponse]
+	listSnapshots  *connect.Client[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse]
+	getSnapshot    *connect.Client[v1.GetSnapshotRequest, v1.GetSnapshotResponse]
+	removeSnapshot *connect.Client[v1.RemoveSnapshotRequest, v1.RemoveSnapshotResponse]
+	rollBack       *connect.Client[v1.RollBackRequest, v1.RollBackResponse]
+}
+
+// CreateSnapshot calls argon.v1.SnapshotService.CreateSnapshot.
+func (c *snapshotServiceClient) CreateSnapshot(ctx context.Context, req *connect.Request[v1.CreateSnapshotRequest]) (*connect.Response[v1.CreateSnapshotResponse], error) {
+	return c.createSnapshot.CallUnary(ctx, req)
+}
+
+// ListSnapshots calls argon.v1.SnapshotService.ListSnapshots.
+func (c *snapshotServiceClient) ListSnapshots(ctx context.Context, req *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error) {
+	return c.listSnapshots.CallUnary(ctx, req)
+}
+
+// GetSnapshot calls argon.v1.SnapshotService.GetSnapshot.
+func (c *snapshotServiceClient) GetSnapshot(ctx context.Context, req *connect.Request[v1.GetSnapshotRequest]) (*connect.Response[v1.GetSnapshotResponse], error) {
+	return c.getSnapshot.CallUnary(ctx, req)
+}
+
+// RemoveSnapshot calls argon.v1.SnapshotService.RemoveSnapshot.
+func (c *snapshotServiceClient) RemoveSnapshot(ctx context.Context, req *connect.Request[v1.RemoveSnapshotRequest]) (*connect.Response[v1.RemoveSnapshotResponse], error) {
+	return c.removeSnapshot.CallUnary(ctx, req)
+}
+
+// RollBack calls argon.v1.SnapshotService.RollBack.
+func (c *snapshotServiceClient) RollBack(ctx context.Context, req *connect.Request[v1.RollBackRequest]) (*connect.Response[v1.RollBackResponse], error) {
+	return c.rollBack.CallUnary(ctx, req)
+}
+
+// SnapshotServiceHandler is an implementation of the argon.v1.SnapshotService service.
+type SnapshotServiceHandler interface {
+	// Of one volume, or of all of a machine's at the same instant. Answers once
+	// they are taken.
+	CreateSnapshot(context.Context, *connect.Request[v1.CreateSnapshotRequest]) (*connect.Response[v1.CreateSnapshotResponse], error)
+	ListSnapshots(context.Context, *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error)
+	GetSnapshot(context.Context, *connect.Request[v1.GetSnapshotRequest]) (*connect.Response[v1.GetSnapshotResponse], error)
+	RemoveSnapshot(context.Context, *connect.Request[v1.RemoveSnapshotRequest]) (*connect.Response[v1.RemoveSnapshotResponse], error)
+	// Makes the volume, or all of a machine's, equal to the snapshot. Answers
+	// once that is recorded; see the volume's rollback_to.
+	RollBack(context.Context, *connect.Request[v1.RollBackRequest]) (*connect.Response[v1.RollBackResponse], error)
+}
+
+// NewSnapshotServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewSnapshotServiceHandler(svc SnapshotServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	snapshotServiceMethods := v1.File_argon_v1_api_proto.Services().ByName("SnapshotService").Methods()
+	snapshotServiceCreateSnapshotHandler := connect.NewUnaryHandler(
+		SnapshotServiceCreateSnapshotProcedure,
+		svc.CreateSnapshot,
+		connect.WithSchema(snapshotServiceMethods.ByName("CreateSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	snapshotServiceListSnapshotsHandler := connect.NewUnaryHandler(
+		SnapshotServiceListSnapshotsProcedure,
+		svc.ListSnapshots,
+		connect.WithSchema(snapshotServiceMethods.ByName("ListSnapshots")),
+		connect.WithHandlerOptions(opts...),
+	)
+	snapshotServiceGetSnapshotHandler := connect.NewUnaryHandler(
+		SnapshotServiceGetSnapshotProcedure,
+		svc.GetSnapshot,
+		connect.WithSchema(snapshotServiceMethods.ByName("GetSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	snapshotServiceRemoveSnapshotHandler := connect.NewUnaryHandler(
+		SnapshotServiceRemoveSnapshotProcedure,
+		svc.RemoveSnapshot,
+		connect.WithSchema(snapshotServiceMethods.ByName("RemoveSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	snapshotServiceRollBackHandler := connect.NewUnaryHandler(
+		SnapshotServiceRollBackProcedure,
+		svc.RollBack,
+		connect.WithSchema(snapshotServiceMethods.ByName("RollBack")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/argon.v1.SnapshotService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case SnapshotServiceCreateSnapshotProcedure:
+			snapshotServiceCreateSnapshotHandler.ServeHTTP(w, r)
+		case SnapshotServiceListSnapshotsProcedure:
+			snapshotServiceListSnapshotsHandler.ServeHTTP(w, r)
+		case SnapshotServiceGetSnapshotProcedure:
+			snapshotServiceGetSnapshotHandler.ServeHTTP(w, r)
+		case SnapshotServiceRemoveSnapshotProcedure:
+			snapshotServiceRemoveSnapshotHandler.ServeHTTP(w, r)
+		case SnapshotServiceRollBackProcedure:
+			snapshotServiceRollBackHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedSnapshotServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedSnapshotServiceHandler struct{}
+
+func (UnimplementedSnapshotServiceHandler) CreateSnapshot(context.Context, *connect.Request[v1.CreateSnapshotRequest]) (*connect.Response[v1.CreateSnapshotResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.SnapshotService.CreateSnapshot is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) ListSnapshots(context.Context, *connect.Request[v1.ListSnapshotsRequest]) (*connect.Response[v1.ListSnapshotsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.SnapshotService.ListSnapshots is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) GetSnapshot(context.Context, *connect.Request[v1.GetSnapshotRequest]) (*connect.Response[v1.GetSnapshotResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.SnapshotService.GetSnapshot is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) RemoveSnapshot(context.Context, *connect.Request[v1.RemoveSnapshotRequest]) (*connect.Response[v1.RemoveSnapshotResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.SnapshotService.RemoveSnapshot is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) RollBack(context.Context, *connect.Request[v1.RollBackRequest]) (*connect.Response[v1.RollBackResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.SnapshotService.RollBack is not implemented"))
 }
 
 // MachineServiceClient is a client for the argon.v1.MachineService service.
