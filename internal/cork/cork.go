@@ -11,6 +11,8 @@ import (
 	"crypto/tls"
 	"net"
 	"sync"
+
+	"github.com/argon-cluster/argon/internal/nonblock"
 )
 
 // size is how much a connection holds back, in bytes, and how much is
@@ -32,11 +34,21 @@ type Conn struct {
 
 // New makes a Conn, which owns the connection.
 func New(nc net.Conn) *Conn {
+	nc = nonblock.New(nc)
 	return &Conn{Conn: nc, in: bufio.NewReaderSize(nc, size)}
 }
 
 // Read reads ahead.
 func (c *Conn) Read(p []byte) (int, error) { return c.in.Read(p) }
+
+// Buffered is how many bytes have arrived that were not read. Whoever reads may
+// ask.
+func (c *Conn) Buffered() int {
+	if c == nil {
+		return 0
+	}
+	return c.in.Buffered()
+}
 
 // Write writes, or holds back.
 func (c *Conn) Write(p []byte) (int, error) {

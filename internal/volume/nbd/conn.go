@@ -9,11 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"sync"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/argon-cluster/argon/internal/nonblock"
 	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/nbd/proto"
 )
@@ -41,7 +39,7 @@ type conn struct {
 
 	writing sync.Mutex // guards out and what is written
 	out     net.Buffers
-	raw     syscall.RawConn // nil if answers cannot be written at once
+	now     *nonblock.Conn // nc; nil if answers cannot be written at once
 
 	mu      sync.Mutex
 	room    sync.Cond  // the reader waits for it
@@ -76,6 +74,7 @@ var refusals = map[proto.Errno]string{
 }
 
 func newConn(s *Server, id uint64, nc net.Conn) *conn {
+	nc = nonblock.New(nc)
 	c := &conn{
 		server: s, id: id, nc: nc, device: s.opts.Device,
 		r:    bufio.NewReaderSize(nc, readAhead),
@@ -83,9 +82,7 @@ func newConn(s *Server, id uint64, nc net.Conn) *conn {
 		done: make(chan struct{}),
 	}
 	c.room.L, c.work.L = &c.mu, &c.mu
-	if sc, ok := nc.(syscall.Conn); ok {
-		c.raw, _ = sc.SyscallConn()
-	}
+	c.now, _ = nc.(*nonblock.Conn)
 	return c
 }
 
@@ -360,7 +357,12 @@ func (c *conn) writeAll(rest []byte, batch []*request) error {
 		out = r.appendAnswer(out)
 	}
 	c.out = out
-	_, err := out.WriteTo(c.nc)
+	var err error
+	if c.now != nil {
+		_, err = c.now.WriteAll(out)
+	} else {
+		_, err = out.WriteTo(c.nc)
+	}
 	return err
 }
 
@@ -375,7 +377,7 @@ const maxNow = 64 << 10
 // answerNow writes an answer, or as much of it as the client's socket takes,
 // unless somebody else writes or there is more to write. It never waits.
 func (c *conn) answerNow(r *request) bool {
-	if c.raw == nil || len(r.dev.Data) > maxNow || !c.writing.TryLock() {
+	if c.now == nil || len(r.dev.Data) > maxNow || !c.writing.TryLock() {
 		return false
 	}
 	defer c.writing.Unlock()
@@ -386,19 +388,15 @@ func (c *conn) answerNow(r *request) bool {
 		return false
 	}
 	c.out = r.appendAnswer(c.out[:0])
-	written := 0
-	err := c.raw.Write(func(fd uintptr) bool {
-		written, _ = unix.Writev(int(fd), c.out)
-		return true // even if nothing was: it is tried again by the writer
-	})
+	written, err := c.now.WriteNow(c.out)
 	if err != nil {
 		return false // closed: the writer finds out
 	}
-	size := 0
+	size := int64(0)
 	for _, b := range c.out {
-		size += len(b)
+		size += int64(len(b))
 	}
-	if written = max(written, 0); written < size {
+	if written < size {
 		c.mu.Lock()
 		c.rest = bytes.Join(c.out, nil)[written:]
 		c.mu.Unlock()
