@@ -43,6 +43,8 @@ func Serve(ctx context.Context, nc net.Conn, store *Store) error {
 	if err := c.hello(store); err != nil {
 		return err
 	}
+	c.turn.lost = c.giveTurn
+	defer c.turn.stop()
 	var wg sync.WaitGroup
 	for range workers {
 		wg.Go(c.work)
@@ -57,18 +59,21 @@ func Serve(ctx context.Context, nc net.Conn, store *Store) error {
 }
 
 // serverConn is the replica's side of a connection. Its workers take turns: one
-// reads a request and, before it carries that out itself, lets the next one
-// read. So a request passes from the network to the disk and back without
-// waiting for another goroutine (Schmidt et al. 2000, Leader/Followers).
+// reads requests and carries out those that most likely do not wait for the
+// disk. Before it carries out any other it lets the next worker read. So a
+// request passes from the network to the disk and back without waiting for
+// another goroutine (Schmidt et al. 2000, Leader/Followers).
 type serverConn struct {
 	nc      net.Conn
 	session *Session
 	slots   chan struct{} // one for each request that is not answered
+	turn    turn
 
 	reading sync.Mutex // whose turn it is; guards in, err and readBy
 	in      *bufio.Reader
 	err     error     // why no more is read
 	readBy  time.Time // the read deadline
+	head    [wire.HeaderSize]byte
 
 	mu   sync.Mutex
 	busy int    // workers that carry a request out
@@ -76,6 +81,7 @@ type serverConn struct {
 
 	writing sync.Mutex // guards out, broken and writeBy
 	out     *bufio.Writer
+	outHead [wire.HeaderSize]byte
 	below   *cork.Conn
 	broken  bool
 	writeBy time.Time    // the write deadline
@@ -86,18 +92,29 @@ type serverConn struct {
 type job struct {
 	head wire.Header
 	data []byte // a write's, a read's, or an answer's text
-	pool *[]byte
+	pool *sync.Pool
+	buf  *[]byte // what data is in, from the pool
+	done bool
 }
 
-var payloads = sync.Pool{New: func() any { b := make([]byte, 0, 256<<10); return &b }}
+// Buffers for payloads, most of which are small.
+var (
+	smallPayloads = sync.Pool{New: func() any { b := make([]byte, atOnce); return &b }}
+	largePayloads = sync.Pool{New: func() any { b := make([]byte, 1<<20); return &b }}
+)
 
-// take makes room for n bytes; large ones are not kept.
+// take makes room for n bytes; the largest are not kept.
 func (j *job) take(n int) {
-	j.pool = payloads.Get().(*[]byte)
-	if cap(*j.pool) < n {
-		*j.pool = make([]byte, n)
+	j.pool = &smallPayloads
+	if n > atOnce {
+		j.pool = &largePayloads
 	}
-	j.data = (*j.pool)[:n]
+	j.buf = j.pool.Get().(*[]byte)
+	if len(*j.buf) < n {
+		b := make([]byte, n)
+		j.pool, j.buf = nil, &b
+	}
+	j.data = (*j.buf)[:n]
 }
 
 func (j *job) takeZeros(n int) {
@@ -106,10 +123,10 @@ func (j *job) takeZeros(n int) {
 }
 
 func (j *job) release() {
-	if j.pool != nil && cap(*j.pool) <= 1<<20 {
-		payloads.Put(j.pool)
+	if j.pool != nil {
+		j.pool.Put(j.buf)
 	}
-	j.pool, j.data = nil, nil
+	j.pool, j.buf, j.data = nil, nil, nil
 }
 
 // hello seals the replica for the holder that the connection is from.
@@ -139,7 +156,7 @@ func (c *serverConn) hello(store *Store) error {
 	if err == nil {
 		answer.data = wire.Info{Incarnation: info.Incarnation, Health: uint8(info.Health)}.Marshal()
 	}
-	if werr := c.send(answer, true); werr != nil {
+	if werr := errors.Join(c.put(answer), c.send()); werr != nil {
 		return werr
 	}
 	return err
@@ -188,14 +205,14 @@ func (j *job) judge(err error) {
 // work takes turns with the other workers until the connection ends.
 func (c *serverConn) work() {
 	for {
-		j := c.read()
+		j, mine := c.read()
 		if j == nil {
 			return
 		}
-		for mine := c.claim(j); mine; {
+		for ; mine; j, mine = c.finish() {
 			c.carryOut(j)
-			c.answer(j)
-			j, mine = c.finish()
+			c.answer(j, false)
+			<-c.slots
 		}
 	}
 }
@@ -227,24 +244,81 @@ func (c *serverConn) finish() (*job, bool) {
 	return j, true
 }
 
-// read waits for its turn and then for a request; nil when the connection has
-// ended.
-func (c *serverConn) read() *job {
+// read waits for the worker's turn and then serves requests up to the first that
+// may wait for the disk, which it returns; mine tells whether the worker should
+// carry it out. Nothing is returned when the connection has ended.
+func (c *serverConn) read() (j *job, mine bool) {
 	c.reading.Lock()
-	defer c.reading.Unlock()
+	j = &job{}
+	held := false // answers wait to be sent together
 	for c.err == nil {
-		j, err := c.next()
-		if err != nil {
+		if err := c.next(j); err != nil {
 			c.err = fmt.Errorf("replica connection from %s: %w", c.nc.RemoteAddr(), err)
-			return nil
+			break
 		}
-		if j.head.Type != wire.Ping {
-			return j
+		if kept := c.tryOut(j); !kept {
+			c.slots <- struct{}{}
+			return j, true
 		}
-		// Answered here: it asks whether this process lives, not the disk.
-		c.answer(j)
+		if !j.done {
+			if held {
+				c.flush()
+			}
+			c.slots <- struct{}{}
+			mine = c.claim(j)
+			c.reading.Unlock()
+			return j, mine
+		}
+		held = c.in.Buffered() > 0 || c.below.Buffered() > 0
+		c.answer(j, held)
 	}
-	return nil
+	c.reading.Unlock()
+	return nil, false
+}
+
+// tryOut carries out a request if that most likely does not wait for the disk.
+// If it did wait the worker may have lost its turn; then it counts as busy.
+func (c *serverConn) tryOut(j *job) (kept bool) {
+	h := j.head
+	if h.Type == wire.Ping {
+		// Answered here: it asks whether this process lives, not the disk.
+		j.done = true
+		return true
+	}
+	if h.FUA || (h.Type != wire.Write && h.Type != wire.Read) || h.Len > atOnce || !c.mayTry() {
+		return true
+	}
+	mark := c.turn.begin()
+	var err error
+	if h.Type == wire.Write {
+		j.done, err = c.session.TryWriteAt(j.data, h.Off, h.Generation)
+	} else {
+		j.take(int(h.Len))
+		j.done, err = c.session.TryReadAt(j.data, h.Off)
+	}
+	kept = c.turn.end(mark)
+	if j.done && h.Type == wire.Write || !j.done && h.Type == wire.Read {
+		j.release()
+	}
+	j.judge(err)
+	return kept
+}
+
+// mayTry tells whether the worker that reads may try to carry out a request: if
+// the disk holds it up another one must be left to read.
+func (c *serverConn) mayTry() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.busy < workers-1
+}
+
+// giveTurn takes the turn from a worker that the disk holds up, for another one.
+func (c *serverConn) giveTurn() {
+	c.mu.Lock()
+	c.busy++
+	c.mu.Unlock()
+	c.reading.Unlock()
+	c.flush()
 }
 
 // deadline is a new one, if the old one is due to be moved.
@@ -254,31 +328,27 @@ func deadline(old time.Time) (by time.Time, due bool) {
 }
 
 // next reads one request.
-func (c *serverConn) next() (*job, error) {
+func (c *serverConn) next(j *job) error {
 	// Setting a deadline costs more than looking at the clock.
 	if by, due := deadline(c.readBy); due {
 		c.readBy = by
 		if err := c.nc.SetReadDeadline(by); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	var buf [wire.HeaderSize]byte
-	h, err := wire.ReadHeader(c.in, buf[:])
-	if err != nil {
-		return nil, err
+	var err error
+	if j.head, err = wire.ReadHeader(c.in, c.head[:]); err != nil {
+		return err
 	}
-	if err := legal(h); err != nil {
-		return nil, err
+	if err := legal(j.head); err != nil {
+		return err
 	}
-	c.slots <- struct{}{}
-	j := &job{head: h}
-	if h.Payload > 0 {
-		j.take(int(h.Payload))
-		if _, err := io.ReadFull(c.in, j.data); err != nil {
-			return nil, err
-		}
+	j.done = false
+	if n := j.head.Payload; n > 0 {
+		j.take(int(n))
+		_, err = io.ReadFull(c.in, j.data)
 	}
-	return j, nil
+	return err
 }
 
 // legal refuses what no holder sends.
@@ -306,6 +376,9 @@ func legal(h wire.Header) error {
 }
 
 func (c *serverConn) carryOut(j *job) {
+	if j.done {
+		return
+	}
 	h := j.head
 	var err error
 	switch h.Type {
@@ -367,24 +440,38 @@ func (c *serverConn) onSnapshot(j *job) error {
 }
 
 // answer sends an answer. Those who come while another one writes are sent
-// with one system call, by the last of them. After an error answers only pass
-// through.
-func (c *serverConn) answer(j *job) {
+// with one system call, by the last of them; so are those of which more follow
+// at once.
+func (c *serverConn) answer(j *job, more bool) {
 	c.queued.Add(1)
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	last := c.queued.Add(-1) == 0
-	if !c.broken {
-		if err := c.send(j, last); err != nil {
-			c.broken = true
-			_ = c.nc.Close() // the reader ends, too
-		}
+	last := c.queued.Add(-1) == 0 && !more
+	c.check(c.put(j))
+	if last {
+		c.check(c.send())
 	}
 	j.release()
-	<-c.slots
 }
 
-func (c *serverConn) send(j *job, flush bool) error {
+// flush sends the answers that wait for more.
+func (c *serverConn) flush() {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.check(c.send())
+}
+
+// check ends the connection after an error; answers then only pass through.
+func (c *serverConn) check(err error) {
+	if err != nil && !c.broken {
+		c.broken = true
+		_ = c.nc.Close() // the reader ends, too
+	}
+}
+
+// put writes an answer to the buffer, or, if that is full, to the connection.
+// Errors of the buffer stay.
+func (c *serverConn) put(j *job) error {
 	if by, due := deadline(c.writeBy); due {
 		c.writeBy = by
 		if err := c.nc.SetWriteDeadline(by); err != nil {
@@ -392,15 +479,13 @@ func (c *serverConn) send(j *job, flush bool) error {
 		}
 	}
 	c.below.Cork()
-	var head [wire.HeaderSize]byte
 	j.head.Payload = uint32(len(j.data))
-	j.head.Put(head[:])
-	_, err := c.out.Write(head[:])
-	if err == nil {
-		_, err = c.out.Write(j.data)
+	j.head.Put(c.outHead[:])
+	if _, err := c.out.Write(c.outHead[:]); err != nil {
+		return err
 	}
-	if err == nil && flush {
-		err = errors.Join(c.out.Flush(), c.below.Uncork())
-	}
+	_, err := c.out.Write(j.data)
 	return err
 }
+
+func (c *serverConn) send() error { return errors.Join(c.out.Flush(), c.below.Uncork()) }
