@@ -310,37 +310,43 @@ func (c *conn) finish() {
 	c.work.Signal()
 }
 
-// await returns what is to be written: the rest of an answer, and what was
-// completed meanwhile; nothing when the connection is over.
-func (c *conn) await(into []*request) (rest []byte, ready []*request) {
+// await waits until something is to be written and returns what was completed
+// meanwhile. It tells when the connection is over.
+func (c *conn) await(into []*request) (ready []*request, over bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for len(c.ready) == 0 && len(c.rest) == 0 && (!c.nothing || c.flying > 0) {
 		c.work.Wait()
 	}
 	ready, c.ready = c.ready, into[:0]
-	return c.rest, ready
+	return ready, len(ready) == 0 && len(c.rest) == 0
+}
+
+// takeRest returns what is left of an answer. Only who owns writing may ask:
+// else somebody could begin another one meanwhile.
+func (c *conn) takeRest() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	rest := c.rest
+	c.rest = nil
+	return rest
 }
 
 // write answers requests until none can follow. Once the client takes no more
 // answers it only lets the requests in flight finish.
 func (c *conn) write() {
 	var batch []*request
-	var rest []byte
 	broken := false
 	for {
-		rest, batch = c.await(batch)
-		if len(batch) == 0 && len(rest) == 0 {
+		var over bool
+		if batch, over = c.await(batch); over {
 			return
 		}
 		c.writing.Lock()
-		if !broken && c.writeAll(rest, batch) != nil {
+		if rest := c.takeRest(); !broken && c.writeAll(rest, batch) != nil {
 			broken = true
 			_ = c.nc.Close() // so that the reader ends, too
 		}
-		c.mu.Lock()
-		c.rest = nil
-		c.mu.Unlock()
 		c.writing.Unlock()
 		c.release(batch...)
 	}

@@ -8,9 +8,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -367,6 +370,43 @@ func checkAnswers(t *testing.T, b []byte, requests []proto.Request, structured b
 	if len(b) > 0 {
 		t.Fatalf("%x was not asked for", b)
 	}
+}
+
+// TestRestComesFirst: of an answer that the client's socket took only a part of,
+// the rest goes out before the next one, also if the writer had that in its
+// hands already when the first was begun.
+func TestRestComesFirst(t *testing.T) {
+	s := &Server{opts: Options{Device: nothing{}}, log: slog.New(slog.DiscardHandler), stopping: make(chan struct{})}
+	ours, theirs := socketPair(t)
+	c := newConn(s, 1, ours)
+	var wg sync.WaitGroup
+	c.writing.Lock() // as answerNow does while it writes the first
+	wg.Go(c.write)
+	r := c.take(0)
+	r.cmd, r.cookie = proto.CmdFlush, 4711
+	r.complete(nil)
+	for taken := false; !taken; runtime.Gosched() {
+		c.mu.Lock()
+		taken = len(c.ready) == 0
+		c.mu.Unlock()
+	}
+	rest := []byte("the rest of the first answer")
+	c.mu.Lock()
+	c.rest = rest
+	c.mu.Unlock()
+	c.writing.Unlock()
+	if err := theirs.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil { // a hang, not a measure
+		t.Fatal(err)
+	}
+	got := make([]byte, len(rest)+proto.SimpleReplySize)
+	if _, err := io.ReadFull(theirs, got); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.HasPrefix(got, rest) || binary.BigEndian.Uint64(got[len(rest)+8:]) != 4711 {
+		t.Errorf("the client got %q", got)
+	}
+	c.finish()
+	wg.Wait()
 }
 
 func TestBufferClasses(t *testing.T) {
