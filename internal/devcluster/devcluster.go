@@ -3,7 +3,7 @@
 //
 // What lives here: starting and stopping `argon server` processes with their
 // own directories and addresses, and the faults that can be made to them: all
-// processes killed or stopped at once, links cut. What must not: anything of
+// processes killed or stopped at once, links cut, disks filled, power cut. What must not: anything of
 // what a server does; it is driven through its binary and its API only.
 package devcluster
 
@@ -36,6 +36,9 @@ type Options struct {
 	// Netns puts each server into a network namespace of its own, joined by a
 	// bridge in one more, so that links can be cut. Needs root.
 	Netns bool
+	// Disk gives each server a file system of its own of so many bytes, so that
+	// it can be full, and lose power. 0: none has. Needs root.
+	Disk int64
 	// Zones puts each server into a zone of its own.
 	Zones bool
 	// Binary is the argon to run; empty means this program.
@@ -137,6 +140,14 @@ func (c *Cluster) up(ctx context.Context, settings *argonv1.Settings) error {
 			return err
 		}
 	}
+	if c.state.Disk > 0 {
+		c.progress("making disks")
+		for _, s := range c.servers {
+			if err := s.makeDisk(ctx, c.state.Disk); err != nil {
+				return fmt.Errorf("dev server %s: its disk: %w", s.Name, err)
+			}
+		}
+	}
 	c.progress("starting servers")
 	if err := c.each(ctx, func(ctx context.Context, s *Server) error { return s.Start(ctx) }); err != nil {
 		return err
@@ -201,11 +212,17 @@ func (c *Cluster) Down(ctx context.Context, keep Keep) error {
 	if c.network != nil {
 		err = errors.Join(err, c.network.down(ctx))
 	}
+	if c.state.Disk > 0 {
+		err = errors.Join(err, c.each(ctx, func(ctx context.Context, s *Server) error { return s.unmount(ctx) }))
+	}
 	if err != nil || keep == KeepData {
 		return err
 	}
 	for _, s := range c.servers {
 		err = errors.Join(err, cgroup.Clean(cgroup.ServerName(s.Dir)), os.RemoveAll(s.Dir))
+		for _, beside := range []string{s.diskPath(), s.bootPath(), s.Dir + ".log"} {
+			err = errors.Join(err, os.RemoveAll(beside))
+		}
 	}
 	if err = errors.Join(err, os.Remove(statePath(c.state.Dir))); err != nil {
 		return fmt.Errorf("dev cluster in %s: removing it: %w", c.state.Dir, err)

@@ -28,8 +28,14 @@ type Server struct {
 	exited chan struct{}
 }
 
-// LogPath is the file that takes what the server prints.
-func (s *Server) LogPath() string { return filepath.Join(s.Dir, "server.log") }
+// LogPath is the file that takes what the server prints. It is not on a disk
+// that may be full or lose power.
+func (s *Server) LogPath() string {
+	if s.cluster.state.Disk > 0 {
+		return s.Dir + ".log"
+	}
+	return filepath.Join(s.Dir, "server.log")
+}
 
 // Client makes a client of the server's admin socket; the caller closes it.
 func (s *Server) Client() (*client.Client, error) {
@@ -60,12 +66,16 @@ func (s *Server) spawn() error {
 		return err
 	}
 	defer log.Close()
-	args := append([]string{"server", "--dir", s.Dir, "--address", s.Address}, s.cluster.state.Flags...)
-	cmd := exec.Command(s.cluster.state.Binary, args...)
+	args := append([]string{s.cluster.state.Binary, "server", "--dir", s.Dir, "--address", s.Address}, s.cluster.state.Flags...)
+	// Its own session: the terminal's ctrl-C is not for it.
+	attr := &syscall.SysProcAttr{Setsid: true}
+	if s.cluster.state.Disk > 0 {
+		args, attr.Unshareflags = s.onOwnDisk(args), syscall.CLONE_NEWNS
+	}
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(append(os.Environ(), s.cluster.state.Env...), markName+"="+s.Dir)
 	cmd.Stdout, cmd.Stderr = log, log
-	// Its own session: the terminal's ctrl-C is not for it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = attr
 	start := cmd.Start
 	if n := s.cluster.network; n != nil {
 		start = func() error { return n.in(n.namespace(s.Name), cmd.Start) }
@@ -213,11 +223,17 @@ func (s *Server) needNetwork() error {
 	return nil
 }
 
+// Command is argon's command line against this server, to be started.
+func (s *Server) Command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, s.cluster.state.Binary, args...)
+	cmd.Env = append(os.Environ(), "ARGON_DIR="+s.Dir, "ARGON_SERVER=")
+	return cmd
+}
+
 // Exec runs argon's command line against this server and returns what it
 // printed. An error holds what it printed to standard error.
 func (s *Server) Exec(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, s.cluster.state.Binary, args...)
-	cmd.Env = append(os.Environ(), "ARGON_DIR="+s.Dir, "ARGON_SERVER=")
+	cmd := s.Command(ctx, args...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

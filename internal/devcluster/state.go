@@ -25,6 +25,7 @@ type state struct {
 	Flags   []string      `json:"flags,omitempty"`
 	Env     []string      `json:"env,omitempty"`
 	Netns   bool          `json:"netns"`
+	Disk    int64         `json:"disk,omitempty"`
 	Servers []serverState `json:"servers"`
 }
 
@@ -76,6 +77,9 @@ func plan(o Options) (*Cluster, error) {
 	if o.Netns && os.Geteuid() != 0 {
 		return nil, errors.New("dev cluster: network namespaces need root: run this as root, or without --netns")
 	}
+	if o.Disk > 0 && os.Geteuid() != 0 {
+		return nil, errors.New("dev cluster: disks of their own need root: run this as root")
+	}
 	dir, err := makeDir(o.Dir)
 	if err != nil {
 		return nil, err
@@ -88,7 +92,7 @@ func plan(o Options) (*Cluster, error) {
 	sum := sha256.Sum256([]byte(dir))
 	s := state{
 		ID: hex.EncodeToString(sum[:4]), Dir: dir,
-		Binary: o.Binary, Flags: o.Flags, Env: o.Env, Netns: o.Netns,
+		Binary: o.Binary, Flags: o.Flags, Env: o.Env, Netns: o.Netns, Disk: o.Disk,
 	}
 	prefix := netnsPrefix
 	if !o.Netns {
