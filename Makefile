@@ -15,7 +15,7 @@ RUN_NEEDS   := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ip=iproute
 GUEST_NEEDS := cpio=cpio mkfs.ext4=e2fsprogs sfdisk=fdisk grub-mkimage=grub-common \
 	/usr/lib/grub/i386-pc/boot.img=grub-pc-bin xz=xz-utils
 TEST_NEEDS  := gcc=gcc /usr/include/stdlib.h=libc6-dev nbdcopy=libnbd-bin nbdsh=python3-libnbd fio=fio \
-	mmdebstrap=mmdebstrap fakeroot=fakeroot bzip2=bzip2 /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf
+	mmdebstrap=mmdebstrap fakeroot=fakeroot losetup=mount bzip2=bzip2 /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf
 
 .PHONY: help
 help: ## what can be made
@@ -53,9 +53,16 @@ SEEDS ?= 20000
 sim: ## the volume protocol in a simulated world, SEEDS worlds
 	go test -timeout 0 ./internal/volume/mirror/sim -run TestSeeds -seeds $(SEEDS)
 
-.PHONY: soak
-soak: ## the same with other seeds each time, until it fails
+.PHONY: sim-forever
+sim-forever: ## the same with other seeds each time, until it fails
 	while go test -timeout 0 ./internal/volume/mirror/sim -run TestSeeds -seeds $(SEEDS) -first $$(date +%s%N); do :; done
+
+MINUTES ?= 10
+SEED ?= 0
+
+.PHONY: soak
+soak: needs-test ## five servers that fail for MINUTES while volumes are used (root); SEED=N repeats a run
+	go test -timeout 0 ./test/soak -run TestSoak -v -minutes $(MINUTES) -seed $(SEED)
 
 .PHONY: bench
 bench: needs-test build $(GUEST) ## failover, start and idle measurements

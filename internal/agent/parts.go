@@ -87,10 +87,9 @@ type CreateReplica struct {
 	VolumeID  string
 	ReplicaID uint32
 	SizeBytes uint64
-	// Base is what it begins with, an image or a snapshot that lies here; nil:
-	// zeros.
-	Base *argonv1.Base
-	// Behind: it has nothing in common with the others, and is to be copied to.
+	// ImageID is what to fill it with, an image that lies here; empty: zeros.
+	ImageID string
+	// Behind: the volume was attached before; what it has is to be copied.
 	Behind bool
 }
 

@@ -313,8 +313,8 @@ func (r *fakeReplicas) List(context.Context) (map[string][]uint32, error) {
 func (r *fakeReplicas) Create(_ context.Context, req CreateReplica) (uint64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if id := req.Base.GetImageId(); id != "" && !r.images[id] {
-		return 0, fmt.Errorf("image %s is not here", id)
+	if req.ImageID != "" && !r.images[req.ImageID] {
+		return 0, fmt.Errorf("image %s is not here", req.ImageID)
 	}
 	if !slices.Contains(r.replicas[req.VolumeID], req.ReplicaID) {
 		r.replicas[req.VolumeID] = append(r.replicas[req.VolumeID], req.ReplicaID)
