@@ -85,7 +85,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 		ServerID: id, Store: m.store, View: m.view, Gate: m.gate,
 		Volumes:  m.volumes,
 		Replicas: replicas{m.replicas},
-		Images:   imageCopies{m.images, m.peers, s.Log},
+		Images:   imageCopies{m.images, m.replicas, m.peers, s.Log},
 		Ports:    local,
 		Dirs:     guestDirs{s.paths},
 		Monitor:  s.Monitor,

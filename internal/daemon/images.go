@@ -11,13 +11,15 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/image"
+	"github.com/argon-cluster/argon/internal/volume/replica"
 )
 
 // imageCopies is this server's store of images as the agent sees it.
 type imageCopies struct {
-	store *image.Store
-	peers *peers
-	log   *slog.Logger
+	store    *image.Store
+	replicas *replica.Store
+	peers    *peers
+	log      *slog.Logger
 }
 
 // List implements agent.Images.
@@ -28,8 +30,10 @@ func (c imageCopies) Has(_ context.Context, imageID string) (bool, error) {
 	return c.store.Has(imageID)
 }
 
-// Remove implements agent.Images.
-func (c imageCopies) Remove(_ context.Context, imageID string) error { return c.store.Remove(imageID) }
+// Remove implements agent.Images. What replicas here still read stays.
+func (c imageCopies) Remove(_ context.Context, imageID string) error {
+	return c.replicas.RemoveImage(imageID, func() error { return c.store.Remove(imageID) })
+}
 
 // Fetch implements agent.Images: the first server that has the image whole is
 // enough.

@@ -16,9 +16,10 @@ func tableName(layer uint32) string { return fmt.Sprintf("layer-%08d.table", lay
 
 // Files is one replica's directory, open.
 //
-// Update, Snapshot, Forget, Resize, Reset and Close exclude everything else but
-// views, which the caller sees to. The rest may be called concurrently; Write,
-// Zero and Revert on ranges that do not overlap.
+// Snapshot, Forget, Resize, DropLayer, DropBase, Reset and Close exclude
+// everything else but views, which the caller sees to; Snapshot does not exclude
+// MoveDown. The rest may be called concurrently; Write, Zero and Revert on ranges
+// that do not overlap.
 type Files struct {
 	fs    FS
 	dir   string
@@ -40,6 +41,8 @@ type Files struct {
 	lost    bool
 
 	commit committer
+	// tidying and detaching are how far MoveDown and CopyDown have come.
+	tidying, detaching cursor
 
 	preparing sync.Mutex
 	prepared  *prepared // guarded by preparing
@@ -78,9 +81,18 @@ func Create(fs FS, dir string, sb Superblock) error {
 	if err := fs.Rename(tmp, dir); err != nil {
 		return errors.Join(fmt.Errorf("name %s: %w", dir, err), fs.RemoveAll(tmp))
 	}
-	// The directories above may be as new.
-	volume := path.Dir(dir)
-	return syncDirs(fs, volume, path.Dir(volume), path.Dir(path.Dir(volume)))
+	return syncAbove(fs, dir)
+}
+
+// syncAbove makes a directory survive a power cut. Those above may be as new.
+func syncAbove(fs FS, dir string) error {
+	for range 3 {
+		dir = path.Dir(dir)
+		if err := fs.SyncDir(dir); err != nil {
+			return fmt.Errorf("sync %s: %w", dir, err)
+		}
+	}
+	return nil
 }
 
 func create(fs FS, dir string, sb Superblock) error {
@@ -138,15 +150,6 @@ func emptyFile(fs FS, name string, size int64) (File, error) {
 	return f, nil
 }
 
-func syncDirs(fs FS, dirs ...string) error {
-	for _, d := range dirs {
-		if err := fs.SyncDir(d); err != nil {
-			return fmt.Errorf("sync %s: %w", d, err)
-		}
-	}
-	return nil
-}
-
 // Open opens a replica's directory. A data file that is shorter than it should
 // be is an error: something else cut it. bases finds a base when it is first
 // read; nil if there can be none.
@@ -168,7 +171,10 @@ func Open(fs FS, dir string, bases func(BaseRef) (Base, error)) (*Files, error) 
 	if err := f.openLayers(sb, low); err != nil {
 		return nil, errors.Join(fmt.Errorf("open replica %s: %w", dir, err), f.Close())
 	}
-	return f, f.removeOld()
+	if err := errors.Join(f.removeOld(), syncAbove(fs, dir)); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // openLayers reads the layers' tables, and puts together what they say.
@@ -233,8 +239,12 @@ func (f *Files) openLayer(sb Superblock, e Entry) (*stratum, error) {
 	return l, nil
 }
 
-// loadLayer adds what a layer's table says.
+// loadLayer adds what a layer's table says. What an earlier process wrote of it
+// may be in the kernel's memory only, and counts from now on.
 func (f *Files) loadLayer(c *chain, i int, g geometry) error {
+	if err := syncFile(c.layers[i].table.file, "a table"); err != nil {
+		return err
+	}
 	damaged, err := c.layers[i].table.load(func(region int, r row) {
 		c.stamp(region, r.stamp)
 		if c.where == nil || c.holdsAll(i) {
@@ -380,7 +390,7 @@ func (f *Files) Reset(change func(*Superblock)) error {
 	for _, l := range old.layers {
 		_ = l.close() // nobody reads it any more
 	}
-	f.damaged, f.lost = 0, false
+	f.damaged, f.lost, f.tidying, f.detaching = 0, false, cursor{}, cursor{}
 	return errors.Join(old.lowest.close(), f.removeOld())
 }
 

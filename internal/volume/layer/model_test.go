@@ -60,7 +60,7 @@ func (c content) flush() {
 }
 
 func (c content) bytes() []byte {
-	var b []byte
+	b := make([]byte, 0, len(c.now)*volume.SectorSize)
 	for _, v := range c.now {
 		b = append(b, sectorOf(v)...)
 	}
@@ -276,6 +276,23 @@ func (m *model) resize(more int) error {
 	return nil
 }
 
+// tidy and detach do one step.
+func (m *model) tidy() error {
+	drained, err := m.files.MoveDown()
+	if err == nil && drained {
+		err = m.files.DropLayer()
+	}
+	return err
+}
+
+func (m *model) detach() error {
+	whole, err := m.files.CopyDown()
+	if err == nil && whole {
+		err = m.files.DropBase()
+	}
+	return err
+}
+
 // powerCut loses what was not synced; what is left must be something that may be.
 func (m *model) powerCut() error {
 	m.fs.Crash()
@@ -333,6 +350,7 @@ func (m *model) check() error {
 	for _, e := range m.files.Snapshots() {
 		ids = append(ids, e.Snapshot)
 	}
+	slices.Sort(ids)
 	if want := slices.Sorted(maps.Keys(m.snapshots)); !slices.Equal(ids, want) {
 		return fmt.Errorf("snapshots %v, want %v", ids, want)
 	}
@@ -411,7 +429,7 @@ func (m *model) step(t *rapid.T) error {
 	if ids := slices.Sorted(maps.Keys(m.snapshots)); len(ids) > 0 {
 		id = rapid.SampledFrom(ids).Draw(t, "id")
 	}
-	do := rapid.SampledFrom([]string{"write", "write", "write", "zero", "flush", "snapshot", "prepare", "forget", "revert", "resize", "reopen", "power cut", "full", "reflinks"}).Draw(t, "do")
+	do := rapid.SampledFrom([]string{"write", "write", "write", "zero", "flush", "snapshot", "prepare", "forget", "forget", "tidy", "tidy", "detach", "revert", "resize", "reopen", "power cut", "full", "reflinks"}).Draw(t, "do")
 	switch {
 	case do == "write" || do == "zero":
 		return m.afterFull(m.change(first, n, do == "zero"))
@@ -427,6 +445,10 @@ func (m *model) step(t *rapid.T) error {
 		return m.afterFull(m.revert(id, first, n))
 	case do == "resize" && m.sectors() < 3*modelSize/volume.SectorSize:
 		return m.resize(n)
+	case do == "tidy" && !m.fs.Full:
+		return m.tidy()
+	case do == "detach" && !m.fs.Full:
+		return m.detach()
 	case do == "reopen":
 		if err := m.files.Close(); err != nil {
 			return err
@@ -475,6 +497,7 @@ func TestModelFindsBrokenRules(t *testing.T) {
 	}{
 		{"what is copied is durable before it counts", layer.Hooks{HoldBeforeData: true}},
 		{"the rest of a block is copied", layer.Hooks{ForgetCopyUp: true}},
+		{"what moves down is durable there before it goes", layer.Hooks{MoveUnsynced: true}},
 		{"a flush covers what is from before a snapshot", layer.Hooks{ForgetFrozen: true}},
 	} {
 		t.Run(tt.rule, func(t *testing.T) {

@@ -157,6 +157,7 @@ func (f *Files) Resize(size int64) error {
 	if c.where != nil {
 		where = grown(c.where, g.words())
 	}
+	f.detaching = cursor{} // the new space is to be held, too
 	f.replace(newChain(c.entries, c.layers, c.slots, c.lowest, grown(c.stamps, g.regions()), where))
 	return nil
 }

@@ -13,11 +13,13 @@ import (
 // Replica is one copy of a volume. Safe for concurrent use.
 type Replica struct {
 	opts  Options
+	store *Store
 	files *layer.Files
 
 	// upkeep is held by whoever changes the layers other than by a snapshot: one
 	// at a time, for more than one operation. It is taken before ops.
 	upkeep sync.Mutex
+	closed bool // guarded by upkeep
 	// Operations hold it shared, so that a new session, which takes it alone,
 	// finds none of an older session under way.
 	ops     sync.RWMutex
@@ -83,7 +85,7 @@ func (r *Replica) close() error {
 	defer r.upkeep.Unlock()
 	r.ops.Lock()
 	defer r.ops.Unlock()
-	r.current = nil
+	r.current, r.closed = nil, true
 	return r.files.Close()
 }
 
@@ -313,9 +315,12 @@ func (r *Replica) sync() error {
 // there is none. Without one, after a failed write or sync, when it was emptied
 // later than that, or when what it begins with cannot be read, the replica is
 // emptied, and begins on new files, without snapshots; generation, that of the
-// first copies, is then what all of it counts as stamped with.
+// first copies, is then what all of it counts as stamped with. ErrInUse as long as
+// other volumes' replicas here read its snapshots.
 func (s *Session) BeginSync(base, generation uint64, size int64) (Info, error) {
 	r := s.r
+	r.store.basing.Lock()
+	defer r.store.basing.Unlock()
 	r.upkeep.Lock()
 	defer r.upkeep.Unlock()
 	r.ops.Lock()
@@ -334,6 +339,9 @@ func (s *Session) BeginSync(base, generation uint64, size int64) (Info, error) {
 	emptied := base == 0 || sb.Generation > base || r.health(sb.Health) == layer.Failed || !r.files.BaseReadable()
 	var err error
 	if emptied {
+		if err := r.store.inUse(sb.VolumeID); err != nil {
+			return Info{}, err
+		}
 		err = r.files.Reset(func(sb *layer.Superblock) {
 			begin(sb)
 			sb.Generation = generation

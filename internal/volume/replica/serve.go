@@ -193,7 +193,8 @@ func (j *job) judge(err error) {
 		j.head.Status = wire.NoSnapshot
 	case errors.Is(err, volume.ErrDamaged):
 		j.head.Status = wire.Damaged
-	case errors.Is(err, volume.ErrRange), errors.Is(err, volume.ErrTooManySnapshots), errors.Is(err, ErrForeign):
+	case errors.Is(err, volume.ErrRange), errors.Is(err, volume.ErrTooManySnapshots),
+		errors.Is(err, ErrForeign), errors.Is(err, ErrInUse):
 		j.head.Status = wire.Refused
 	default:
 		j.head.Status = wire.Broken

@@ -92,6 +92,10 @@ type Info struct {
 type Store struct {
 	opts Options
 
+	// basing is held by whoever makes a replica that reads another's snapshot,
+	// and by whoever takes snapshots away. It is taken before a replica's locks.
+	basing sync.Mutex
+
 	mu       sync.Mutex
 	replicas map[key]*Replica
 }
@@ -173,7 +177,7 @@ func (s *Store) open(dir string) (*Replica, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	f.Break(s.opts.Hooks.layers())
-	r := &Replica{opts: s.opts, files: f, sealed: sb.SealedEpoch, failed: sb.Health == layer.Failed && !s.opts.Hooks.IgnoreFailure}
+	r := &Replica{opts: s.opts, store: s, files: f, sealed: sb.SealedEpoch, failed: sb.Health == layer.Failed && !s.opts.Hooks.IgnoreFailure}
 	if n := f.DamagedSectors(); n > 0 {
 		s.opts.Log.Warn("sectors of a replica's tables are damaged; their regions count as changed", "volume", sb.VolumeID, "replica", sb.ReplicaID, "sectors", n)
 	}
@@ -200,6 +204,8 @@ type CreateSpec struct {
 //
 // Two calls for the same replica must not be under way at once.
 func (s *Store) Create(spec CreateSpec) (Info, error) {
+	s.basing.Lock()
+	defer s.basing.Unlock()
 	if r, err := s.Get(spec.VolumeID, spec.ReplicaID); err == nil {
 		return r.Info(), nil
 	}
@@ -264,8 +270,13 @@ func (s *Store) List() []Info {
 }
 
 // Remove deletes a replica and ends its session. That there is none is no
-// error.
+// error. ErrInUse as long as other volumes' replicas here read its snapshots.
 func (s *Store) Remove(volumeID string, replicaID uint32) error {
+	s.basing.Lock()
+	defer s.basing.Unlock()
+	if err := s.inUse(volumeID); err != nil {
+		return err
+	}
 	k := key{volumeID, replicaID}
 	s.mu.Lock()
 	r := s.replicas[k]
