@@ -3,16 +3,13 @@ package cli
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 
-	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/client"
 )
 
@@ -35,13 +32,14 @@ standard input to the console and goes on until interrupted.`,
 	}
 }
 
+// console shows a machine's console until it is left or the machine is to stop. A
+// connection that ends earlier, because a daemon is restarted or the machine runs
+// on another server now, is made again, from where it ended.
 func (a *app) console(ctx context.Context, c *client.Client, name string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream := c.Machines.Console(ctx)
-	if err := stream.Send(&argonv1.ConsoleRequest{Name: name}); err != nil {
-		// The reason is in what the server answered.
-		_, err = stream.Receive()
+	k := &consoleLink{client: c, name: name, out: a.out}
+	if err := k.open(ctx); err != nil {
 		return err
 	}
 	restore, err := a.rawTerminal()
@@ -50,8 +48,13 @@ func (a *app) console(ctx context.Context, c *client.Client, name string) error 
 	}
 	// Typing ends by itself when the process does: a read of the terminal
 	// can't be interrupted.
-	go typeInto(stream, a.in, cancel)
-	err = a.showConsole(stream)
+	go typeInto(k, a.in, cancel)
+	for {
+		err = k.show()
+		if ctx.Err() != nil || !k.again(ctx) {
+			break
+		}
+	}
 	restore()
 	if ctx.Err() != nil {
 		return nil
@@ -76,19 +79,14 @@ func (a *app) rawTerminal() (restore func(), err error) {
 	}, nil
 }
 
-// consoleStream is what a console needs of the API's stream.
-type consoleStream = *connect.BidiStreamForClient[argonv1.ConsoleRequest, argonv1.ConsoleResponse]
-
 // typeInto sends what is typed, until the detach key.
-func typeInto(stream consoleStream, in io.Reader, detach func()) {
+func typeInto(k *consoleLink, in io.Reader, detach func()) {
 	buf := make([]byte, 1024)
 	for {
 		n, err := in.Read(buf)
 		typed, _, left := bytes.Cut(buf[:n], []byte{detachKey})
 		if len(typed) > 0 {
-			if stream.Send(&argonv1.ConsoleRequest{Data: typed}) != nil {
-				return
-			}
+			k.send(typed)
 		}
 		if left {
 			detach()
@@ -96,21 +94,6 @@ func typeInto(stream consoleStream, in io.Reader, detach func()) {
 		}
 		if err != nil {
 			return // no more input; the output goes on
-		}
-	}
-}
-
-func (a *app) showConsole(stream consoleStream) error {
-	for {
-		res, err := stream.Receive()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if _, err := a.out.Write(res.GetData()); err != nil {
-			return err
 		}
 	}
 }

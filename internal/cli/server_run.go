@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -70,7 +72,9 @@ func (a *app) runServer(cmd *cobra.Command, f *serverFlags) error {
 	}
 	log := slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level}))
 	if f.role == "daemon" {
-		return daemon.RunUnderGuard(cmd.Context(), daemon.Options{
+		ctx, stop := restartOnHangup(cmd.Context())
+		defer stop()
+		return daemon.RunUnderGuard(ctx, daemon.Options{
 			Dir: a.dir, RunDir: f.runDir, Address: f.address,
 			APIPort: f.apiPort, DataPort: f.dataPort, PeerPort: f.peerPort, EtcdPort: f.etcdPort,
 			Version: a.version, Log: log,
@@ -90,6 +94,27 @@ func (a *app) runServer(cmd *cobra.Command, f *serverFlags) error {
 		return &toldError{code: exit.Code} // it has said why
 	}
 	return err
+}
+
+// restartOnHangup ends the context when the guard says that another daemon
+// follows.
+func restartOnHangup(ctx context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		select {
+		case <-hangup:
+			cancel(daemon.ErrRestart)
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() {
+		signal.Stop(hangup)
+		cancel(nil)
+		waiting.Wait()
+	}
 }
 
 // daemonArgs is the daemon's command line.

@@ -73,13 +73,17 @@ const leaseRetry = 50 * time.Millisecond
 // network and this process did in between. A lease that was lost is replaced
 // by a new one. When ctx ends the lease is left to end by itself: guests may
 // outlive the daemon.
-func (m *Member) KeepLease(ctx context.Context, onRenewed func(until time.Duration)) error {
+//
+// A lease takes the place of the one before it, which may have been longer
+// (HoldLease). Before that, limit, if it is not nil, is called with the instant
+// that guests may run until from then on. If it fails, nothing is changed.
+func (m *Member) KeepLease(ctx context.Context, limit func(until time.Duration) error, onRenewed func(until time.Duration)) error {
 	p, err := m.running()
 	if err != nil {
 		return err
 	}
 	k := &leaseKeeper{
-		member: m, parts: p, times: timesOf(p.cluster.GetSettings()), onRenewed: onRenewed,
+		member: m, parts: p, times: timesOf(p.cluster.GetSettings()), limit: limit, onRenewed: onRenewed,
 		record: &argonv1.Lease{ServerId: p.id.ServerID, RunId: catalog.NewID()},
 	}
 	defer m.lease.set(clientv3.NoLease, 0)
@@ -93,11 +97,37 @@ func (m *Member) KeepLease(ctx context.Context, onRenewed func(until time.Durati
 	return nil
 }
 
+// HoldLease makes this server's lease last for so long at least from now on,
+// without anybody who renews it: for the time in which one daemon takes the place
+// of another. If none does, the others wait that much longer before they take
+// over. Call it at the end of KeepLease's time; it tells onRenewed the same.
+func (m *Member) HoldLease(ctx context.Context, d time.Duration, onRenewed func(until time.Duration)) error {
+	p, err := m.running()
+	if err != nil {
+		return err
+	}
+	times := timesOf(p.cluster.GetSettings())
+	// The margin of the usual lease will do: its time is what guests end in.
+	times.ttl = max(times.ttl, d.Round(time.Second))
+	k := &leaseKeeper{
+		member: m, parts: p, times: times, onRenewed: onRenewed,
+		record: &argonv1.Lease{ServerId: p.id.ServerID, RunId: catalog.NewID()},
+	}
+	ctx, cancel := context.WithTimeout(ctx, holdTime)
+	defer cancel()
+	_, err = k.grant(ctx)
+	return err
+}
+
+// holdTime bounds how long a restart waits for its lease.
+const holdTime = time.Second
+
 type leaseKeeper struct {
 	member    *Member
 	parts     *parts
 	times     leaseTimes
 	record    *argonv1.Lease
+	limit     func(until time.Duration) error // may be nil
 	onRenewed func(until time.Duration)
 }
 
@@ -135,6 +165,11 @@ func (k *leaseKeeper) grant(ctx context.Context) (clientv3.LeaseID, error) {
 	}
 	k.record.Since = timestamppb.New(k.member.opts.Now())
 	k.record.TtlSeconds = uint32(k.times.ttl / time.Second)
+	if k.limit != nil {
+		if err := k.limit(k.until(sent)); err != nil {
+			return clientv3.NoLease, err
+		}
+	}
 	if err := k.parts.store.PutLease(ctx, res.ID, k.record); err != nil {
 		return clientv3.NoLease, err
 	}
@@ -171,7 +206,11 @@ func (k *leaseKeeper) renew(ctx context.Context, id clientv3.LeaseID) error {
 
 // held tells everybody that a renewal that was sent then has succeeded.
 func (k *leaseKeeper) held(id clientv3.LeaseID, sent time.Duration) {
-	until := sent + k.times.ttl - k.times.margin
-	k.member.lease.set(id, until)
-	k.onRenewed(until)
+	k.member.lease.set(id, k.until(sent))
+	k.onRenewed(k.until(sent))
+}
+
+// until is how long a renewal that was sent then is good for.
+func (k *leaseKeeper) until(sent time.Duration) time.Duration {
+	return sent + k.times.ttl - k.times.margin
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -444,6 +445,58 @@ func TestLease(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A restart is announced: the lease lasts over it, and the guard is told of a
+// shorter one before that takes its place. What the wall clock does meanwhile
+// changes nothing.
+func TestHoldLease(t *testing.T) {
+	w := newWorld(t)
+	a := w.first()
+	ttl := func() uint32 {
+		if err := a.view.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return a.view.State().Leases[a.member.ID()].GetTtlSeconds()
+	}
+	w.until("the usual lease", func() error {
+		if ttl() != 3 {
+			return errNotYet
+		}
+		return nil
+	})
+	a.wrong.Store(int64(-24 * time.Hour)) // somebody sets the clock
+	var until time.Duration
+	before := boottime.Now()
+	if err := a.member.HoldLease(t.Context(), 15*time.Second, func(u time.Duration) { until = u }); err != nil {
+		t.Fatal(err)
+	}
+	if early, late := before+14*time.Second, boottime.Now()+15*time.Second; until < early || until > late {
+		t.Errorf("held until %v, want %v to %v", until, early, late)
+	}
+	if got := ttl(); got != 15 {
+		t.Errorf("the others know of a lease of %d s", got)
+	}
+	// The next daemon.
+	a.wrong.Store(int64(24 * time.Hour))
+	ctx, cancel := context.WithCancel(t.Context())
+	limited := errors.New("not limited")
+	err := a.member.KeepLease(ctx, func(u time.Duration) error {
+		limited = nil
+		if latest := boottime.Now() + 3*time.Second; u > latest {
+			limited = fmt.Errorf("limited to %v, want at most %v", u, latest)
+		}
+		if got := ttl(); got != 15 {
+			limited = fmt.Errorf("the others know of a lease of %d s before the guard does", got)
+		}
+		return nil
+	}, func(time.Duration) { cancel() })
+	if err = errors.Join(err, limited); err != nil {
+		t.Error(err)
+	}
+	if got := ttl(); got != 3 {
+		t.Errorf("the others know of a lease of %d s at the end", got)
+	}
 }
 
 // Not from when the answer came.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -72,6 +73,9 @@ type testServer struct {
 	loops  sync.WaitGroup
 	view   *catalog.View
 
+	// wrong is how much the wall clock is, in nanoseconds.
+	wrong atomic.Int64
+
 	mu     sync.Mutex
 	leases []time.Duration // until when, at each renewal
 }
@@ -85,6 +89,7 @@ func (w *world) server() *testServer {
 		Capacity: &argonv1.Resources{Cpus: 1, MemoryBytes: 1 << 30, DiskBytes: 1 << 30},
 		Log:      slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 	}}
+	s.options.Now = func() time.Time { return time.Now().Add(time.Duration(s.wrong.Load())) }
 	w.all = append(w.all, s)
 	s.open()
 	return s
@@ -116,7 +121,7 @@ func (s *testServer) up() {
 	api := s.api()
 	for _, loop := range []func() error{
 		func() error { return s.view.Run(ctx) },
-		func() error { return s.member.KeepLease(ctx, s.renewed) },
+		func() error { return s.member.KeepLease(ctx, nil, s.renewed) },
 		func() error { return s.member.RunVoters(ctx, s.view) },
 		func() error {
 			return s.member.Lead(ctx, func(ctx context.Context) error { return s.member.LeadVoters(ctx, s.view) })

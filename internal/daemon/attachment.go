@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 
 	"github.com/argon-cluster/argon/internal/agent"
@@ -22,22 +23,24 @@ type attachment struct {
 	// stopNBD makes the socket take no more requests, without waiting for
 	// those under way.
 	stopNBD context.CancelFunc
-	watch   sync.WaitGroup
-	ended   sync.Once
+	// forget is called when the attachment is over.
+	forget func()
+	watch  sync.WaitGroup
+	ended  sync.Once
 }
 
 // serveNBD serves an attachment, which it owns from then on unless it fails.
-func serveNBD(m *mirror.Attachment, volumeID, socket string, log *slog.Logger) (*attachment, error) {
+func serveNBD(m *mirror.Attachment, volumeID, socket string, ln net.Listener, forget func(), log *slog.Logger) (*attachment, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	server, err := nbd.Serve(ctx, nbd.Options{
-		SocketPath: socket, Device: m, Export: volumeID, Log: log.With("volume", volumeID),
+		Listener: ln, Device: m, Export: volumeID, Log: log.With("volume", volumeID),
 	})
 	if err != nil {
 		stop()
 		return nil, fmt.Errorf("serving volume %s: %w", volumeID, err)
 	}
 	a := &attachment{
-		Attachment: m, nbd: server, stopNBD: stop,
+		Attachment: m, nbd: server, stopNBD: stop, forget: forget,
 		disk: hypervisor.Disk{Socket: socket, Export: volumeID, Serial: serial(volumeID)},
 	}
 	a.watch.Go(func() {
@@ -89,5 +92,6 @@ func (a *attachment) end() {
 		// Its only error is about the socket's end, which is its own to log.
 		_ = a.nbd.Close()
 		a.watch.Wait()
+		a.forget()
 	})
 }

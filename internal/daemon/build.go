@@ -79,7 +79,9 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 	})
 	m.volumes = &volumes{
 		serverID: id, store: m.store, view: m.view, paths: s.paths, news: m.news, log: s.Log,
-		dialer: dialer{serverID: id, clusterID: clusterID, store: m.replicas, connect: m.peers.dialData},
+		sockets: &sockets{keeper: s.keeper, owner: s.confinement.user, log: s.Log},
+		ending:  func() bool { return ctx.Err() != nil },
+		dialer:  dialer{serverID: id, clusterID: clusterID, store: m.replicas, connect: m.peers.dialData},
 	}
 	m.agent = agent.New(agent.Options{
 		ServerID: id, Store: m.store, View: m.view, Gate: m.gate,

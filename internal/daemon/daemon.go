@@ -37,13 +37,23 @@ type Options struct {
 	// Containment says what ends and limits guests here, Confinement what they
 	// run as; for the server's record.
 	Containment, Confinement string
-	Log                      *slog.Logger
+	// confinement is whom guests run as, and keeper keeps sockets; without them,
+	// the daemon's user, and nobody.
+	confinement confinement
+	keeper      keeper
+	Log         *slog.Logger
 }
+
+// ErrRestart ends a server whose place another one takes at once: its guests run
+// on.
+var ErrRestart = errors.New("the daemon is restarted")
 
 // Guard is the parent process that outlives the daemon.
 type Guard interface {
 	// SetDeadline says until when, by CLOCK_BOOTTIME, guests may run.
 	SetDeadline(ctx context.Context, until time.Duration) error
+	// LimitDeadline moves it back if it is later.
+	LimitDeadline(ctx context.Context, until time.Duration) error
 	// Ready says that the daemon has started: a later end is a crash.
 	Ready(ctx context.Context) error
 }

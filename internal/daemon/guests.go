@@ -17,21 +17,32 @@ func RunUnderGuard(ctx context.Context, o Options, qemuBinary string) error {
 		return fmt.Errorf("connecting to the guard: %w", err)
 	}
 	defer g.Close()
-	dir := paths{dir: o.Dir, runDir: o.runDir()}.machine
-	monitor := qemu.New(qemu.Options{Binary: qemuBinary, Launcher: launcher{g}, Dir: dir, Log: o.Log})
-	defer monitor.Close()
+	o.RunDir = o.runDir()
+	p := paths{dir: o.Dir, runDir: o.RunDir}
+	if err := p.make(); err != nil {
+		return err
+	}
+	if o.confinement, err = findConfinement(o, g); err != nil {
+		return err
+	}
 	about, err := g.About(ctx)
 	if err != nil {
 		return err
 	}
-	o.Monitor, o.Guard, o.Containment = monitor, g, about.Text
+	o.Containment, o.Confinement = about.Text, o.confinement.describe()
+	o.Log.Info("guests are contained by " + o.Containment + "; " + o.Confinement)
+	monitor := qemu.New(qemu.Options{
+		Binary: qemuBinary, Launcher: launcher{g, o.confinement}, Dir: p.machine, Credential: o.confinement.credential(), Log: o.Log,
+	})
+	defer monitor.Close()
+	o.Monitor, o.Guard, o.keeper = monitor, g, g
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := cancelWhen(g.Lost(), ctx.Done(), func() { cancel(errors.New("the guard is gone")) })
 	defer stop()
 	err = Run(ctx, o)
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, ErrRestart) {
 		err = errors.Join(err, cause)
 	}
 	return err
@@ -57,10 +68,19 @@ func cancelWhen(lost, done <-chan struct{}, cancel func()) func() {
 }
 
 // launcher has the guard start guests; see qemu.Launcher.
-type launcher struct{ guard *guard.Client }
+type launcher struct {
+	guard   *guard.Client
+	confine confinement
+}
 
 func (l launcher) Start(ctx context.Context, p qemu.Process) (int, error) {
-	return l.guard.Start(ctx, guard.Process{ID: p.ID, Path: p.Path, Args: p.Args, Dir: p.Dir, LogPath: p.LogPath})
+	user := l.confine.user(machineOf(p.ID))
+	if err := l.confine.give(p.Dir, user); err != nil {
+		return 0, err
+	}
+	return l.guard.Start(ctx, guard.Process{
+		ID: p.ID, Path: p.Path, Args: p.Args, Dir: p.Dir, LogPath: p.LogPath, User: user, Groups: l.confine.groups,
+	})
 }
 
 func (l launcher) Kill(ctx context.Context, id string) error { return l.guard.Kill(ctx, id) }

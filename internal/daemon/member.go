@@ -36,7 +36,7 @@ func (s *server) runMember(ctx context.Context, data net.Listener) error {
 	base.Go(func() error { return m.view.Run(below) })
 	base.Go(func() error { return m.news.run(below) })
 	base.Go(func() error { return m.gate.run(below, m.view) })
-	base.Go(func() error { return s.member.KeepLease(below, m.renewed(below, s)) })
+	base.Go(func() error { return s.member.KeepLease(below, s.limitLease(below), m.renewed(below, s)) })
 	base.Go(func() error { return m.data.run(below, data) })
 
 	above, endAbove := context.WithCancel(below)
@@ -44,8 +44,28 @@ func (s *server) runMember(ctx context.Context, data net.Listener) error {
 	stop := context.AfterFunc(ctx, endAbove)
 	defer stop()
 	err = s.runAbove(above, m)
+	if errors.Is(context.Cause(ctx), ErrRestart) {
+		s.holdLease(below, m)
+	}
 	endBelow()
 	return errors.Join(err, ignoreCancel(base.Wait()))
+}
+
+// restartTime is how long the next daemon may take until it holds the lease.
+const restartTime = 15 * time.Second
+
+// holdLease keeps the guests' right to run over a restart. If that fails, the
+// lease that there is may be long enough.
+func (s *server) holdLease(ctx context.Context, m *memberParts) {
+	if err := s.member.HoldLease(ctx, restartTime, m.renewed(ctx, s)); err != nil {
+		s.Log.Warn("the lease was not made longer for the restart", "err", err)
+	}
+}
+
+// limitLease tells the guard that guests may run no longer than by a lease of the
+// usual length.
+func (s *server) limitLease(ctx context.Context) func(time.Duration) error {
+	return func(until time.Duration) error { return s.Guard.LimitDeadline(ctx, until) }
 }
 
 // runAbove runs what stops first.

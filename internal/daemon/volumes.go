@@ -26,7 +26,10 @@ type volumes struct {
 	paths    paths
 	news     *news
 	agent    *agent.Agent // for connections of users
-	log      *slog.Logger
+	sockets  *sockets
+	// ending tells whether the daemon is about to end.
+	ending func() bool
+	log    *slog.Logger
 }
 
 // Attach implements agent.Volumes.
@@ -50,12 +53,28 @@ func (v *volumes) Attach(ctx context.Context, req agent.AttachRequest) (agent.At
 	if err != nil {
 		return nil, err
 	}
-	a, err := serveNBD(m, req.VolumeID, v.paths.nbd(req.VolumeID), v.log)
+	a, err := v.serve(ctx, m, req)
 	if err != nil {
 		m.Abandon()
 		return nil, err
 	}
 	return a, nil
+}
+
+// serve serves an attachment on the volume's socket.
+func (v *volumes) serve(ctx context.Context, m *mirror.Attachment, req agent.AttachRequest) (*attachment, error) {
+	path := v.paths.nbd(req.VolumeID)
+	ln, err := v.sockets.listen(ctx, path, req.MachineID)
+	if err != nil {
+		return nil, err
+	}
+	forget := func() {
+		// The guest of a daemon that ends runs on, and finds its disk again.
+		if !v.ending() {
+			v.sockets.drop(context.WithoutCancel(ctx), path)
+		}
+	}
+	return serveNBD(m, req.VolumeID, path, ln, forget, v.log)
 }
 
 // note tells the operator.

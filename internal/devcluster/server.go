@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/client"
 )
@@ -139,6 +141,20 @@ func (s *Server) Pause(ctx context.Context, parts ...Part) error {
 // Resume lets a paused server go on.
 func (s *Server) Resume() error {
 	if err := thaw(s.Dir); err != nil {
+		return fmt.Errorf("dev server %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+// Reload has the guard replace the daemon, as after an upgrade.
+func (s *Server) Reload() error {
+	found, err := processesOf(s.Dir)
+	for _, p := range found {
+		if p.part == Guard {
+			err = errors.Join(err, signal(p, s.Dir, unix.SIGHUP))
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("dev server %s: %w", s.Name, err)
 	}
 	return nil

@@ -112,10 +112,15 @@ func plan(o Options) (*Cluster, error) {
 	return newCluster(s, o.Progress), nil
 }
 
-// makeDir makes the cluster's directory and refuses one that is in use.
+// makeDir makes the cluster's directory and refuses one that is in use. Others
+// may go through, but not list it: guests run as users of their own.
 func makeDir(dir string) (string, error) {
 	if dir == "" {
-		return os.MkdirTemp("", "argon-")
+		dir, err := os.MkdirTemp("", "argon-")
+		if err != nil {
+			return "", err
+		}
+		return dir, os.Chmod(dir, 0o711)
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -127,7 +132,11 @@ func makeDir(dir string) (string, error) {
 	if _, err := os.Stat(statePath(dir)); !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("dev cluster: there is one in %s: end it with `argon dev down`, or choose another --dir", dir)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	err = os.MkdirAll(dir, 0o711)
+	if err == nil {
+		err = os.Chmod(dir, 0o711)
+	}
+	if err != nil {
 		return "", fmt.Errorf("dev cluster: %w", err)
 	}
 	return dir, nil

@@ -25,10 +25,11 @@ var ErrNoGuard = errors.New("there is no guard")
 // Client is the daemon's end of the connection. It keeps the deadline, too, and
 // ends the guests itself when the guard hangs. Safe for concurrent use.
 type Client struct {
-	nc      net.Conn
+	nc      *net.UnixConn
 	reading sync.WaitGroup
 	fence   *fence
 	knows   []string
+	kept    shelf
 
 	sending sync.Mutex
 
@@ -56,7 +57,11 @@ func Connect(ctx context.Context) (*Client, error) {
 	}
 	c := newClient(nc)
 	c.knows = strings.Split(os.Getenv(knowsName), ",")
-	_ = os.Unsetenv(knowsName)
+	err = c.takeKept(os.Getenv(keptName))
+	_, _ = os.Unsetenv(knowsName), os.Unsetenv(keptName)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
 	// What runs from before.
 	_, err = c.List(ctx)
 	if err == nil {
@@ -68,7 +73,7 @@ func Connect(ctx context.Context) (*Client, error) {
 	return c, nil
 }
 
-func newClient(nc net.Conn) *Client {
+func newClient(nc *net.UnixConn) *Client {
 	c := &Client{nc: nc, waiting: map[uint64]chan answer{}, running: map[string]chan struct{}{}, lost: make(chan struct{})}
 	c.reading.Go(c.read)
 	return c
@@ -106,6 +111,7 @@ func (c *Client) Close() error {
 	if c.fence != nil {
 		c.fence.alarm.close()
 	}
+	c.kept.close()
 	c.reading.Wait()
 	return err
 }
@@ -126,6 +132,16 @@ func (c *Client) SetDeadline(ctx context.Context, until time.Duration) error {
 		}
 	}
 	_, err := c.call(ctx, request{Op: opDeadline, Until: until})
+	return err
+}
+
+// LimitDeadline moves the deadline back if it is later. A guard that can't do that
+// never had a reason for a later one.
+func (c *Client) LimitDeadline(ctx context.Context, until time.Duration) error {
+	if !c.Knows("lower") {
+		return nil
+	}
+	_, err := c.call(ctx, request{Op: opLower, Until: until})
 	return err
 }
 
@@ -176,6 +192,55 @@ func (c *Client) About(ctx context.Context) (About, error) {
 		return About{}, errors.New("asking the guard: an empty answer")
 	}
 	return *a.About, nil
+}
+
+// Keep has a file kept by the guard under a name, such as a socket that clients
+// connect to while no daemon runs. The next daemon has it, too.
+func (c *Client) Keep(ctx context.Context, name string, f *os.File) error {
+	err := ErrOlder
+	if c.Knows("keep") {
+		_, err = c.call(ctx, request{Op: opKeep, ID: name, file: f})
+	}
+	if err == nil {
+		err = c.kept.keepCopy(name, f)
+	}
+	if err != nil {
+		return fmt.Errorf("having %s kept: %w", name, err)
+	}
+	return nil
+}
+
+// Kept is a copy of what is kept under a name; nil if nothing is. The caller
+// closes it.
+func (c *Client) Kept(name string) *os.File { return c.kept.take(name) }
+
+// Drop ends the keeping.
+func (c *Client) Drop(ctx context.Context, name string) error {
+	if !c.Knows("keep") {
+		return nil
+	}
+	c.kept.drop(name)
+	_, err := c.call(ctx, request{Op: opDrop, ID: name})
+	return err
+}
+
+// takeKept takes up what earlier daemons had kept.
+func (c *Client) takeKept(names string) error {
+	if names == "" {
+		return nil
+	}
+	var list []string
+	if err := json.Unmarshal([]byte(names), &list); err != nil {
+		return fmt.Errorf("taking up what the guard has kept: %w", err)
+	}
+	for i, name := range list {
+		fd := childFD + 1 + i
+		unix.CloseOnExec(fd)
+		if err := c.kept.keep(name, os.NewFile(uintptr(fd), name)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Knows tells whether the guard, which may be older than this program,
@@ -244,7 +309,7 @@ func (c *Client) call(ctx context.Context, r request) (answer, error) {
 		return answer{}, fmt.Errorf("asking the guard: %d bytes are too many", len(line))
 	}
 	c.sending.Lock()
-	_, err = c.nc.Write(append(line, '\n'))
+	err = writeMessage(c.nc, append(line, '\n'), r.file)
 	c.sending.Unlock()
 	if err != nil {
 		return answer{}, fmt.Errorf("asking the guard: %w: %w", ErrNoGuard, err)

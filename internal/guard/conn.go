@@ -11,8 +11,9 @@ import (
 
 // conn is the guard's end of the connection to one daemon.
 type conn struct {
-	nc     net.Conn
+	nc     *net.UnixConn
 	guests *guests
+	shelf  *shelf
 	// ready is called when the daemon says that it has started.
 	ready func()
 
@@ -30,9 +31,14 @@ func (c *conn) serve(ctx context.Context) error {
 	defer jobs.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	in := lines(c.nc)
+	files := &fileReader{conn: c.nc}
+	defer files.close()
+	in := lines(files)
 	for in.Scan() {
 		r, err := parseRequest(in.Bytes())
+		if err == nil && r.Op == opKeep {
+			r.file, err = files.next()
+		}
 		if err != nil {
 			_ = c.nc.Close()
 			return err
@@ -62,6 +68,12 @@ func (c *conn) handle(ctx context.Context, r request) {
 		err = c.guests.limit(r.ID, r.Limits)
 	case opAbout:
 		a.About = c.guests.about()
+	case opKeep:
+		err = c.shelf.keep(r.ID, r.file)
+	case opLower:
+		err = c.guests.lower(r.Until)
+	case opDrop:
+		c.shelf.drop(r.ID)
 	case opList:
 		// The news that a guest has ended must come after every list that
 		// has it.

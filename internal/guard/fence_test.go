@@ -188,6 +188,19 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// The daemon that follows a restart has a shorter lease than the one that held it
+// over the restart.
+func TestDeadlineIsLowered(t *testing.T) {
+	w := newWorld(t, "")
+	w.must("deadline 1h")
+	guest := w.must("start a")
+	w.must("lower 2h")
+	w.must("start b")
+	w.must("lower 100ms")
+	w.gone(guest)
+	w.must("done b")
+}
+
 func TestLimit(t *testing.T) {
 	w := newWorld(t, "")
 	if about := w.ask("about"); !strings.Contains(about, "processors") {

@@ -48,7 +48,10 @@ const (
 	// knowsName tells what else than at the beginning the guard understands:
 	// after an upgrade the daemon is newer than it.
 	knowsName = "ARGON_GUARD_KNOWS"
-	knows     = "about,limit,user"
+	knows     = "about,limit,user,keep,lower"
+	// keptName has the names of what was kept for the daemon, as JSON; the
+	// descriptors follow childFD.
+	keptName = "ARGON_GUARD_KEPT"
 
 	// stopTimeout is how long a daemon may take to detach its volumes.
 	stopTimeout = 10 * time.Second
@@ -87,6 +90,7 @@ func Run(ctx context.Context, o Options) error {
 	})
 	err = g.watched(ctx)
 	g.guests.close()
+	g.shelf.close()
 	ring.close()
 	watching.Wait()
 	return err
@@ -116,6 +120,7 @@ type guard struct {
 	opts   Options
 	thread *thread
 	guests *guests
+	shelf  shelf
 
 	mu      sync.Mutex
 	current *conn
@@ -149,7 +154,7 @@ func (g *guard) keepDaemon(ctx context.Context) error {
 	pause := firstPause
 	for {
 		began := time.Now()
-		err, asked := g.runDaemonUntilAsked(ctx)
+		asked, err := g.runDaemonUntilAsked(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -178,23 +183,25 @@ func (g *guard) keepDaemon(ctx context.Context) error {
 	}
 }
 
+// errAsked: a new daemon was asked for.
+var errAsked = errors.New("a new daemon was asked for")
+
 // runDaemonUntilAsked runs a daemon until it ends, a new one is asked for, or ctx
 // ends.
-func (g *guard) runDaemonUntilAsked(ctx context.Context) (err error, asked bool) {
-	ctx, stop := context.WithCancel(ctx)
+func (g *guard) runDaemonUntilAsked(ctx context.Context) (asked bool, err error) {
+	ctx, stop := context.WithCancelCause(ctx)
 	var waiting sync.WaitGroup
 	waiting.Go(func() {
 		select {
 		case <-g.opts.Restart:
-			asked = true
-			stop()
+			stop(errAsked)
 		case <-ctx.Done():
 		}
 	})
 	err = g.runDaemon(ctx)
-	stop()
+	stop(nil)
 	waiting.Wait()
-	return err, asked
+	return errors.Is(context.Cause(ctx), errAsked), err
 }
 
 // runDaemon runs a daemon until it ends, or ctx does.
@@ -205,8 +212,9 @@ func (g *guard) runDaemon(ctx context.Context) error {
 	}
 	cmd := exec.Command(g.opts.Daemon[0], g.opts.Daemon[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.ExtraFiles = []*os.File{theirs} // becomes childFD
-	cmd.Env = append(guestEnv(os.Environ()), fdName+"="+strconv.Itoa(childFD), knowsName+"="+knows)
+	names, files := g.shelf.all()
+	cmd.ExtraFiles = append([]*os.File{theirs}, files...) // becomes childFD and what follows
+	cmd.Env = append(guestEnv(os.Environ()), fdName+"="+strconv.Itoa(childFD), knowsName+"="+knows, keptName+"="+names)
 	// A group of its own: a terminal's ctrl-C is for the guard, which stops the
 	// daemon in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -216,7 +224,7 @@ func (g *guard) runDaemon(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("starting the daemon: %w", err), ours.Close())
 	}
 
-	c := &conn{nc: ours, guests: g.guests, ready: g.ready}
+	c := &conn{nc: ours, guests: g.guests, shelf: &g.shelf, ready: g.ready}
 	g.mu.Lock()
 	g.current = c
 	g.mu.Unlock()
@@ -237,14 +245,19 @@ func (g *guard) runDaemon(ctx context.Context) error {
 	return err
 }
 
-// stopWhenDone asks the daemon to stop when ctx ends, and then insists.
+// stopWhenDone asks the daemon to stop when ctx ends, and then insists. SIGHUP
+// tells it that another one follows, which finds the guests that run now.
 func stopWhenDone(ctx context.Context, p *os.Process, ended <-chan struct{}) {
 	select {
 	case <-ctx.Done():
 	case <-ended:
 		return
 	}
-	_ = p.Signal(unix.SIGTERM) // it may have ended already
+	how := unix.SIGTERM
+	if errors.Is(context.Cause(ctx), errAsked) {
+		how = unix.SIGHUP
+	}
+	_ = p.Signal(how) // it may have ended already
 	select {
 	case <-time.After(stopTimeout):
 		_ = p.Kill()
@@ -253,7 +266,7 @@ func stopWhenDone(ctx context.Context, p *os.Process, ended <-chan struct{}) {
 }
 
 // socketPair makes a connection: the guard's end, and the one to hand down.
-func socketPair() (net.Conn, *os.File, error) {
+func socketPair() (*net.UnixConn, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("making a connection for the daemon: %w", err)
@@ -267,12 +280,16 @@ func socketPair() (net.Conn, *os.File, error) {
 }
 
 // connOf makes a connection of a socket, which it owns.
-func connOf(fd int) (net.Conn, error) {
+func connOf(fd int) (*net.UnixConn, error) {
 	f := os.NewFile(uintptr(fd), "guard connection")
 	defer f.Close()
 	nc, err := net.FileConn(f)
 	if err != nil {
 		return nil, fmt.Errorf("using the connection between guard and daemon: %w", err)
 	}
-	return nc, nil
+	unixConn, ok := nc.(*net.UnixConn)
+	if !ok {
+		return nil, errors.Join(errors.New("the connection between guard and daemon is no unix socket"), nc.Close())
+	}
+	return unixConn, nil
 }

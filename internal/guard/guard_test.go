@@ -86,7 +86,7 @@ func beDaemon() int {
 		return 1
 	}
 	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, unix.SIGTERM)
+	signal.Notify(stop, unix.SIGTERM, unix.SIGHUP)
 	go func() {
 		<-stop
 		_ = os.WriteFile(filepath.Join(dir, "stopped"), nil, 0o600)
@@ -124,6 +124,9 @@ func obey(c *Client, dir string, words []string) string {
 	case "deadline":
 		d, _ := time.ParseDuration(arg(1))
 		err = c.SetDeadline(ctx, boottime.Now()+d)
+	case "lower":
+		d, _ := time.ParseDuration(arg(1))
+		err = c.LimitDeadline(ctx, boottime.Now()+d)
 	case "start":
 		var pid int
 		if pid, err = c.Start(ctx, Process{ID: arg(1), Path: "sleep", Args: []string{"3600"}, Dir: dir, LogPath: filepath.Join(dir, arg(1)+".log")}); err == nil {
@@ -133,6 +136,34 @@ func obey(c *Client, dir string, words []string) string {
 		var pid int
 		if pid, err = c.Start(ctx, Process{ID: arg(1), Path: words[2], Args: words[3:], Dir: dir, LogPath: filepath.Join(dir, arg(1)+".log")}); err == nil {
 			return strconv.Itoa(pid)
+		}
+	case "keep": // a socket
+		var ln net.Listener
+		if ln, err = net.Listen("unix", filepath.Join(dir, arg(1))); err == nil {
+			var f *os.File
+			if f, err = ln.(*net.UnixListener).File(); err == nil {
+				err = c.Keep(ctx, arg(1), f)
+				_ = f.Close()
+			}
+			ln.(*net.UnixListener).SetUnlinkOnClose(false)
+			_ = ln.Close()
+		}
+	case "drop":
+		err = c.Drop(ctx, arg(1))
+	case "serve": // one connection to what is kept
+		f := c.Kept(arg(1))
+		if f == nil {
+			return "error: nothing is kept"
+		}
+		var ln net.Listener
+		if ln, err = net.FileListener(f); err == nil {
+			_ = f.Close()
+			var nc net.Conn
+			if nc, err = ln.Accept(); err == nil {
+				fmt.Fprintln(nc, "served by", os.Getpid())
+				_ = nc.Close()
+			}
+			_ = ln.Close()
 		}
 	case "limit":
 		percent, _ := strconv.Atoi(arg(2))
@@ -325,6 +356,7 @@ func TestDeadlineEndsGuests(t *testing.T) {
 			if halt == unix.SIGSTOP {
 				w.signal(daemon, unix.SIGCONT)
 			}
+			w.must("done a") // the guard has seen it, too
 			if got := w.ask("list"); got != "" {
 				t.Errorf("%q runs", got)
 			}

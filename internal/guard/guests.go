@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -79,6 +80,18 @@ func (g *guests) extend(until time.Duration) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if until <= g.deadline {
+		return nil
+	}
+	g.deadline = until
+	return g.alarm.set(until)
+}
+
+// lower moves the deadline back if it is later: the lease that follows a long one
+// is shorter.
+func (g *guests) lower(until time.Duration) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if until >= g.deadline {
 		return nil
 	}
 	g.deadline = until
@@ -197,7 +210,7 @@ func (g *guests) reserve(id string, one *guest) error {
 
 // spawn starts a guest's process in a control group of its own.
 func (g *guests) spawn(p Process, one *guest) (_ *exec.Cmd, err error) {
-	log, err := os.OpenFile(p.LogPath, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	log, err := os.OpenFile(p.LogPath, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening the log of guest %s: %w", p.ID, err)
 	}
@@ -244,7 +257,8 @@ func (g *guests) group(p Process) (*cgroup.Group, error) {
 func guestEnv(env []string) []string {
 	var kept []string
 	for _, e := range env {
-		if !strings.HasPrefix(e, fdName+"=") && !strings.HasPrefix(e, knowsName+"=") {
+		name, _, _ := strings.Cut(e, "=")
+		if !slices.Contains([]string{fdName, knowsName, keptName}, name) {
 			kept = append(kept, e)
 		}
 	}

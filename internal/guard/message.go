@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/argon-cluster/argon/internal/cgroup"
@@ -22,6 +23,9 @@ const (
 	opList     op = "list"
 	opLimit    op = "limit"
 	opAbout    op = "about"
+	opKeep     op = "keep"
+	opDrop     op = "drop"
+	opLower    op = "lower"
 )
 
 // request is one line from the daemon; each has one answer, in any order.
@@ -32,6 +36,9 @@ type request struct {
 	Process *Process      `json:"process,omitempty"`
 	ID      string        `json:"id,omitempty"`
 	Limits  cgroup.Limits `json:"limits,omitzero"`
+
+	// file comes beside the line.
+	file *os.File
 }
 
 // About is what a guard has to end and to limit guests with.
@@ -107,7 +114,7 @@ func parseRequest(line []byte) (request, error) {
 		return r, errors.New("a start without a process")
 	}
 	switch r.Op {
-	case opReady, opDeadline, opStart, opKill, opList, opLimit, opAbout:
+	case opReady, opDeadline, opStart, opKill, opList, opLimit, opAbout, opKeep, opDrop, opLower:
 		return r, nil
 	}
 	return r, fmt.Errorf("a request for %q", r.Op)

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -57,11 +58,49 @@ func (s machineService) Console(ctx context.Context, stream *consoleStream) erro
 		if err != nil {
 			return fmt.Errorf("console of machine %s: %w", name, err)
 		}
-		return serveConsole(ctx, stream, console, first.GetData())
+		return serveConsole(ctx, stream, behind(console, first.GetShown()), first.GetData())
 	case !placement.Alive(st, at):
 		return connect.NewError(connect.CodeUnavailable, fmt.Errorf("machine %s: its server %s is down", name, serverName(st, at)))
 	}
 	return p.forwardConsole(ctx, stream, first, at)
+}
+
+// behind is a console whose history begins behind what was shown already.
+func behind(console io.ReadWriteCloser, shown []byte) io.ReadWriteCloser {
+	if len(shown) == 0 {
+		return console
+	}
+	return &resumed{ReadWriteCloser: console, shown: shown}
+}
+
+// resumed leaves out of the first read, which has the history, what was shown.
+type resumed struct {
+	io.ReadWriteCloser
+	shown, rest []byte
+}
+
+// historySize is what a console tells of the past at most, in bytes.
+const historySize = 64 << 10
+
+func (r *resumed) Read(p []byte) (int, error) {
+	for r.shown != nil {
+		history := make([]byte, historySize)
+		n, err := r.ReadWriteCloser.Read(history)
+		r.rest = history[:n]
+		if i := bytes.LastIndex(r.rest, r.shown); i >= 0 {
+			r.rest = r.rest[i+len(r.shown):]
+		}
+		r.shown = nil
+		if err != nil {
+			return 0, err
+		}
+	}
+	if len(r.rest) > 0 {
+		n := copy(p, r.rest)
+		r.rest = r.rest[n:]
+		return n, nil
+	}
+	return r.ReadWriteCloser.Read(p)
 }
 
 // serveConsole ends when either side does. The goroutine that reads from the

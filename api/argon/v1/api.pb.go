@@ -4967,9 +4967,12 @@ func (x *CloneMachineResponse) GetNotes() []string {
 }
 
 type ConsoleRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Data  []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// In the first message of who was connected before: what was shown last. What
+	// is answered begins behind it, if it is still known.
+	Shown         []byte `protobuf:"bytes,20,opt,name=shown,proto3" json:"shown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5014,6 +5017,13 @@ func (x *ConsoleRequest) GetName() string {
 func (x *ConsoleRequest) GetData() []byte {
 	if x != nil {
 		return x.Data
+	}
+	return nil
+}
+
+func (x *ConsoleRequest) GetShown() []byte {
+	if x != nil {
+		return x.Shown
 	}
 	return nil
 }
@@ -6045,10 +6055,11 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x06server\x18\x04 \x01(\tR\x06server\"]\n" +
 	"\x14CloneMachineResponse\x12/\n" +
 	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\x12\x14\n" +
-	"\x05notes\x18\x02 \x03(\tR\x05notes\"8\n" +
+	"\x05notes\x18\x02 \x03(\tR\x05notes\"N\n" +
 	"\x0eConsoleRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"%\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x14\n" +
+	"\x05shown\x18\x14 \x01(\fR\x05shown\"%\n" +
 	"\x0fConsoleResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\xa6\x01\n" +
 	"\x0eCheckpointView\x124\n" +

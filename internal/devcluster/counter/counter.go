@@ -6,6 +6,7 @@
 package counter
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -24,9 +25,12 @@ type Report struct {
 	Boot string
 	// Time is the guest's own clock when it wrote Count, to the second.
 	Time time.Time
+	// Stall is the longest time that this boot took for one count, by the
+	// guest's own clock; 0 if the guest does not tell.
+	Stall time.Duration
 }
 
-// Parse reads lines of "word value"; it must find all four.
+// Parse reads lines of "word value"; it must find the first four.
 func Parse(body []byte) (Report, error) {
 	values := make(map[string]string)
 	for line := range strings.Lines(string(body)) {
@@ -40,7 +44,13 @@ func Parse(body []byte) (Report, error) {
 	if errCount != nil || errFound != nil || errTime != nil || values["boot"] == "" {
 		return Report{}, fmt.Errorf("the guest's answer is not understood: %q", body)
 	}
-	return Report{Count: count, Found: found, Boot: values["boot"], Time: time.Unix(seconds, 0)}, nil
+	stall, errStall := strconv.ParseUint(cmp.Or(values["stall"], "0"), 10, 31)
+	if errStall != nil {
+		return Report{}, fmt.Errorf("the guest's answer is not understood: %q", body)
+	}
+	return Report{
+		Count: count, Found: found, Boot: values["boot"], Time: time.Unix(seconds, 0), Stall: time.Duration(stall) * time.Millisecond,
+	}, nil
 }
 
 // maxReport bounds an answer, in bytes.

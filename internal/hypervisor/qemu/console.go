@@ -40,7 +40,7 @@ type console struct {
 // newConsole begins with what the log kept from before the daemon was started.
 func newConsole(dir string, log *slog.Logger) *console {
 	c := &console{dir: dir, log: log, readers: map[*reader]bool{}}
-	if data, err := os.ReadFile(consoleLog(dir)); err == nil {
+	if data, err := readOwn(consoleLog(dir)); err == nil {
 		c.printed = len(data)
 		c.history = tail(data)
 	}
@@ -116,13 +116,12 @@ func (c *console) print(b []byte) {
 // shorten keeps the log from growing: QEMU appends to it for ever.
 func (c *console) shorten() {
 	c.printed = len(c.history)
-	err := os.Truncate(consoleLog(c.dir), 0)
+	f, err := openOwn(consoleLog(c.dir), os.O_WRONLY|os.O_APPEND)
 	if err == nil {
-		var f *os.File
-		if f, err = os.OpenFile(consoleLog(c.dir), os.O_WRONLY|os.O_APPEND, 0); err == nil {
+		if err = f.Truncate(0); err == nil {
 			_, err = f.Write(c.history)
-			err = errors.Join(err, f.Close())
 		}
+		err = errors.Join(err, f.Close())
 	}
 	if err != nil {
 		c.log.Warn("the log of a console can't be shortened", "path", consoleLog(c.dir), "err", err)

@@ -18,7 +18,11 @@ package qemu
 
 import (
 	"context"
+	"io"
+	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // Launcher starts processes that outlive this one. Safe for concurrent use.
@@ -55,3 +59,21 @@ func displaySocket(dir string) string { return filepath.Join(dir, "vnc.sock") }
 func screenFile(dir string) string    { return filepath.Join(dir, "screen") }
 func varsFile(dir string) string      { return filepath.Join(dir, "vars.fd") }
 func ownLog(dir string) string        { return filepath.Join(dir, "qemu.log") }
+
+// openOwn opens a file in a guest's directory, which the guest may have tampered
+// with: not what a link leads to, and without waiting for a pipe's other end.
+func openOwn(path string, flags int) (*os.File, error) {
+	return os.OpenFile(path, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+}
+
+// mostRead bounds what is read of a file in a guest's directory, in bytes.
+const mostRead = 16 << 20
+
+func readOwn(path string) ([]byte, error) {
+	f, err := openOwn(path, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, mostRead))
+}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/argon-cluster/argon/internal/hypervisor"
@@ -25,7 +26,10 @@ type Options struct {
 	Launcher Launcher
 	// Dir is the directory of a guest.
 	Dir func(guestID string) string
-	Log *slog.Logger
+	// Credential is what the probe runs guests with; nil: this process's. It
+	// should be what real ones have.
+	Credential *syscall.Credential
+	Log        *slog.Logger
 }
 
 // Monitor runs guests with QEMU; see hypervisor.Monitor. Safe for concurrent
@@ -96,7 +100,7 @@ func (m *Monitor) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.G
 // explain puts QEMU's own last words before an error that only says that it is
 // gone.
 func explain(err error, log string) error {
-	data, rerr := os.ReadFile(log)
+	data, rerr := readOwn(log)
 	if rerr != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (m *Monitor) Probe(ctx context.Context) (hypervisor.Probe, error) {
 	if p.Version, err = version(ctx, path); err != nil {
 		return p, err
 	}
-	if err := tryKVM(ctx, path); err != nil {
+	if err := m.tryKVM(ctx, path); err != nil {
 		if ctx.Err() != nil {
 			return p, ctx.Err()
 		}
@@ -57,17 +57,17 @@ func version(ctx context.Context, path string) (string, error) {
 
 // tryKVM runs guests with KVM, from the simplest to an ordinary kernel if the
 // host has one that may be read.
-func tryKVM(ctx context.Context, path string) error {
+func (m *Monitor) tryKVM(ctx context.Context, path string) error {
 	f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("%s can't be used: %w", kvmDevice, errors.Unwrap(err))
 	}
 	_ = f.Close()
-	if err := bootSector(ctx, path, hypervisor.KVM); err != nil {
+	if err := bootSector(ctx, path, hypervisor.KVM, m.opts.Credential); err != nil {
 		return fmt.Errorf("%s is there, but %w", kvmDevice, err)
 	}
-	if kernel := hostKernel(); kernel != "" {
-		if err := bootKernel(ctx, path, kernel); err != nil {
+	if kernel := hostKernel(m.opts.Credential != nil); kernel != "" {
+		if err := bootKernel(ctx, path, kernel, m.opts.Credential); err != nil {
 			return fmt.Errorf("%s is there, but %w", kvmDevice, err)
 		}
 	}
@@ -84,19 +84,22 @@ const exitCode = exitValue<<1 | 1
 
 // bootSector runs a guest that needs a BIOS, interrupts of the timer, the switch
 // to long mode and page tables: what an ordinary kernel needs first.
-func bootSector(ctx context.Context, path string, a hypervisor.Acceleration) error {
+func bootSector(ctx context.Context, path string, a hypervisor.Acceleration, as *syscall.Credential) error {
 	disk, err := os.CreateTemp("", "argon-probe-*.img")
 	if err != nil {
 		return fmt.Errorf("no guest could be tried: %w", err)
 	}
 	defer os.Remove(disk.Name())
 	_, err = disk.Write(bootBlock())
+	if as != nil {
+		err = errors.Join(err, disk.Chown(int(as.Uid), int(as.Gid)))
+	}
 	if err = errors.Join(err, disk.Close()); err != nil {
 		return fmt.Errorf("no guest could be tried: %w", err)
 	}
 	short, cancel := context.WithTimeout(ctx, bootTime)
 	defer cancel()
-	out, err := run(short, path, append(probeArgs(a),
+	out, err := run(short, as, path, append(probeArgs(a),
 		"-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-drive", "format=raw,if=ide,file="+escape(disk.Name())), "")
 	var exit *exec.ExitError
 	switch {
@@ -109,11 +112,11 @@ func bootSector(ctx context.Context, path string, a hypervisor.Acceleration) err
 }
 
 // bootKernel runs a kernel without anything else, until its first message.
-func bootKernel(ctx context.Context, path, kernel string) error {
+func bootKernel(ctx context.Context, path, kernel string, as *syscall.Credential) error {
 	short, cancel := context.WithTimeout(ctx, kernelTime)
 	defer cancel()
 	const hello = "Linux version"
-	out, err := run(short, path, append(probeArgs(hypervisor.KVM), "-serial", "stdio",
+	out, err := run(short, as, path, append(probeArgs(hypervisor.KVM), "-serial", "stdio",
 		"-kernel", kernel, "-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1"), hello)
 	switch {
 	case bytes.Contains(out, []byte(hello)):
@@ -124,14 +127,19 @@ func bootKernel(ctx context.Context, path, kernel string) error {
 	return fmt.Errorf("an ordinary kernel does not run: %w", lastLine(out, err))
 }
 
-// hostKernel is the newest kernel that lies here and may be read; empty if
-// there is none.
-func hostKernel() string {
+// hostKernel is the newest kernel that lies here and may be read, by all users if
+// anyone is to; empty if there is none.
+func hostKernel(anyone bool) string {
 	found, _ := filepath.Glob("/boot/vmlinuz*")
 	slices.Sort(found)
 	for _, name := range slices.Backward(found) {
-		if f, err := os.Open(name); err == nil {
-			_ = f.Close()
+		f, err := os.Open(name)
+		if err != nil {
+			continue
+		}
+		st, err := f.Stat()
+		_ = f.Close()
+		if err == nil && (!anyone || st.Mode().Perm()&0o004 != 0) {
 			return name
 		}
 	}
@@ -139,11 +147,11 @@ func hostKernel() string {
 }
 
 // run runs QEMU until it ends, ctx does, or it has printed what it should.
-func run(ctx context.Context, path string, args []string, until string) ([]byte, error) {
+func run(ctx context.Context, as *syscall.Credential, path string, args []string, until string) ([]byte, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: as}
 	out := &watched{until: []byte(until), seen: cancel}
 	cmd.Stdout, cmd.Stderr = out, out
 	err := cmd.Run()

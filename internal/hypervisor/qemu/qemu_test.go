@@ -446,7 +446,7 @@ func TestBootSector(t *testing.T) {
 	if err != nil {
 		t.Skip("needs QEMU: ", err)
 	}
-	if err := bootSector(t.Context(), path, hypervisor.TCG); err != nil {
+	if err := bootSector(t.Context(), path, hypervisor.TCG, nil); err != nil {
 		t.Error(err)
 	}
 }

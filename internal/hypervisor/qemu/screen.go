@@ -59,7 +59,7 @@ func (g *guest) Screenshot(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the screen of guest %s: %w", g.id, err)
 	}
-	f, err := os.Open(path)
+	f, err := openOwn(path, os.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("the screen of guest %s: %w", g.id, err)
 	}

@@ -70,7 +70,7 @@ func Serve(ctx context.Context, opts Options) (*Server, error) {
 	l := opts.Listener
 	if l == nil {
 		var err error
-		if l, err = listen(ctx, opts.SocketPath); err != nil {
+		if l, err = Listen(ctx, opts.SocketPath); err != nil {
 			return nil, err
 		}
 	}
@@ -83,10 +83,10 @@ func Serve(ctx context.Context, opts Options) (*Server, error) {
 	return s, nil
 }
 
-// listen makes a socket that only its owner may connect to. Linux gives it the
-// mode that the descriptor has when it is bound, so there is no moment in
-// which others may.
-func listen(ctx context.Context, path string) (net.Listener, error) {
+// Listen makes a socket that only its owner may connect to. Linux gives it the
+// mode that the descriptor has when it is bound, so there is no moment in which
+// others may.
+func Listen(ctx context.Context, path string) (*net.UnixListener, error) {
 	if fi, err := os.Lstat(path); err == nil && fi.Mode().Type() == fs.ModeSocket {
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("replace old socket: %w", err)
@@ -101,7 +101,7 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for NBD clients: %w", err)
 	}
-	return l, nil
+	return l.(*net.UnixListener), nil
 }
 
 // Close stops taking requests, lets those in flight finish, answers them, and

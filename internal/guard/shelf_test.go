@@ -1,0 +1,50 @@
+package guard
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Whoever connects to a socket that is kept waits for the next daemon; nobody is
+// turned away meanwhile.
+func TestKeptSocket(t *testing.T) {
+	w := newWorld(t, "")
+	w.must("ready")
+	if got := w.ask("serve s"); !strings.Contains(got, "nothing is kept") {
+		t.Fatalf("before anything is kept: %q", got)
+	}
+	w.must("keep s")
+	for range 2 {
+		daemon := w.must("pid")
+		w.signal(w.cmd.Process.Pid, unix.SIGSTOP) // no new daemon yet
+		w.signal(daemon, unix.SIGKILL)
+		w.gone(daemon)
+		nc, err := net.Dial("unix", filepath.Join(w.dir, "s"))
+		if err != nil {
+			t.Fatalf("while no daemon runs: %v", err)
+		}
+		w.signal(w.cmd.Process.Pid, unix.SIGCONT)
+		w.must("serve s")
+		line, err := bufio.NewReader(nc).ReadString('\n')
+		if want := fmt.Sprintln("served by", w.must("pid")); err != nil || line != want {
+			t.Errorf("got %q, %v, want %q", line, err, want)
+		}
+		_ = nc.Close()
+	}
+	w.must("drop s")
+	if _, err := net.Dial("unix", filepath.Join(w.dir, "s")); err == nil {
+		t.Error("a socket that was dropped still takes connections")
+	}
+	daemon := w.must("pid")
+	w.signal(daemon, unix.SIGKILL)
+	w.gone(daemon)
+	if got := w.ask("serve s"); !strings.Contains(got, "nothing is kept") {
+		t.Errorf("after the drop: %q", got)
+	}
+}

@@ -1,0 +1,64 @@
+package e2e_test
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/argon-cluster/argon/internal/devcluster"
+	"github.com/argon-cluster/argon/test/harness"
+)
+
+// Every daemon of a cluster is replaced, one after the other, first in order, as
+// an upgrade does, then by SIGKILL, while a guest writes: its process and its
+// uptime go on, its console comes back by itself, its port too.
+func TestEveryDaemonRestarts(t *testing.T) {
+	c := harness.Up(t, devcluster.Options{Servers: 3})
+	home := counting(t, c, "2")
+	other := c.Other(home.Name)
+	w := c.Watch(port, c.Servers()...)
+	counts(c, w, 5)
+	boot, guest := lastBoot(t, w), guestPIDs(t, home)
+	con := console(t, c, other, machine)
+	con.hear("boot, counter was 0")
+
+	for how, restart := range map[string]func(*devcluster.Server) error{
+		"in order": func(s *devcluster.Server) error { return s.Reload() },
+		"killed":   func(s *devcluster.Server) error { return s.Kill(t.Context(), devcluster.Daemon) },
+	} {
+		for _, s := range c.Servers() {
+			c.Healthy(other, machine)
+			replaceDaemon(c, s, restart)
+			counts(c, w, 10)
+			r, _ := w.Last()
+			t.Logf("%s, %s: the longest stall so far is %v", s.Name, how, r.Stall)
+		}
+	}
+	if now := lastBoot(t, w); now != boot {
+		t.Errorf("the guest was restarted: boot %s, then %s", boot, now)
+	}
+	if now := guestPIDs(t, home); !slices.Equal(now, guest) {
+		t.Errorf("the guest's process was %v, is %v", guest, now)
+	}
+	con.say("echo $((6 * 7)) is what it says\n")
+	con.hear("42 is what it says")
+	c.Healthy(other, machine)
+}
+
+// replaceDaemon waits until another daemon serves.
+func replaceDaemon(c *harness.Cluster, s *devcluster.Server, restart func(*devcluster.Server) error) {
+	c.T.Helper()
+	before, err := s.PIDs(devcluster.Daemon)
+	must(c.T, err)
+	began := time.Now()
+	must(c.T, restart(s))
+	c.Eventually("another daemon serves on "+s.Name, func() bool {
+		now, err := s.PIDs(devcluster.Daemon)
+		if err != nil || len(now) != 1 || slices.Equal(now, before) {
+			return false
+		}
+		res, err := c.Status(s)
+		return err == nil && res.GetState() == "ready"
+	})
+	c.T.Logf("%s: another daemon serves after %v", s.Name, time.Since(began).Round(time.Millisecond))
+}
