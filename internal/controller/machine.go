@@ -60,6 +60,7 @@ func (p *planner) unplace(m *argonv1.Machine) {
 		reason = fmt.Sprintf("its server %s was lost", p.name(m.GetServerId()))
 	}
 	next.ServerId = ""
+	p.endMigration(next, "the machine was stopped")
 	p.setStatus(next, argonv1.MachineState_MACHINE_STATE_STOPPED, reason)
 	p.putMachine(m, next, "is stopped and gives its server back")
 }
@@ -67,6 +68,7 @@ func (p *planner) unplace(m *argonv1.Machine) {
 // place finds a server for a machine that has none, or whose server is lost.
 func (p *planner) place(m *argonv1.Machine) {
 	next := proto.CloneOf(m)
+	p.endMigration(next, fmt.Sprintf("server %s was lost", p.name(m.GetServerId())))
 	var events []*argonv1.Event
 	prefix := ""
 	if m.GetServerId() != "" {
@@ -87,12 +89,23 @@ func (p *planner) place(m *argonv1.Machine) {
 		p.putMachine(m, next, "has no server: "+err.Error(), events...)
 		return
 	}
-	next.ServerId = serverID
-	next.Placement++
+	next.ServerId, next.Placement = serverID, placement.NextPlacement(m)
 	to := "starting on " + p.name(serverID)
 	p.setStatus(next, argonv1.MachineState_MACHINE_STATE_PENDING, join(prefix, to))
 	events = append(events, machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-placed", to))
 	p.putMachine(m, next, "is placed on "+p.name(serverID), events...)
+}
+
+// endMigration takes the order to migrate off a machine that its agent does not
+// carry out any more: nothing of it is wanted on the other server.
+func (p *planner) endMigration(m *argonv1.Machine, why string) {
+	if mig := m.GetMigration(); mig != nil {
+		m.LastMigration = &argonv1.MigrationReport{
+			Id: mig.GetId(), FromServerId: m.GetServerId(), ToServerId: mig.GetToServerId(),
+			Since: mig.GetSince(), Ended: timestamppb.New(p.now), Failure: why, Progress: mig.GetProgress(),
+		}
+		m.Migration = nil
+	}
 }
 
 // waitsForDisk says which of the machine's volumes no server could serve now;

@@ -30,12 +30,13 @@ func Alive(st *catalog.State, serverID string) bool {
 
 // Allocated is what the records give away on a server: the CPUs and memory of
 // every machine placed there, running or not (the controller takes a stopped
-// machine off its server), and the full size of every replica and image copy
-// there, as each may grow to it. Disk is promised without a limit.
+// machine off its server), or on its way there, and the full size of every
+// replica and image copy there, as each may grow to it. Disk is promised
+// without a limit.
 func Allocated(st *catalog.State, serverID string) *argonv1.Resources {
 	given := &argonv1.Resources{}
 	for _, m := range st.Machines {
-		if m.GetServerId() == serverID {
+		if m.GetServerId() == serverID || m.GetMigration().GetToServerId() == serverID {
 			given.Cpus += m.GetCpus()
 			given.MemoryBytes += m.GetMemoryBytes()
 		}

@@ -174,6 +174,11 @@ func (s machineService) StopMachine(ctx context.Context, req *connect.Request[ar
 
 // want changes what a machine should do, and returns it as it is then.
 func (s machineService) want(ctx context.Context, name string, change func(*catalog.State, *argonv1.Machine) error) (*argonv1.MachineView, error) {
+	return s.wantWith(ctx, name, func(st *catalog.State, _ *catalog.Txn, m *argonv1.Machine) error { return change(st, m) })
+}
+
+// wantWith is want with more than the machine in the transaction.
+func (s machineService) wantWith(ctx context.Context, name string, change func(*catalog.State, *catalog.Txn, *argonv1.Machine) error) (*argonv1.MachineView, error) {
 	p, err := s.parts()
 	if err != nil {
 		return nil, err
@@ -187,7 +192,7 @@ func (s machineService) want(ctx context.Context, name string, change func(*cata
 			return precondition("machine %s is being removed", name)
 		}
 		m := proto.CloneOf(old)
-		if err := change(st, m); err != nil {
+		if err := change(st, txn, m); err != nil {
 			return err
 		}
 		if !proto.Equal(old, m) {

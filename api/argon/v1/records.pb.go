@@ -493,6 +493,57 @@ func (CheckpointPurpose) EnumDescriptor() ([]byte, []int) {
 	return file_argon_v1_records_proto_rawDescGZIP(), []int{7}
 }
 
+type MigrationPhase int32
+
+const (
+	MigrationPhase_MIGRATION_PHASE_UNSPECIFIED MigrationPhase = 0
+	// The server that it goes to is to make a guest that waits for its state.
+	MigrationPhase_MIGRATION_PHASE_PREPARING MigrationPhase = 1
+	// That guest waits: the server that it runs on sends.
+	MigrationPhase_MIGRATION_PHASE_COPYING MigrationPhase = 2
+)
+
+// Enum value maps for MigrationPhase.
+var (
+	MigrationPhase_name = map[int32]string{
+		0: "MIGRATION_PHASE_UNSPECIFIED",
+		1: "MIGRATION_PHASE_PREPARING",
+		2: "MIGRATION_PHASE_COPYING",
+	}
+	MigrationPhase_value = map[string]int32{
+		"MIGRATION_PHASE_UNSPECIFIED": 0,
+		"MIGRATION_PHASE_PREPARING":   1,
+		"MIGRATION_PHASE_COPYING":     2,
+	}
+)
+
+func (x MigrationPhase) Enum() *MigrationPhase {
+	p := new(MigrationPhase)
+	*p = x
+	return p
+}
+
+func (x MigrationPhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MigrationPhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_argon_v1_records_proto_enumTypes[8].Descriptor()
+}
+
+func (MigrationPhase) Type() protoreflect.EnumType {
+	return &file_argon_v1_records_proto_enumTypes[8]
+}
+
+func (x MigrationPhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MigrationPhase.Descriptor instead.
+func (MigrationPhase) EnumDescriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{8}
+}
+
 type Severity int32
 
 const (
@@ -529,11 +580,11 @@ func (x Severity) String() string {
 }
 
 func (Severity) Descriptor() protoreflect.EnumDescriptor {
-	return file_argon_v1_records_proto_enumTypes[8].Descriptor()
+	return file_argon_v1_records_proto_enumTypes[9].Descriptor()
 }
 
 func (Severity) Type() protoreflect.EnumType {
-	return &file_argon_v1_records_proto_enumTypes[8]
+	return &file_argon_v1_records_proto_enumTypes[9]
 }
 
 func (x Severity) Number() protoreflect.EnumNumber {
@@ -542,7 +593,7 @@ func (x Severity) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Severity.Descriptor instead.
 func (Severity) EnumDescriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{9}
 }
 
 // Meta is the head of every named record.
@@ -2630,7 +2681,14 @@ type Machine struct {
 	CheckpointEverySeconds uint32 `protobuf:"varint,42,opt,name=checkpoint_every_seconds,json=checkpointEverySeconds,proto3" json:"checkpoint_every_seconds,omitempty"`
 	CheckpointsKept        uint32 `protobuf:"varint,43,opt,name=checkpoints_kept,json=checkpointsKept,proto3" json:"checkpoints_kept,omitempty"`
 	// The machine that it was cloned from, with its memory; empty: none.
-	ClonedFrom    string `protobuf:"bytes,44,opt,name=cloned_from,json=clonedFrom,proto3" json:"cloned_from,omitempty"`
+	ClonedFrom string `protobuf:"bytes,44,opt,name=cloned_from,json=clonedFrom,proto3" json:"cloned_from,omitempty"`
+	// The highest placement that was given away, where that is above placement:
+	// a migration took one, and came to nothing.
+	LastPlacement uint64 `protobuf:"varint,50,opt,name=last_placement,json=lastPlacement,proto3" json:"last_placement,omitempty"`
+	// The live migration that is under way; absent: none.
+	Migration *Migration `protobuf:"bytes,51,opt,name=migration,proto3" json:"migration,omitempty"`
+	// How the last one ended.
+	LastMigration *MigrationReport `protobuf:"bytes,52,opt,name=last_migration,json=lastMigration,proto3" json:"last_migration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2817,6 +2875,27 @@ func (x *Machine) GetClonedFrom() string {
 		return x.ClonedFrom
 	}
 	return ""
+}
+
+func (x *Machine) GetLastPlacement() uint64 {
+	if x != nil {
+		return x.LastPlacement
+	}
+	return 0
+}
+
+func (x *Machine) GetMigration() *Migration {
+	if x != nil {
+		return x.Migration
+	}
+	return nil
+}
+
+func (x *Machine) GetLastMigration() *MigrationReport {
+	if x != nil {
+		return x.LastMigration
+	}
+	return nil
 }
 
 // Wake is the order to go on from a checkpoint instead of booting. It is
@@ -3132,6 +3211,323 @@ func (x *Platform) GetMachineType() string {
 	return ""
 }
 
+// Migration is the order to go to another server while it runs. Until it is
+// there it is the machine of server_id and placement; then one change of the
+// record makes the other server and the other placement its own, and the order
+// is gone. Whoever takes the order away before that has ended it.
+type Migration struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A ULID; never used again.
+	Id         string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	ToServerId string `protobuf:"bytes,2,opt,name=to_server_id,json=toServerId,proto3" json:"to_server_id,omitempty"`
+	// That of the guest that waits on the other server.
+	Placement uint64                 `protobuf:"varint,3,opt,name=placement,proto3" json:"placement,omitempty"`
+	Phase     MigrationPhase         `protobuf:"varint,4,opt,name=phase,proto3,enum=argon.v1.MigrationPhase" json:"phase,omitempty"`
+	Since     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// When it is given up.
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// It is to be given up.
+	Cancel        bool               `protobuf:"varint,7,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	Progress      *MigrationProgress `protobuf:"bytes,8,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Migration) Reset() {
+	*x = Migration{}
+	mi := &file_argon_v1_records_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Migration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Migration) ProtoMessage() {}
+
+func (x *Migration) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Migration.ProtoReflect.Descriptor instead.
+func (*Migration) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Migration) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Migration) GetToServerId() string {
+	if x != nil {
+		return x.ToServerId
+	}
+	return ""
+}
+
+func (x *Migration) GetPlacement() uint64 {
+	if x != nil {
+		return x.Placement
+	}
+	return 0
+}
+
+func (x *Migration) GetPhase() MigrationPhase {
+	if x != nil {
+		return x.Phase
+	}
+	return MigrationPhase_MIGRATION_PHASE_UNSPECIFIED
+}
+
+func (x *Migration) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Migration) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Migration) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
+func (x *Migration) GetProgress() *MigrationProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+// MigrationProgress is what the machine monitor says.
+type MigrationProgress struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	TransferredBytes uint64                 `protobuf:"varint,1,opt,name=transferred_bytes,json=transferredBytes,proto3" json:"transferred_bytes,omitempty"`
+	RemainingBytes   uint64                 `protobuf:"varint,2,opt,name=remaining_bytes,json=remainingBytes,proto3" json:"remaining_bytes,omitempty"`
+	TotalBytes       uint64                 `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// How long the guest would stand still now.
+	ExpectedDowntimeMs uint32 `protobuf:"varint,4,opt,name=expected_downtime_ms,json=expectedDowntimeMs,proto3" json:"expected_downtime_ms,omitempty"`
+	// How often its memory was gone through.
+	Passes uint32 `protobuf:"varint,5,opt,name=passes,proto3" json:"passes,omitempty"`
+	// By how much its processors are slowed down to make it end.
+	ThrottlePercent uint32 `protobuf:"varint,6,opt,name=throttle_percent,json=throttlePercent,proto3" json:"throttle_percent,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *MigrationProgress) Reset() {
+	*x = MigrationProgress{}
+	mi := &file_argon_v1_records_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrationProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrationProgress) ProtoMessage() {}
+
+func (x *MigrationProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrationProgress.ProtoReflect.Descriptor instead.
+func (*MigrationProgress) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *MigrationProgress) GetTransferredBytes() uint64 {
+	if x != nil {
+		return x.TransferredBytes
+	}
+	return 0
+}
+
+func (x *MigrationProgress) GetRemainingBytes() uint64 {
+	if x != nil {
+		return x.RemainingBytes
+	}
+	return 0
+}
+
+func (x *MigrationProgress) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *MigrationProgress) GetExpectedDowntimeMs() uint32 {
+	if x != nil {
+		return x.ExpectedDowntimeMs
+	}
+	return 0
+}
+
+func (x *MigrationProgress) GetPasses() uint32 {
+	if x != nil {
+		return x.Passes
+	}
+	return 0
+}
+
+func (x *MigrationProgress) GetThrottlePercent() uint32 {
+	if x != nil {
+		return x.ThrottlePercent
+	}
+	return 0
+}
+
+// MigrationReport is how a migration ended.
+type MigrationReport struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Id           string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	FromServerId string                 `protobuf:"bytes,2,opt,name=from_server_id,json=fromServerId,proto3" json:"from_server_id,omitempty"`
+	ToServerId   string                 `protobuf:"bytes,3,opt,name=to_server_id,json=toServerId,proto3" json:"to_server_id,omitempty"`
+	Since        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	Ended        *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=ended,proto3" json:"ended,omitempty"`
+	// Why the machine stayed where it was; empty: it moved.
+	Failure  string             `protobuf:"bytes,6,opt,name=failure,proto3" json:"failure,omitempty"`
+	Progress *MigrationProgress `protobuf:"bytes,7,opt,name=progress,proto3" json:"progress,omitempty"`
+	// How long the guest stood still, as the machine monitor says: until all its
+	// state was on the other server.
+	DowntimeMs uint32 `protobuf:"varint,8,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
+	// When it stood still by the one server's clock, and ran again by the other's.
+	Paused        *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=paused,proto3" json:"paused,omitempty"`
+	Resumed       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigrationReport) Reset() {
+	*x = MigrationReport{}
+	mi := &file_argon_v1_records_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrationReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrationReport) ProtoMessage() {}
+
+func (x *MigrationReport) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrationReport.ProtoReflect.Descriptor instead.
+func (*MigrationReport) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *MigrationReport) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *MigrationReport) GetFromServerId() string {
+	if x != nil {
+		return x.FromServerId
+	}
+	return ""
+}
+
+func (x *MigrationReport) GetToServerId() string {
+	if x != nil {
+		return x.ToServerId
+	}
+	return ""
+}
+
+func (x *MigrationReport) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *MigrationReport) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *MigrationReport) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+func (x *MigrationReport) GetProgress() *MigrationProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+func (x *MigrationReport) GetDowntimeMs() uint32 {
+	if x != nil {
+		return x.DowntimeMs
+	}
+	return 0
+}
+
+func (x *MigrationReport) GetPaused() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Paused
+	}
+	return nil
+}
+
+func (x *MigrationReport) GetResumed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Resumed
+	}
+	return nil
+}
+
 // FirstBoot is what cloud-init reads in the guest (NoCloud). Kept whole, so
 // that every server makes the same of it.
 type FirstBoot struct {
@@ -3152,7 +3548,7 @@ type FirstBoot struct {
 
 func (x *FirstBoot) Reset() {
 	*x = FirstBoot{}
-	mi := &file_argon_v1_records_proto_msgTypes[26]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3560,7 @@ func (x *FirstBoot) String() string {
 func (*FirstBoot) ProtoMessage() {}
 
 func (x *FirstBoot) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[26]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3573,7 @@ func (x *FirstBoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FirstBoot.ProtoReflect.Descriptor instead.
 func (*FirstBoot) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{26}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FirstBoot) GetRevision() uint32 {
@@ -3231,7 +3627,7 @@ type NetworkInterface struct {
 
 func (x *NetworkInterface) Reset() {
 	*x = NetworkInterface{}
-	mi := &file_argon_v1_records_proto_msgTypes[27]
+	mi := &file_argon_v1_records_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3243,7 +3639,7 @@ func (x *NetworkInterface) String() string {
 func (*NetworkInterface) ProtoMessage() {}
 
 func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[27]
+	mi := &file_argon_v1_records_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3256,7 +3652,7 @@ func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInterface.ProtoReflect.Descriptor instead.
 func (*NetworkInterface) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *NetworkInterface) GetMac() string {
@@ -3284,7 +3680,7 @@ type Shares struct {
 
 func (x *Shares) Reset() {
 	*x = Shares{}
-	mi := &file_argon_v1_records_proto_msgTypes[28]
+	mi := &file_argon_v1_records_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3296,7 +3692,7 @@ func (x *Shares) String() string {
 func (*Shares) ProtoMessage() {}
 
 func (x *Shares) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[28]
+	mi := &file_argon_v1_records_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3309,7 +3705,7 @@ func (x *Shares) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shares.ProtoReflect.Descriptor instead.
 func (*Shares) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Shares) GetCpuPercent() uint32 {
@@ -3361,7 +3757,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_argon_v1_records_proto_msgTypes[29]
+	mi := &file_argon_v1_records_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +3769,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[29]
+	mi := &file_argon_v1_records_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,7 +3782,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Move) GetFromServerId() string {
@@ -3436,7 +3832,7 @@ type MachineStatus struct {
 
 func (x *MachineStatus) Reset() {
 	*x = MachineStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[30]
+	mi := &file_argon_v1_records_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +3844,7 @@ func (x *MachineStatus) String() string {
 func (*MachineStatus) ProtoMessage() {}
 
 func (x *MachineStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[30]
+	mi := &file_argon_v1_records_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +3857,7 @@ func (x *MachineStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineStatus.ProtoReflect.Descriptor instead.
 func (*MachineStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{30}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MachineStatus) GetState() MachineState {
@@ -3539,7 +3935,7 @@ type GuestInfo struct {
 
 func (x *GuestInfo) Reset() {
 	*x = GuestInfo{}
-	mi := &file_argon_v1_records_proto_msgTypes[31]
+	mi := &file_argon_v1_records_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3551,7 +3947,7 @@ func (x *GuestInfo) String() string {
 func (*GuestInfo) ProtoMessage() {}
 
 func (x *GuestInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[31]
+	mi := &file_argon_v1_records_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3564,7 +3960,7 @@ func (x *GuestInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestInfo.ProtoReflect.Descriptor instead.
 func (*GuestInfo) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{31}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GuestInfo) GetHostname() string {
@@ -3609,7 +4005,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_argon_v1_records_proto_msgTypes[32]
+	mi := &file_argon_v1_records_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3621,7 +4017,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[32]
+	mi := &file_argon_v1_records_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3634,7 +4030,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{32}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Event) GetId() string {
@@ -3909,7 +4305,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\rPublishedPort\x12!\n" +
 	"\fcluster_port\x18\x01 \x01(\rR\vclusterPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x02 \x01(\rR\tguestPort\"\xe8\x06\n" +
+	"guest_port\x18\x02 \x01(\rR\tguestPort\"\x84\b\n" +
 	"\aMachine\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -3937,7 +4333,10 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x18checkpoint_every_seconds\x18* \x01(\rR\x16checkpointEverySeconds\x12)\n" +
 	"\x10checkpoints_kept\x18+ \x01(\rR\x0fcheckpointsKept\x12\x1f\n" +
 	"\vcloned_from\x18, \x01(\tR\n" +
-	"clonedFrom\"}\n" +
+	"clonedFrom\x12%\n" +
+	"\x0elast_placement\x182 \x01(\x04R\rlastPlacement\x121\n" +
+	"\tmigration\x183 \x01(\v2\x13.argon.v1.MigrationR\tmigration\x12@\n" +
+	"\x0elast_migration\x184 \x01(\v2\x19.argon.v1.MigrationReportR\rlastMigration\"}\n" +
 	"\x04Wake\x12#\n" +
 	"\rcheckpoint_id\x18\x01 \x01(\tR\fcheckpointId\x12\x18\n" +
 	"\achecked\x18\x02 \x01(\bR\achecked\x12\x19\n" +
@@ -3969,7 +4368,39 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\bPlatform\x12\"\n" +
 	"\facceleration\x18\x01 \x01(\tR\facceleration\x12'\n" +
 	"\x0fmonitor_version\x18\x02 \x01(\tR\x0emonitorVersion\x12!\n" +
-	"\fmachine_type\x18\x03 \x01(\tR\vmachineType\"\xbf\x01\n" +
+	"\fmachine_type\x18\x03 \x01(\tR\vmachineType\"\xc6\x02\n" +
+	"\tMigration\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
+	"\fto_server_id\x18\x02 \x01(\tR\n" +
+	"toServerId\x12\x1c\n" +
+	"\tplacement\x18\x03 \x01(\x04R\tplacement\x12.\n" +
+	"\x05phase\x18\x04 \x01(\x0e2\x18.argon.v1.MigrationPhaseR\x05phase\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x126\n" +
+	"\bdeadline\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x16\n" +
+	"\x06cancel\x18\a \x01(\bR\x06cancel\x127\n" +
+	"\bprogress\x18\b \x01(\v2\x1b.argon.v1.MigrationProgressR\bprogress\"\xff\x01\n" +
+	"\x11MigrationProgress\x12+\n" +
+	"\x11transferred_bytes\x18\x01 \x01(\x04R\x10transferredBytes\x12'\n" +
+	"\x0fremaining_bytes\x18\x02 \x01(\x04R\x0eremainingBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x03 \x01(\x04R\n" +
+	"totalBytes\x120\n" +
+	"\x14expected_downtime_ms\x18\x04 \x01(\rR\x12expectedDowntimeMs\x12\x16\n" +
+	"\x06passes\x18\x05 \x01(\rR\x06passes\x12)\n" +
+	"\x10throttle_percent\x18\x06 \x01(\rR\x0fthrottlePercent\"\xab\x03\n" +
+	"\x0fMigrationReport\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12$\n" +
+	"\x0efrom_server_id\x18\x02 \x01(\tR\ffromServerId\x12 \n" +
+	"\fto_server_id\x18\x03 \x01(\tR\n" +
+	"toServerId\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05ended\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x18\n" +
+	"\afailure\x18\x06 \x01(\tR\afailure\x127\n" +
+	"\bprogress\x18\a \x01(\v2\x1b.argon.v1.MigrationProgressR\bprogress\x12\x1f\n" +
+	"\vdowntime_ms\x18\b \x01(\rR\n" +
+	"downtimeMs\x122\n" +
+	"\x06paused\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x06paused\x124\n" +
+	"\aresumed\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\aresumed\"\xbf\x01\n" +
 	"\tFirstBoot\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\rR\brevision\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x19\n" +
@@ -4063,7 +4494,11 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x1eCHECKPOINT_PURPOSE_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19CHECKPOINT_PURPOSE_MANUAL\x10\x01\x12 \n" +
 	"\x1cCHECKPOINT_PURPOSE_SCHEDULED\x10\x02\x12\x1e\n" +
-	"\x1aCHECKPOINT_PURPOSE_SUSPEND\x10\x03*a\n" +
+	"\x1aCHECKPOINT_PURPOSE_SUSPEND\x10\x03*m\n" +
+	"\x0eMigrationPhase\x12\x1f\n" +
+	"\x1bMIGRATION_PHASE_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19MIGRATION_PHASE_PREPARING\x10\x01\x12\x1b\n" +
+	"\x17MIGRATION_PHASE_COPYING\x10\x02*a\n" +
 	"\bSeverity\x12\x18\n" +
 	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSEVERITY_INFO\x10\x01\x12\x14\n" +
@@ -4082,8 +4517,8 @@ func file_argon_v1_records_proto_rawDescGZIP() []byte {
 	return file_argon_v1_records_proto_rawDescData
 }
 
-var file_argon_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_argon_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
+var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_argon_v1_records_proto_goTypes = []any{
 	(VoterRole)(0),                // 0: argon.v1.VoterRole
 	(ReplicaState)(0),             // 1: argon.v1.ReplicaState
@@ -4093,108 +4528,123 @@ var file_argon_v1_records_proto_goTypes = []any{
 	(OnLoss)(0),                   // 5: argon.v1.OnLoss
 	(CheckpointState)(0),          // 6: argon.v1.CheckpointState
 	(CheckpointPurpose)(0),        // 7: argon.v1.CheckpointPurpose
-	(Severity)(0),                 // 8: argon.v1.Severity
-	(*Meta)(nil),                  // 9: argon.v1.Meta
-	(*Cluster)(nil),               // 10: argon.v1.Cluster
-	(*Settings)(nil),              // 11: argon.v1.Settings
-	(*Server)(nil),                // 12: argon.v1.Server
-	(*Drain)(nil),                 // 13: argon.v1.Drain
-	(*Resources)(nil),             // 14: argon.v1.Resources
-	(*Lease)(nil),                 // 15: argon.v1.Lease
-	(*Token)(nil),                 // 16: argon.v1.Token
-	(*Image)(nil),                 // 17: argon.v1.Image
-	(*MachineHints)(nil),          // 18: argon.v1.MachineHints
-	(*ImageCopy)(nil),             // 19: argon.v1.ImageCopy
-	(*Replica)(nil),               // 20: argon.v1.Replica
-	(*Snapshot)(nil),              // 21: argon.v1.Snapshot
-	(*Base)(nil),                  // 22: argon.v1.Base
-	(*Scrub)(nil),                 // 23: argon.v1.Scrub
-	(*Attachment)(nil),            // 24: argon.v1.Attachment
-	(*Volume)(nil),                // 25: argon.v1.Volume
-	(*VolumeStatus)(nil),          // 26: argon.v1.VolumeStatus
-	(*ResyncProgress)(nil),        // 27: argon.v1.ResyncProgress
-	(*Usage)(nil),                 // 28: argon.v1.Usage
-	(*ReplicaUsage)(nil),          // 29: argon.v1.ReplicaUsage
-	(*PublishedPort)(nil),         // 30: argon.v1.PublishedPort
-	(*Machine)(nil),               // 31: argon.v1.Machine
-	(*Wake)(nil),                  // 32: argon.v1.Wake
-	(*Checkpoint)(nil),            // 33: argon.v1.Checkpoint
-	(*Platform)(nil),              // 34: argon.v1.Platform
-	(*FirstBoot)(nil),             // 35: argon.v1.FirstBoot
-	(*NetworkInterface)(nil),      // 36: argon.v1.NetworkInterface
-	(*Shares)(nil),                // 37: argon.v1.Shares
-	(*Move)(nil),                  // 38: argon.v1.Move
-	(*MachineStatus)(nil),         // 39: argon.v1.MachineStatus
-	(*GuestInfo)(nil),             // 40: argon.v1.GuestInfo
-	(*Event)(nil),                 // 41: argon.v1.Event
-	nil,                           // 42: argon.v1.Meta.LabelsEntry
-	nil,                           // 43: argon.v1.Snapshot.LabelsEntry
-	nil,                           // 44: argon.v1.Checkpoint.SnapshotsEntry
-	(*timestamppb.Timestamp)(nil), // 45: google.protobuf.Timestamp
+	(MigrationPhase)(0),           // 8: argon.v1.MigrationPhase
+	(Severity)(0),                 // 9: argon.v1.Severity
+	(*Meta)(nil),                  // 10: argon.v1.Meta
+	(*Cluster)(nil),               // 11: argon.v1.Cluster
+	(*Settings)(nil),              // 12: argon.v1.Settings
+	(*Server)(nil),                // 13: argon.v1.Server
+	(*Drain)(nil),                 // 14: argon.v1.Drain
+	(*Resources)(nil),             // 15: argon.v1.Resources
+	(*Lease)(nil),                 // 16: argon.v1.Lease
+	(*Token)(nil),                 // 17: argon.v1.Token
+	(*Image)(nil),                 // 18: argon.v1.Image
+	(*MachineHints)(nil),          // 19: argon.v1.MachineHints
+	(*ImageCopy)(nil),             // 20: argon.v1.ImageCopy
+	(*Replica)(nil),               // 21: argon.v1.Replica
+	(*Snapshot)(nil),              // 22: argon.v1.Snapshot
+	(*Base)(nil),                  // 23: argon.v1.Base
+	(*Scrub)(nil),                 // 24: argon.v1.Scrub
+	(*Attachment)(nil),            // 25: argon.v1.Attachment
+	(*Volume)(nil),                // 26: argon.v1.Volume
+	(*VolumeStatus)(nil),          // 27: argon.v1.VolumeStatus
+	(*ResyncProgress)(nil),        // 28: argon.v1.ResyncProgress
+	(*Usage)(nil),                 // 29: argon.v1.Usage
+	(*ReplicaUsage)(nil),          // 30: argon.v1.ReplicaUsage
+	(*PublishedPort)(nil),         // 31: argon.v1.PublishedPort
+	(*Machine)(nil),               // 32: argon.v1.Machine
+	(*Wake)(nil),                  // 33: argon.v1.Wake
+	(*Checkpoint)(nil),            // 34: argon.v1.Checkpoint
+	(*Platform)(nil),              // 35: argon.v1.Platform
+	(*Migration)(nil),             // 36: argon.v1.Migration
+	(*MigrationProgress)(nil),     // 37: argon.v1.MigrationProgress
+	(*MigrationReport)(nil),       // 38: argon.v1.MigrationReport
+	(*FirstBoot)(nil),             // 39: argon.v1.FirstBoot
+	(*NetworkInterface)(nil),      // 40: argon.v1.NetworkInterface
+	(*Shares)(nil),                // 41: argon.v1.Shares
+	(*Move)(nil),                  // 42: argon.v1.Move
+	(*MachineStatus)(nil),         // 43: argon.v1.MachineStatus
+	(*GuestInfo)(nil),             // 44: argon.v1.GuestInfo
+	(*Event)(nil),                 // 45: argon.v1.Event
+	nil,                           // 46: argon.v1.Meta.LabelsEntry
+	nil,                           // 47: argon.v1.Snapshot.LabelsEntry
+	nil,                           // 48: argon.v1.Checkpoint.SnapshotsEntry
+	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
 }
 var file_argon_v1_records_proto_depIdxs = []int32{
-	45, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	42, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
-	45, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
-	11, // 3: argon.v1.Cluster.settings:type_name -> argon.v1.Settings
-	9,  // 4: argon.v1.Server.meta:type_name -> argon.v1.Meta
+	49, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	46, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
+	49, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
+	12, // 3: argon.v1.Cluster.settings:type_name -> argon.v1.Settings
+	10, // 4: argon.v1.Server.meta:type_name -> argon.v1.Meta
 	0,  // 5: argon.v1.Server.voter_role:type_name -> argon.v1.VoterRole
-	14, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
-	14, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
-	13, // 8: argon.v1.Server.drain:type_name -> argon.v1.Drain
-	45, // 9: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
-	45, // 10: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
-	45, // 11: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
-	45, // 12: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	9,  // 13: argon.v1.Image.meta:type_name -> argon.v1.Meta
-	19, // 14: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
-	18, // 15: argon.v1.Image.hints:type_name -> argon.v1.MachineHints
+	15, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
+	15, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
+	14, // 8: argon.v1.Server.drain:type_name -> argon.v1.Drain
+	49, // 9: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
+	49, // 10: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
+	49, // 11: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
+	49, // 12: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	10, // 13: argon.v1.Image.meta:type_name -> argon.v1.Meta
+	20, // 14: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
+	19, // 15: argon.v1.Image.hints:type_name -> argon.v1.MachineHints
 	1,  // 16: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
-	45, // 17: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
+	49, // 17: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
 	2,  // 18: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
-	45, // 19: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	43, // 20: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
-	45, // 21: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
-	45, // 22: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	9,  // 23: argon.v1.Volume.meta:type_name -> argon.v1.Meta
-	20, // 24: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
-	24, // 25: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
-	21, // 26: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
-	22, // 27: argon.v1.Volume.base:type_name -> argon.v1.Base
-	23, // 28: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
-	27, // 29: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
-	45, // 30: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
-	45, // 31: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
-	45, // 32: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
-	29, // 33: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
-	9,  // 34: argon.v1.Machine.meta:type_name -> argon.v1.Meta
-	30, // 35: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
+	49, // 19: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	47, // 20: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
+	49, // 21: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
+	49, // 22: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	10, // 23: argon.v1.Volume.meta:type_name -> argon.v1.Meta
+	21, // 24: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
+	25, // 25: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
+	22, // 26: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
+	23, // 27: argon.v1.Volume.base:type_name -> argon.v1.Base
+	24, // 28: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
+	28, // 29: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
+	49, // 30: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
+	49, // 31: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
+	49, // 32: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
+	30, // 33: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
+	10, // 34: argon.v1.Machine.meta:type_name -> argon.v1.Meta
+	31, // 35: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
 	3,  // 36: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
-	39, // 37: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
-	37, // 38: argon.v1.Machine.shares:type_name -> argon.v1.Shares
-	38, // 39: argon.v1.Machine.move:type_name -> argon.v1.Move
-	35, // 40: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
-	36, // 41: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
-	32, // 42: argon.v1.Machine.wake:type_name -> argon.v1.Wake
+	43, // 37: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
+	41, // 38: argon.v1.Machine.shares:type_name -> argon.v1.Shares
+	42, // 39: argon.v1.Machine.move:type_name -> argon.v1.Move
+	39, // 40: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
+	40, // 41: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
+	33, // 42: argon.v1.Machine.wake:type_name -> argon.v1.Wake
 	5,  // 43: argon.v1.Machine.on_loss:type_name -> argon.v1.OnLoss
-	9,  // 44: argon.v1.Checkpoint.meta:type_name -> argon.v1.Meta
-	6,  // 45: argon.v1.Checkpoint.state:type_name -> argon.v1.CheckpointState
-	7,  // 46: argon.v1.Checkpoint.purpose:type_name -> argon.v1.CheckpointPurpose
-	44, // 47: argon.v1.Checkpoint.snapshots:type_name -> argon.v1.Checkpoint.SnapshotsEntry
-	31, // 48: argon.v1.Checkpoint.machine:type_name -> argon.v1.Machine
-	34, // 49: argon.v1.Checkpoint.platform:type_name -> argon.v1.Platform
-	45, // 50: argon.v1.Checkpoint.taken:type_name -> google.protobuf.Timestamp
-	45, // 51: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
-	4,  // 52: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
-	45, // 53: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
-	40, // 54: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
-	45, // 55: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
-	8,  // 56: argon.v1.Event.severity:type_name -> argon.v1.Severity
-	57, // [57:57] is the sub-list for method output_type
-	57, // [57:57] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	36, // 44: argon.v1.Machine.migration:type_name -> argon.v1.Migration
+	38, // 45: argon.v1.Machine.last_migration:type_name -> argon.v1.MigrationReport
+	10, // 46: argon.v1.Checkpoint.meta:type_name -> argon.v1.Meta
+	6,  // 47: argon.v1.Checkpoint.state:type_name -> argon.v1.CheckpointState
+	7,  // 48: argon.v1.Checkpoint.purpose:type_name -> argon.v1.CheckpointPurpose
+	48, // 49: argon.v1.Checkpoint.snapshots:type_name -> argon.v1.Checkpoint.SnapshotsEntry
+	32, // 50: argon.v1.Checkpoint.machine:type_name -> argon.v1.Machine
+	35, // 51: argon.v1.Checkpoint.platform:type_name -> argon.v1.Platform
+	49, // 52: argon.v1.Checkpoint.taken:type_name -> google.protobuf.Timestamp
+	8,  // 53: argon.v1.Migration.phase:type_name -> argon.v1.MigrationPhase
+	49, // 54: argon.v1.Migration.since:type_name -> google.protobuf.Timestamp
+	49, // 55: argon.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
+	37, // 56: argon.v1.Migration.progress:type_name -> argon.v1.MigrationProgress
+	49, // 57: argon.v1.MigrationReport.since:type_name -> google.protobuf.Timestamp
+	49, // 58: argon.v1.MigrationReport.ended:type_name -> google.protobuf.Timestamp
+	37, // 59: argon.v1.MigrationReport.progress:type_name -> argon.v1.MigrationProgress
+	49, // 60: argon.v1.MigrationReport.paused:type_name -> google.protobuf.Timestamp
+	49, // 61: argon.v1.MigrationReport.resumed:type_name -> google.protobuf.Timestamp
+	49, // 62: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
+	4,  // 63: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
+	49, // 64: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
+	44, // 65: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
+	49, // 66: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
+	9,  // 67: argon.v1.Event.severity:type_name -> argon.v1.Severity
+	68, // [68:68] is the sub-list for method output_type
+	68, // [68:68] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_records_proto_init() }
@@ -4207,8 +4657,8 @@ func file_argon_v1_records_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_records_proto_rawDesc), len(file_argon_v1_records_proto_rawDesc)),
-			NumEnums:      9,
-			NumMessages:   36,
+			NumEnums:      10,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

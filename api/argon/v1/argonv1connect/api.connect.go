@@ -147,6 +147,12 @@ const (
 	// MachineServiceRemoveMachineProcedure is the fully-qualified name of the MachineService's
 	// RemoveMachine RPC.
 	MachineServiceRemoveMachineProcedure = "/argon.v1.MachineService/RemoveMachine"
+	// MachineServiceMigrateMachineProcedure is the fully-qualified name of the MachineService's
+	// MigrateMachine RPC.
+	MachineServiceMigrateMachineProcedure = "/argon.v1.MachineService/MigrateMachine"
+	// MachineServiceCancelMigrationProcedure is the fully-qualified name of the MachineService's
+	// CancelMigration RPC.
+	MachineServiceCancelMigrationProcedure = "/argon.v1.MachineService/CancelMigration"
 	// MachineServiceConsoleProcedure is the fully-qualified name of the MachineService's Console RPC.
 	MachineServiceConsoleProcedure = "/argon.v1.MachineService/Console"
 	// EventServiceListEventsProcedure is the fully-qualified name of the EventService's ListEvents RPC.
@@ -1204,6 +1210,11 @@ type MachineServiceClient interface {
 	StartMachine(context.Context, *connect.Request[v1.StartMachineRequest]) (*connect.Response[v1.StartMachineResponse], error)
 	StopMachine(context.Context, *connect.Request[v1.StopMachineRequest]) (*connect.Response[v1.StopMachineResponse], error)
 	RemoveMachine(context.Context, *connect.Request[v1.RemoveMachineRequest]) (*connect.Response[v1.RemoveMachineResponse], error)
+	// Answers once the order is recorded: the machine goes to another server
+	// while it runs.
+	MigrateMachine(context.Context, *connect.Request[v1.MigrateMachineRequest]) (*connect.Response[v1.MigrateMachineResponse], error)
+	// Answers once it is recorded that the migration is to be given up.
+	CancelMigration(context.Context, *connect.Request[v1.CancelMigrationRequest]) (*connect.Response[v1.CancelMigrationResponse], error)
 	// The serial console, from any server. The first message names the machine.
 	Console(context.Context) *connect.BidiStreamForClient[v1.ConsoleRequest, v1.ConsoleResponse]
 }
@@ -1255,6 +1266,18 @@ func NewMachineServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(machineServiceMethods.ByName("RemoveMachine")),
 			connect.WithClientOptions(opts...),
 		),
+		migrateMachine: connect.NewClient[v1.MigrateMachineRequest, v1.MigrateMachineResponse](
+			httpClient,
+			baseURL+MachineServiceMigrateMachineProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("MigrateMachine")),
+			connect.WithClientOptions(opts...),
+		),
+		cancelMigration: connect.NewClient[v1.CancelMigrationRequest, v1.CancelMigrationResponse](
+			httpClient,
+			baseURL+MachineServiceCancelMigrationProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("CancelMigration")),
+			connect.WithClientOptions(opts...),
+		),
 		console: connect.NewClient[v1.ConsoleRequest, v1.ConsoleResponse](
 			httpClient,
 			baseURL+MachineServiceConsoleProcedure,
@@ -1266,13 +1289,15 @@ func NewMachineServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 
 // machineServiceClient implements MachineServiceClient.
 type machineServiceClient struct {
-	createMachine *connect.Client[v1.CreateMachineRequest, v1.CreateMachineResponse]
-	listMachines  *connect.Client[v1.ListMachinesRequest, v1.ListMachinesResponse]
-	getMachine    *connect.Client[v1.GetMachineRequest, v1.GetMachineResponse]
-	startMachine  *connect.Client[v1.StartMachineRequest, v1.StartMachineResponse]
-	stopMachine   *connect.Client[v1.StopMachineRequest, v1.StopMachineResponse]
-	removeMachine *connect.Client[v1.RemoveMachineRequest, v1.RemoveMachineResponse]
-	console       *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
+	createMachine   *connect.Client[v1.CreateMachineRequest, v1.CreateMachineResponse]
+	listMachines    *connect.Client[v1.ListMachinesRequest, v1.ListMachinesResponse]
+	getMachine      *connect.Client[v1.GetMachineRequest, v1.GetMachineResponse]
+	startMachine    *connect.Client[v1.StartMachineRequest, v1.StartMachineResponse]
+	stopMachine     *connect.Client[v1.StopMachineRequest, v1.StopMachineResponse]
+	removeMachine   *connect.Client[v1.RemoveMachineRequest, v1.RemoveMachineResponse]
+	migrateMachine  *connect.Client[v1.MigrateMachineRequest, v1.MigrateMachineResponse]
+	cancelMigration *connect.Client[v1.CancelMigrationRequest, v1.CancelMigrationResponse]
+	console         *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
 }
 
 // CreateMachine calls argon.v1.MachineService.CreateMachine.
@@ -1305,6 +1330,16 @@ func (c *machineServiceClient) RemoveMachine(ctx context.Context, req *connect.R
 	return c.removeMachine.CallUnary(ctx, req)
 }
 
+// MigrateMachine calls argon.v1.MachineService.MigrateMachine.
+func (c *machineServiceClient) MigrateMachine(ctx context.Context, req *connect.Request[v1.MigrateMachineRequest]) (*connect.Response[v1.MigrateMachineResponse], error) {
+	return c.migrateMachine.CallUnary(ctx, req)
+}
+
+// CancelMigration calls argon.v1.MachineService.CancelMigration.
+func (c *machineServiceClient) CancelMigration(ctx context.Context, req *connect.Request[v1.CancelMigrationRequest]) (*connect.Response[v1.CancelMigrationResponse], error) {
+	return c.cancelMigration.CallUnary(ctx, req)
+}
+
 // Console calls argon.v1.MachineService.Console.
 func (c *machineServiceClient) Console(ctx context.Context) *connect.BidiStreamForClient[v1.ConsoleRequest, v1.ConsoleResponse] {
 	return c.console.CallBidiStream(ctx)
@@ -1318,6 +1353,11 @@ type MachineServiceHandler interface {
 	StartMachine(context.Context, *connect.Request[v1.StartMachineRequest]) (*connect.Response[v1.StartMachineResponse], error)
 	StopMachine(context.Context, *connect.Request[v1.StopMachineRequest]) (*connect.Response[v1.StopMachineResponse], error)
 	RemoveMachine(context.Context, *connect.Request[v1.RemoveMachineRequest]) (*connect.Response[v1.RemoveMachineResponse], error)
+	// Answers once the order is recorded: the machine goes to another server
+	// while it runs.
+	MigrateMachine(context.Context, *connect.Request[v1.MigrateMachineRequest]) (*connect.Response[v1.MigrateMachineResponse], error)
+	// Answers once it is recorded that the migration is to be given up.
+	CancelMigration(context.Context, *connect.Request[v1.CancelMigrationRequest]) (*connect.Response[v1.CancelMigrationResponse], error)
 	// The serial console, from any server. The first message names the machine.
 	Console(context.Context, *connect.BidiStream[v1.ConsoleRequest, v1.ConsoleResponse]) error
 }
@@ -1365,6 +1405,18 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 		connect.WithSchema(machineServiceMethods.ByName("RemoveMachine")),
 		connect.WithHandlerOptions(opts...),
 	)
+	machineServiceMigrateMachineHandler := connect.NewUnaryHandler(
+		MachineServiceMigrateMachineProcedure,
+		svc.MigrateMachine,
+		connect.WithSchema(machineServiceMethods.ByName("MigrateMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
+	machineServiceCancelMigrationHandler := connect.NewUnaryHandler(
+		MachineServiceCancelMigrationProcedure,
+		svc.CancelMigration,
+		connect.WithSchema(machineServiceMethods.ByName("CancelMigration")),
+		connect.WithHandlerOptions(opts...),
+	)
 	machineServiceConsoleHandler := connect.NewBidiStreamHandler(
 		MachineServiceConsoleProcedure,
 		svc.Console,
@@ -1385,6 +1437,10 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 			machineServiceStopMachineHandler.ServeHTTP(w, r)
 		case MachineServiceRemoveMachineProcedure:
 			machineServiceRemoveMachineHandler.ServeHTTP(w, r)
+		case MachineServiceMigrateMachineProcedure:
+			machineServiceMigrateMachineHandler.ServeHTTP(w, r)
+		case MachineServiceCancelMigrationProcedure:
+			machineServiceCancelMigrationHandler.ServeHTTP(w, r)
 		case MachineServiceConsoleProcedure:
 			machineServiceConsoleHandler.ServeHTTP(w, r)
 		default:
@@ -1418,6 +1474,14 @@ func (UnimplementedMachineServiceHandler) StopMachine(context.Context, *connect.
 
 func (UnimplementedMachineServiceHandler) RemoveMachine(context.Context, *connect.Request[v1.RemoveMachineRequest]) (*connect.Response[v1.RemoveMachineResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.RemoveMachine is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) MigrateMachine(context.Context, *connect.Request[v1.MigrateMachineRequest]) (*connect.Response[v1.MigrateMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.MigrateMachine is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) CancelMigration(context.Context, *connect.Request[v1.CancelMigrationRequest]) (*connect.Response[v1.CancelMigrationResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.CancelMigration is not implemented"))
 }
 
 func (UnimplementedMachineServiceHandler) Console(context.Context, *connect.BidiStream[v1.ConsoleRequest, v1.ConsoleResponse]) error {
