@@ -8,6 +8,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
+	"path/filepath"
 	"time"
 )
 
@@ -42,7 +44,14 @@ type Spec struct {
 	// Dir is the guest's own directory; it exists, is private, and keeps the
 	// monitor and console sockets and the console's log.
 	Dir string
+	// Incoming: it does not boot. It waits for the state of another guest, on
+	// IncomingSocket(Dir), and stands still with it until Resume.
+	Incoming bool
 }
+
+// IncomingSocket is where a guest waits for another one's state: a unix socket,
+// for one connection.
+func IncomingSocket(dir string) string { return filepath.Join(dir, "incoming.sock") }
 
 // Disk is an NBD export on a unix socket. While it waits, the guest waits; it
 // never sees an I/O error because of that.
@@ -84,6 +93,12 @@ const (
 	Paused RunState = "paused"
 	// ShutDown: the guest has powered itself off.
 	ShutDown RunState = "shutdown"
+	// Receiving: it waits for the state of another guest, or is being given it.
+	Receiving RunState = "receiving"
+	// Leaving: it stands still while the last of its state is sent elsewhere.
+	Leaving RunState = "leaving"
+	// Left: all of its state is elsewhere. Only Resume makes it go on here.
+	Left RunState = "left"
 )
 
 // Status is what a monitor says of its guest.
@@ -144,6 +159,20 @@ type Guest interface {
 	Resume(ctx context.Context) error
 	// Kill ends it at once and returns when it is gone.
 	Kill(ctx context.Context) error
+	// Send copies the guest's state to where conn leads while the guest goes
+	// on. It returns nil once the guest stands still and only the rest is to
+	// be sent; it owns conn and what belongs to the transfer until Finish or
+	// StopSending. Whatever else ends it, ctx for one, the guest goes on.
+	// progress is told now and then.
+	Send(ctx context.Context, conn net.Conn, progress func(Transfer)) error
+	// Finish sends the rest after Send and returns once all of it is on the
+	// other side: from then on the guest stands still until Resume. After an
+	// error it may have gone on.
+	Finish(ctx context.Context) (Transfer, error)
+	// StopSending gives up what Send began, of an earlier run of the daemon,
+	// too. When it returns nothing is being sent; a guest that is not Left
+	// goes on.
+	StopSending(ctx context.Context) error
 	// Console opens the serial console: first what was printed last (up to
 	// 64 KiB), then what is printed now. Several may be open.
 	Console(ctx context.Context) (io.ReadWriteCloser, error)
@@ -162,6 +191,18 @@ type Guest interface {
 	Thaw(ctx context.Context) error
 	// Done is closed when the guest's process is gone.
 	Done() <-chan struct{}
+}
+
+// Transfer is how far a guest's state was sent.
+type Transfer struct {
+	SentBytes, RemainingBytes, TotalBytes uint64
+	// Downtime is how long the guest stood still until all was on the other
+	// side; before that, how long it would now.
+	Downtime time.Duration
+	// Passes is how often its memory was gone through.
+	Passes int
+	// Throttle is by how many hundredths its processors are slowed down.
+	Throttle int
 }
 
 // StartTimeout bounds how long a monitor may take to run a guest's first

@@ -25,6 +25,8 @@ type Monitor struct {
 	starts int
 	fail   error
 	twice  []string
+	// Census, if it is set, is told whose processors run.
+	Census *Census
 }
 
 // Probe implements hypervisor.Monitor.
@@ -46,7 +48,12 @@ func (m *Monitor) Start(_ context.Context, spec hypervisor.Spec) (hypervisor.Gue
 		m.guests = map[string]*Guest{}
 	}
 	m.starts++
-	g := &Guest{monitor: m, id: spec.ID, pid: m.starts, done: make(chan struct{}), status: hypervisor.Status{State: hypervisor.Running}}
+	g := &Guest{monitor: m, id: spec.ID, pid: m.starts, done: make(chan struct{})}
+	first := hypervisor.Running
+	if spec.Incoming {
+		first = hypervisor.Receiving
+	}
+	g.Set(hypervisor.Status{State: first})
 	m.guests[spec.ID] = g
 	return g, nil
 }
@@ -123,6 +130,7 @@ type Guest struct {
 	deaf   bool
 	info   *hypervisor.Info
 	frozen bool
+	line   *Line
 }
 
 // ID implements hypervisor.Guest.
@@ -145,7 +153,13 @@ func (g *Guest) Status(context.Context) (hypervisor.Status, error) {
 func (g *Guest) Set(s hypervisor.Status) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.set(s)
+}
+
+// set is Set for who holds mu.
+func (g *Guest) set(s hypervisor.Status) {
 	g.status = s
+	g.monitor.Census.note(g, s.State == hypervisor.Running)
 }
 
 // Deafen makes it ignore its power button.
@@ -160,7 +174,7 @@ func (g *Guest) PowerDown(context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.deaf {
-		g.status.State = hypervisor.ShutDown
+		g.set(hypervisor.Status{State: hypervisor.ShutDown})
 	}
 	return nil
 }
@@ -186,6 +200,7 @@ func (g *Guest) Exit() {
 		g.monitor.mu.Lock()
 		defer g.monitor.mu.Unlock()
 		delete(g.monitor.guests, g.id)
+		g.monitor.Census.note(g, false)
 		close(g.done)
 	})
 }

@@ -36,6 +36,9 @@ func commandLine(s hypervisor.Spec) ([]string, error) {
 		"-action", "shutdown=pause",
 		"-S",
 	}
+	if s.Incoming {
+		args = append(args, "-incoming", "defer")
+	}
 	args = append(args, accelerate(s.Acceleration)...)
 	args = append(args,
 		"-chardev", "socket,id=monitor,server=on,wait=off,path="+escape(monitorSocket(s.Dir)),
@@ -123,7 +126,9 @@ func accelerate(a hypervisor.Acceleration) []string {
 
 // diskArgs attaches a volume. QEMU connects again by itself when the volume's
 // socket was away, and repeats what was under way; a full volume stops the
-// guest instead of showing it an error.
+// guest instead of showing it an error. The geometry is the one that says
+// nothing: QEMU would read the disk at its start to guess one, and the disk of a
+// guest that comes from another server can't be read before it is here.
 func diskArgs(i int, d hypervisor.Disk) ([]string, error) {
 	node := fmt.Sprintf("disk%d", i)
 	backend, err := json.Marshal(map[string]any{
@@ -139,7 +144,7 @@ func diskArgs(i int, d hypervisor.Disk) ([]string, error) {
 	}
 	return []string{
 		"-blockdev", string(backend),
-		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,bootindex=%d,%s,write-cache=on,werror=stop,rerror=stop", node, escape(d.Serial), i+1, addr(slotDisk+i)),
+		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,bootindex=%d,%s,write-cache=on,werror=stop,rerror=stop,cyls=16383,heads=16,secs=63", node, escape(d.Serial), i+1, addr(slotDisk+i)),
 	}, nil
 }
 

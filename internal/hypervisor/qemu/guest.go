@@ -20,6 +20,8 @@ type guest struct {
 	console  *console
 	// agent and screen are held by who uses them: one at a time.
 	agent, screen chan struct{}
+	// news has something when a transfer of the guest's state has changed.
+	news chan struct{}
 
 	mu  sync.Mutex
 	qmp *qmp.Client // nil: let go of
@@ -68,7 +70,7 @@ func (g *guest) monitor(ctx context.Context) (*qmp.Client, error) {
 	default:
 		return g.qmp, nil
 	}
-	client, err := dialMonitor(ctx, g.dir, g.done)
+	client, err := dialMonitor(ctx, g.dir, g.done, heard(g.news))
 	if err != nil {
 		return nil, err
 	}
@@ -96,6 +98,12 @@ func runState(s string) hypervisor.RunState {
 		return hypervisor.Running
 	case "shutdown":
 		return hypervisor.ShutDown
+	case "inmigrate":
+		return hypervisor.Receiving
+	case "finish-migrate":
+		return hypervisor.Leaving
+	case "postmigrate":
+		return hypervisor.Left
 	}
 	return hypervisor.Paused
 }

@@ -87,7 +87,10 @@ func (m *Monitor) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.G
 		return nil, fmt.Errorf("starting QEMU: %w", err)
 	}
 	g, err := m.takeUp(ctx, spec.ID, pid)
-	if err == nil {
+	switch {
+	case err == nil && spec.Incoming:
+		err = g.receive(ctx)
+	case err == nil:
 		err = g.Resume(ctx)
 	}
 	if err == nil {
@@ -146,13 +149,14 @@ const lookEvery = 10 * time.Millisecond
 func (m *Monitor) takeUp(ctx context.Context, id string, pid int) (*guest, error) {
 	dir := m.opts.Dir(id)
 	done := m.opts.Launcher.Done(id)
-	client, err := dialMonitor(ctx, dir, done)
+	news := make(chan struct{}, 1)
+	client, err := dialMonitor(ctx, dir, done, heard(news))
 	if err != nil {
 		return nil, err
 	}
 	g := &guest{
 		id: id, pid: pid, dir: dir, launcher: m.opts.Launcher, done: done, qmp: client, console: newConsole(dir, m.opts.Log),
-		agent: make(chan struct{}, 1), screen: make(chan struct{}, 1),
+		agent: make(chan struct{}, 1), screen: make(chan struct{}, 1), news: news,
 	}
 	m.wg.Go(func() { g.console.run(m.ctx, done) })
 	m.wg.Go(func() {
@@ -166,9 +170,9 @@ func (m *Monitor) takeUp(ctx context.Context, id string, pid int) (*guest, error
 }
 
 // dialMonitor connects as soon as QEMU listens.
-func dialMonitor(ctx context.Context, dir string, done <-chan struct{}) (*qmp.Client, error) {
+func dialMonitor(ctx context.Context, dir string, done <-chan struct{}, onEvent func(qmp.Event)) (*qmp.Client, error) {
 	for {
-		client, err := qmp.Dial(ctx, monitorSocket(dir), nil)
+		client, err := qmp.Dial(ctx, monitorSocket(dir), onEvent)
 		if err == nil {
 			return client, nil
 		}

@@ -13,7 +13,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrClosed: the connection is over; QEMU has most likely ended.
@@ -112,7 +115,13 @@ func (c *Client) Done() <-chan struct{} { return c.done }
 // Execute runs a command. args, if not nil, are its arguments; its result goes
 // to result, if that is not nil. An *Error is QEMU's refusal.
 func (c *Client) Execute(ctx context.Context, command string, args, result any) error {
-	m, err := c.call(ctx, command, args)
+	return c.ExecuteWith(ctx, nil, command, args, result)
+}
+
+// ExecuteWith is Execute of a command that takes a file, which stays the
+// caller's; the connection must be a unix socket.
+func (c *Client) ExecuteWith(ctx context.Context, f *os.File, command string, args, result any) error {
+	m, err := c.call(ctx, f, command, args)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s: %w", command, err)
@@ -127,7 +136,7 @@ func (c *Client) Execute(ctx context.Context, command string, args, result any) 
 	return nil
 }
 
-func (c *Client) call(ctx context.Context, command string, args any) (message, error) {
+func (c *Client) call(ctx context.Context, f *os.File, command string, args any) (message, error) {
 	reply := make(chan message, 1)
 	c.mu.Lock()
 	c.seq++
@@ -147,10 +156,7 @@ func (c *Client) call(ctx context.Context, command string, args any) (message, e
 	if err != nil {
 		return message{}, err
 	}
-	c.sending.Lock()
-	_, err = c.conn.Write(append(line, '\n'))
-	c.sending.Unlock()
-	if err != nil {
+	if err := c.send(append(line, '\n'), f); err != nil {
 		return message{}, fmt.Errorf("%w: %w", ErrClosed, err)
 	}
 	select {
@@ -161,6 +167,25 @@ func (c *Client) call(ctx context.Context, command string, args any) (message, e
 	case <-ctx.Done():
 		return message{}, ctx.Err()
 	}
+}
+
+// send writes a line, and with its first byte a file, if there is one.
+func (c *Client) send(line []byte, f *os.File) error {
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	if f != nil {
+		socket, ok := c.conn.(*net.UnixConn)
+		if !ok {
+			return errors.New("files go through unix sockets only")
+		}
+		n, _, err := socket.WriteMsgUnix(line, unix.UnixRights(int(f.Fd())), nil)
+		if err != nil {
+			return err
+		}
+		line = line[n:]
+	}
+	_, err := c.conn.Write(line)
+	return err
 }
 
 // read takes what QEMU sends until the connection ends. What is not understood
