@@ -180,13 +180,14 @@ func TestEveryCrashPoint(t *testing.T) {
 			points := 0
 			for stopped := true; stopped; points++ {
 				stopped = false
-				for chance := range 4 { // 0 and 1: the power stays
-					base := []int{0, 3 * modelRegion}[chance%2]
-					hit, err := crashAt(e, points, uint64(4*points+chance), base, chance >= 2)
-					if err != nil {
-						t.Fatalf("at call %d, chance %d: %v", points, chance, err)
+				for _, base := range []int{0, 3 * modelRegion} {
+					for _, power := range []bool{false, true} {
+						hit, err := crashAt(e, points, uint64(points), base, power)
+						if err != nil {
+							t.Fatalf("at call %d, a base of %d, the power fails: %v: %v", points, base, power, err)
+						}
+						stopped = stopped || hit
 					}
-					stopped = stopped || hit
 				}
 			}
 			t.Logf("%d calls", points-1)
@@ -279,6 +280,7 @@ func (m *model) resume(e ending, before content) error {
 // goOn uses what is left of everything.
 func (m *model) goOn() error {
 	m.nextID = 10
+	m.generation++
 	for _, do := range []func() error{
 		func() error { return m.change(2, 50, false) }, m.snapshot, m.check,
 		func() error { return m.change(30, 9, false) }, m.tidy, m.check, m.detach, m.check,

@@ -44,6 +44,13 @@ type Files struct {
 	// tidying and detaching are how far MoveDown and CopyDown have come.
 	tidying, detaching cursor
 
+	summing sync.Mutex
+	// sums is nil until it is needed; zerosSum is of so many zeros. Guarded by
+	// summing.
+	sums     File
+	zeros    int64
+	zerosSum [32]byte
+
 	preparing sync.Mutex
 	prepared  *prepared // guarded by preparing
 	views     sync.Mutex
@@ -276,7 +283,7 @@ func (f *Files) removeOld() error {
 	if err != nil {
 		return fmt.Errorf("open replica %s: %w", f.dir, err)
 	}
-	keep := map[string]bool{superblockName: true}
+	keep := map[string]bool{superblockName: true, sumsName: true}
 	for _, e := range f.sb.Load().Layers {
 		keep[dataName(e.Number)], keep[tableName(e.Number)] = true, true
 	}
@@ -391,7 +398,9 @@ func (f *Files) Reset(change func(*Superblock)) error {
 		_ = l.close() // nobody reads it any more
 	}
 	f.damaged, f.lost, f.tidying, f.detaching = 0, false, cursor{}, cursor{}
-	return errors.Join(old.lowest.close(), f.removeOld())
+	// The sums are of what was before.
+	err = errors.Join(f.closeSums(), f.fs.RemoveAll(path.Join(f.dir, sumsName)))
+	return errors.Join(err, old.lowest.close(), f.removeOld())
 }
 
 // nextNumber is one that no layer has.
@@ -453,5 +462,5 @@ func (f *Files) Close() error {
 	for _, l := range f.chain.Load().layers {
 		err = errors.Join(err, l.close())
 	}
-	return errors.Join(err, f.chain.Load().lowest.close())
+	return errors.Join(err, f.closeSums(), f.chain.Load().lowest.close())
 }

@@ -137,6 +137,9 @@ func (f *Files) Resize(size int64) error {
 		return nil
 	}
 	f.unprepare()
+	if err := f.closeSums(); err != nil { // it is to be longer
+		return fmt.Errorf("replica %s: %w", f.dir, err)
+	}
 	c := f.chain.Load()
 	for _, l := range c.layers {
 		err := l.data.Truncate(size)

@@ -411,6 +411,14 @@ func (c *serverConn) carryOut(j *job) {
 		err = c.session.Resize(h.Len)
 	case wire.Close:
 		err = c.session.Close(true)
+	case wire.Sums:
+		sums := make([]wire.Sum, wire.SumBytes(h.Len)/wire.SumSize)
+		if err = c.session.Sums(h.Off, h.Len, h.Generation, sums); err == nil {
+			j.data = wire.AppendSums(nil, sums)
+		}
+	case wire.ReadVerified:
+		j.take(int(h.Len))
+		err = c.session.ReadVerified(j.data, h.Off)
 	case wire.Snapshot, wire.ReadSnapshot, wire.ChangedSnapshot, wire.Revert:
 		err = c.onSnapshot(j)
 	default:
