@@ -20,6 +20,7 @@ import (
 	"github.com/argon-cluster/argon/internal/network"
 	"github.com/argon-cluster/argon/internal/rpc"
 	"github.com/argon-cluster/argon/internal/volume/layer"
+	"github.com/argon-cluster/argon/internal/volume/mirror"
 	"github.com/argon-cluster/argon/internal/volume/replica"
 	"github.com/argon-cluster/argon/internal/volume/wire"
 )
@@ -78,6 +79,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 		Log:  s.Log,
 	})
 	m.volumes = &volumes{
+		meeting:  &mirror.Meeting{Patience: meetPatience},
 		serverID: id, store: m.store, view: m.view, paths: s.paths, news: m.news, log: s.Log,
 		sockets: &sockets{keeper: s.keeper, owner: s.confinement.user, log: s.Log},
 		ending:  func() bool { return ctx.Err() != nil },

@@ -138,8 +138,28 @@ func (c localCopy) Flush() error           { return over(c.s.Flush()) }
 func (c localCopy) EndSync() error         { return over(c.s.EndSync()) }
 func (c localCopy) Close(clean bool) error { return c.s.Close(clean) }
 
-func (c localCopy) BeginSync(base, generation uint64) (mirror.Info, error) {
-	info, err := c.s.BeginSync(base, generation, 0)
+func (c localCopy) PrepareSnapshot() error { return over(c.s.PrepareSnapshot()) }
+
+func (c localCopy) Snapshot(id uint32, generation uint64) error {
+	return over(c.s.Snapshot(id, generation))
+}
+
+func (c localCopy) ReadSnapshot(id uint32, p []byte, off int64) error {
+	return over(c.s.ReadSnapshot(id, p, off))
+}
+
+func (c localCopy) ChangedSnapshot(id uint32, since uint64, off, n, grain int64, bits []byte) error {
+	return over(c.s.ChangedSnapshot(id, since, off, n, grain, bits))
+}
+
+func (c localCopy) Revert(id uint32, off, n int64, generation uint64) error {
+	return over(c.s.Revert(id, off, n, generation))
+}
+
+func (c localCopy) Resize(size int64) error { return over(c.s.Resize(size)) }
+
+func (c localCopy) BeginSync(base, generation uint64, size int64) (mirror.Info, error) {
+	info, err := c.s.BeginSync(base, generation, size)
 	return mirrorInfo(info), over(err)
 }
 

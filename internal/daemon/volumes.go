@@ -25,8 +25,10 @@ type volumes struct {
 	dialer   mirror.Dialer
 	paths    paths
 	news     *news
-	agent    *agent.Agent // for connections of users
-	sockets  *sockets
+	// meeting is where volumes of a machine wait that are snapshotted together.
+	meeting *mirror.Meeting
+	agent   *agent.Agent // for connections of users
+	sockets *sockets
 	// ending tells whether the daemon is about to end.
 	ending func() bool
 	log    *slog.Logger
@@ -36,6 +38,10 @@ type volumes struct {
 func (v *volumes) Attach(ctx context.Context, req agent.AttachRequest) (agent.Attachment, error) {
 	config := mirror.DefaultConfig()
 	config.Continue = req.GuestRuns
+	var group mirror.Group = mirror.Alone{}
+	if req.MachineID != "" {
+		group = v.meeting
+	}
 	m, err := mirror.Attach(ctx, mirror.Options{
 		VolumeID: req.VolumeID,
 		Holder:   mirror.Holder{ServerID: v.serverID, MachineID: req.MachineID},
@@ -44,6 +50,7 @@ func (v *volumes) Attach(ctx context.Context, req agent.AttachRequest) (agent.At
 		View:     volumeView{v.view},
 		Dialer:   v.dialer,
 		Config:   config,
+		Group:    group,
 		Log:      v.log,
 		Note:     func(n mirror.Note) { v.note(req.VolumeID, n) },
 	})
@@ -150,4 +157,9 @@ func (v *volumes) Inspect(ctx context.Context, vol *argonv1.Volume, r *argonv1.R
 	return rpc.ReplicaFacts{Incarnation: info.Incarnation, Sealed: epoch, Whole: info.Health == mirror.Good}, nil
 }
 
-const inspectTimeout = 5 * time.Second
+const (
+	inspectTimeout = 5 * time.Second
+	// meetPatience is how long a volume may stand still for the others that it
+	// is snapshotted with.
+	meetPatience = 5 * time.Second
+)

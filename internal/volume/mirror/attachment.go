@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -35,16 +36,18 @@ type View interface {
 // Message is one request to a replica, in a session.
 type Message struct {
 	Verb Verb
-	Off  int64
-	Len  int64
+	// Snapshot is whose content is meant; 0: the volume's.
+	Snapshot uint32
+	Off      int64
+	Len      int64
 	// Data is written from or read into; nobody else touches it until Done.
 	Data []byte
 	FUA  bool
-	// Generation of a change, or for VerbChanged since which. Base: see
-	// VerbBeginSync.
+	// Generation of a change or a snapshot, or for VerbChanged since which.
+	// Base: see VerbBeginSync.
 	Generation, Base uint64
-	// Done is called exactly once. Info goes with
-	// the answer to VerbBeginSync. The error is nil, volume.ErrNoSpace,
+	// Done is called exactly once. Info goes with the answer to VerbBeginSync.
+	// The error is nil, volume.ErrNoSpace, ErrDamaged or ErrNoSnapshot,
 	// ErrSessionOver, or what is wrong with the replica's disk.
 	Done func(Info, error)
 }
@@ -90,8 +93,19 @@ type Options struct {
 	Dialer  Dialer
 	Config  Config
 	Log     *slog.Logger
+	// Group lets volumes that are snapshotted together wait for each other. May
+	// be nil: then no such snapshot is taken.
+	Group Group
 	// Note is called for what an operator should know. May be nil.
 	Note func(Note)
+}
+
+// Group lets the holders of volumes that are snapshotted together wait until all
+// of them stand still.
+type Group interface {
+	// Meet returns when size volumes have met under the name, and an error if
+	// they do not. ctx ends when this attachment does.
+	Meet(ctx context.Context, name string, size int) error
 }
 
 // Limits of what an attachment carries at once.
@@ -111,6 +125,7 @@ type Attachment struct {
 	volume *argonv1.Volume // as taken
 	start  time.Time
 	log    *slog.Logger
+	size   atomic.Int64
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -166,6 +181,7 @@ func Attach(ctx context.Context, opts Options) (*Attachment, error) {
 		last:      make(chan []Effect, 1),
 		done:      make(chan struct{}),
 	}
+	a.size.Store(opts.Config.Size)
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	a.wg.Add(3)
 	go a.proposeLoop()
@@ -175,8 +191,8 @@ func Attach(ctx context.Context, opts Options) (*Attachment, error) {
 	return a, nil
 }
 
-// Size is the volume's size in bytes.
-func (a *Attachment) Size() int64 { return a.opts.Config.Size }
+// Size is the volume's size in bytes. It may grow.
+func (a *Attachment) Size() int64 { return a.size.Load() }
 
 // Epoch is the attachment's number.
 func (a *Attachment) Epoch() uint64 { return a.opts.Config.Epoch }
@@ -286,6 +302,10 @@ func (a *Attachment) carryOut(e Effect) {
 		a.dial(e.Peer)
 	case e.Hangup, e.Drop:
 		a.hangUp(e)
+	case e.Meet != nil:
+		a.meet(e.Meet)
+	case e.Grown:
+		a.size.Store(e.Len)
 	case e.Note != nil:
 		a.log.Info(e.Note.Message, "reason", e.Note.Reason)
 		if a.opts.Note != nil {
@@ -293,6 +313,19 @@ func (a *Attachment) carryOut(e Effect) {
 		}
 	}
 }
+
+// meet waits for the other volumes of a group, beside all else.
+func (a *Attachment) meet(r *Rendezvous) {
+	a.wg.Go(func() {
+		err := errNoGroup
+		if a.opts.Group != nil {
+			err = a.opts.Group.Meet(a.ctx, r.Name, r.Size)
+		}
+		a.run(func(now time.Duration) []Effect { return a.core.Met(now, r.Snapshot, err) })
+	})
+}
+
+var errNoGroup = errors.New("volumes cannot wait for each other here")
 
 // finish carries out the end: first every connection is closed, then what was
 // not answered is.

@@ -39,12 +39,11 @@ type Config struct {
 	// RollEvery is how long writes are stamped with one generation. What was
 	// written since the last roll but one is copied after a failure.
 	RollEvery time.Duration
-	// Chunk is how much one step of a copy moves, in bytes; Chunks how many
-	// are under way at once, for each replica copied to.
-	Chunk  int64
+	// Grain is the unit in which replicas say what changed and copies move, in
+	// bytes; Chunks how many are under way at once, for each replica copied to,
+	// while nobody uses the volume.
+	Grain  int64
 	Chunks int
-	// Grain is the unit in which replicas say what changed, in bytes.
-	Grain int64
 	// Break switches rules off, so that tests can see the checker notice.
 	Break Breakage
 }
@@ -66,6 +65,8 @@ const (
 	BreakRollUnfinished                         // roll while writes of the old generation are under way
 	BreakRollUnflushed                          // roll without a flush
 	BreakSourceOnly                             // copy only what the source says has changed
+	BreakSnapshotUnlocked                       // take snapshots while writes are under way
+	BreakSnapshotUnflushed                      // call a snapshot ready before it is flushed
 )
 
 // DefaultConfig has the times of a production attachment.
@@ -76,70 +77,9 @@ func DefaultConfig() Config {
 		StallAfter: 20 * time.Second,
 		RetryAfter: time.Second,
 		RollEvery:  30 * time.Second,
-		Chunk:      512 << 10,
-		Chunks:     4,
 		Grain:      wire.ChangedGrain,
+		Chunks:     4,
 	}
-}
-
-// Verb is what a message asks of a replica.
-type Verb uint8
-
-// The messages of the replica protocol, as the core sees them.
-const (
-	VerbRead Verb = iota + 1
-	VerbWrite
-	VerbZero
-	VerbTrim
-	VerbFlush
-	// VerbChanged asks which grains of a range were written since a generation;
-	// since 0: which may hold anything but zeros.
-	VerbChanged
-	// VerbBeginSync marks the replica as not to be trusted. What can differ was
-	// written in generation Base or later; a replica that cannot tell, and one
-	// without a base, is emptied.
-	VerbBeginSync
-	// VerbEndSync flushes it and marks it good.
-	VerbEndSync
-)
-
-// Effect is one thing the shell has to do. Exactly one group is set.
-type Effect struct {
-	// Send: ask replica Peer, in its session Session, for Verb. The answer
-	// comes back through Core.Reply with the same ID.
-	Send    bool
-	Peer    uint32
-	Session uint64
-	ID      uint64
-	Verb    Verb
-	Off     int64
-	Len     int64
-	Data    []byte
-	FUA     bool
-	// Generation of a change, or for VerbChanged since which.
-	Generation, Base uint64
-
-	// Dial: keep trying to reach Peer and report PeerUp. Hangup: end the
-	// session with Peer, report PeerDown, dial again. Drop: end it and do not
-	// dial again; Clean: tell the replica that this is a clean close.
-	Dial, Hangup, Drop, Clean bool
-
-	// Complete: answer the request.
-	Complete *volume.Request
-	Err      error
-
-	// Propose: change the record, then call Committed or Deposed.
-	Propose *Proposal
-
-	// Note: something an operator should know.
-	Note *Note
-}
-
-// Note is told to the operator as an event.
-type Note struct {
-	Severity argonv1.Severity
-	Reason   string
-	Message  string
 }
 
 type phase uint8
@@ -173,14 +113,22 @@ type Core struct {
 
 	// At most 32; an operation's masks have one bit for each.
 	peers []*peer
-	set   []Member // as recorded when the attachment began
+	set   []Member // as recorded
+	// volume is the record, as far as it is known.
+	volume *argonv1.Volume
 
 	nextID   uint64
 	ops      map[uint64]*op
 	inflight []*op // in the order of their start
 	blocked  []*op // in the order of their arrival, wait for a range
 
-	clock clock
+	clock    clock
+	take     taking
+	rollback rollback
+	grow     growing
+	facts    []fact // to be recorded
+	// lastRequest is when a user's request came; 0: none did.
+	lastRequest time.Duration
 
 	proposed  *Proposal
 	barrier   *op // flushes those that stay, before others leave; nil: not begun
@@ -195,7 +143,7 @@ type Core struct {
 // NewCore begins an attachment whose epoch has been taken. v is the record as
 // it was after Take.
 func NewCore(cfg Config, v *argonv1.Volume) *Core {
-	c := &Core{cfg: cfg, ops: map[uint64]*op{}, set: inSync(v), noted: map[string]bool{}}
+	c := &Core{cfg: cfg, ops: map[uint64]*op{}, set: inSync(v), volume: v, noted: map[string]bool{}}
 	c.clock = clock{generation: cfg.Generation, recorded: cfg.EqualBefore, equalBefore: cfg.EqualBefore}
 	for _, r := range v.GetReplicas() {
 		c.addPeer(r)
@@ -219,7 +167,7 @@ func (c *Core) Err() error { return c.err }
 func (c *Core) Ended() bool { return c.phase == ended }
 
 // Serving tells whether requests are carried out now.
-func (c *Core) Serving() bool { return c.phase == serving }
+func (c *Core) Serving() bool { return c.phase == serving && !c.rollback.due(c.volume) }
 
 // Trusts tells whether a replica has every acknowledged write now.
 func (c *Core) Trusts(id uint32) bool {
@@ -247,8 +195,12 @@ func (c *Core) event(now time.Duration, step func()) []Effect {
 	}
 	switch c.phase {
 	case serving:
-		c.tryResync()
+		c.tryRollback()
+		c.tryCopy()
+		c.tryTake()
+		c.tryGrow()
 		c.tryRoll()
+		c.tryPropose()
 	case closing:
 		c.tryRelease()
 	}
@@ -293,6 +245,7 @@ func (c *Core) RecordChanged(now time.Duration, v *argonv1.Volume) []Effect {
 			return
 		}
 		if v.GetEpoch() == c.cfg.Epoch {
+			c.volume = v
 			c.syncPeers(v)
 		}
 	})
@@ -308,8 +261,21 @@ func (c *Core) Detach(now time.Duration) []Effect {
 		c.untouched = c.phase < serving
 		c.phase = closing
 		for _, p := range c.peers {
-			c.stopSync(p)
+			c.stopCopy(p)
 		}
+		if c.rollback.due(c.volume) {
+			c.refuseBlocked(nil)
+		}
+	})
+}
+
+// refuseBlocked answers the requests that have not begun.
+func (c *Core) refuseBlocked(err error) {
+	c.blocked = slices.DeleteFunc(c.blocked, func(o *op) bool {
+		if o.req != nil {
+			c.emit(Effect{Complete: o.req, Err: fmt.Errorf("%w: %w", volume.ErrClosed, errOr(err, ErrAbandoned))})
+		}
+		return o.req != nil
 	})
 }
 
@@ -322,7 +288,7 @@ func (c *Core) tryRelease() {
 	case c.quiet:
 		c.propose(Proposal{InSync: c.wantedSet(), Release: true, Clean: true})
 	case len(c.inflight) == 0 && len(c.blocked) == 0:
-		c.start(&op{kind: finalFlush})
+		c.start(&op{verb: VerbFlush, who: members, then: func(*op) { c.quiet = true }})
 	}
 }
 
@@ -357,7 +323,7 @@ func (c *Core) tryOpen() {
 	answers := map[uint32]answer{}
 	anyUp := false
 	for _, p := range c.peers {
-		if p.session != 0 {
+		if p.session != 0 && !p.hanging {
 			answers[p.id] = answer{up: true, info: p.info, near: p.id == c.cfg.Near}
 			anyUp = anyUp || c.inSet(p.id)
 		} else {
@@ -448,6 +414,16 @@ func (c *Core) brokenAnswers(answers map[uint32]answer) ([]Member, map[uint32]an
 	return set, answers
 }
 
+// replicaRecord is what the record says of a replica; nil: nothing.
+func (c *Core) replicaRecord(id uint32) *argonv1.Replica {
+	for _, r := range c.volume.GetReplicas() {
+		if r.GetId() == id {
+			return r
+		}
+	}
+	return nil
+}
+
 func (c *Core) inSet(id uint32) bool {
 	return slices.ContainsFunc(c.set, func(m Member) bool { return m.ID == id })
 }
@@ -461,12 +437,18 @@ func (c *Core) inSet(id uint32) bool {
 // was acknowledged.
 func (c *Core) tryPropose() {
 	want := c.wantedSet()
-	if c.proposed != nil || c.untouched || len(want) == 0 || sameSet(want, c.set) {
+	if c.proposed != nil || c.untouched || len(want) == 0 {
+		return
+	}
+	if sameSet(want, c.set) {
+		if c.hasNews() {
+			c.propose(Proposal{InSync: c.set})
+		}
 		return
 	}
 	if c.removes(want) && !c.flushed {
 		if c.barrier == nil {
-			c.barrier = &op{kind: barrier}
+			c.barrier = &op{verb: VerbFlush, who: stayers, then: func(o *op) { c.flushed = c.flushed || o == c.barrier }}
 			c.start(c.barrier)
 		}
 		return
@@ -486,8 +468,35 @@ func (c *Core) anyLeaving() bool {
 	return slices.ContainsFunc(c.peers, func(p *peer) bool { return p.role == leaving })
 }
 
+// hasNews tells whether there is something to record that is not about the set.
+func (c *Core) hasNews() bool {
+	return len(c.ripe()) > 0 || c.take.flushed || c.grow.done || c.rollback.flushed
+}
+
+// record lets the next proposal say something.
+func (c *Core) record(f fact) { c.facts = append(c.facts, f) }
+
+// ripe are the facts that can be recorded now. That a replica has a snapshot
+// can only be once that is ready itself.
+func (c *Core) ripe() []fact {
+	for i, f := range c.facts {
+		s := c.snapshotRecord(f.snapshot)
+		if s.GetState() == argonv1.SnapshotState_SNAPSHOT_STATE_CREATING && !(c.take.flushed && c.take.under.GetId() == s.GetId()) {
+			return c.facts[:i]
+		}
+	}
+	return c.facts
+}
+
 func (c *Core) propose(p Proposal) {
 	p.Epoch, p.EqualBefore = c.cfg.Epoch, c.clock.equalBefore
+	p.Facts, p.Taken = slices.Clone(c.ripe()), c.take.outcome()
+	if c.grow.done {
+		p.Size = c.grow.to
+	}
+	if c.rollback.flushed {
+		p.RolledBack = c.volume.GetRollbackTo()
+	}
 	c.proposed = &p
 	c.emit(Effect{Propose: &p})
 }
@@ -504,15 +513,20 @@ func (c *Core) Committed(now time.Duration, v *argonv1.Volume) []Effect {
 			c.end(nil, p.Clean)
 			return
 		}
+		c.volume = v
+		c.facts = c.facts[len(p.Facts):]
 		c.rolled(p, v)
 		c.set = inSync(v)
 		c.barrier, c.flushed = nil, false
 		c.adoptSet()
 		c.syncPeers(v)
+		c.takeRecorded(p.Taken)
+		c.grown(v, p.Size)
 		if c.phase == settling {
 			c.phase = serving
 			c.startBlocked()
 		}
+		c.rollbackRecorded(p.RolledBack)
 		c.settleAll()
 	})
 }
@@ -523,7 +537,7 @@ func (c *Core) adoptSet() {
 		in := c.inSet(p.id)
 		switch {
 		case in && p.role == joining:
-			p.role = member
+			p.role, p.copy = member, nil
 			c.note(argonv1.Severity_SEVERITY_INFO, "replica-in-sync", fmt.Sprint(p.id, c.now), "replica %d is in sync", p.id)
 		case !in && p.role == leaving:
 			c.putOutside(p)
@@ -580,11 +594,15 @@ func (c *Core) Status() *argonv1.VolumeStatus {
 		if p.role == member && !p.healthy() || p.role == leaving {
 			st.Condition, st.Detail = "waiting", fmt.Sprintf("for replica %d", p.id)
 		}
-		if p.role == syncing || p.role == joining {
+		if cp := p.copy; cp != nil && p.role != starting {
 			st.Resyncs = append(st.Resyncs, &argonv1.ResyncProgress{
-				ReplicaId: p.id, DoneBytes: uint64(p.done), TotalBytes: uint64(p.total),
+				ReplicaId: p.id, DoneBytes: uint64(cp.done), TotalBytes: uint64(cp.total), Snapshot: cp.view.GetName(),
 			})
 		}
+	}
+	if c.rollback.due(c.volume) {
+		st.Condition, st.Detail = "waiting", "for the rollback to be done"
+		st.RollbackDoneBytes, st.RollbackTotalBytes = uint64(c.rollback.done), uint64(c.rollback.total)
 	}
 	return st
 }

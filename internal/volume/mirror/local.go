@@ -16,8 +16,14 @@ type Copy interface {
 	Trim(off, n int64, generation uint64, fua bool) error
 	Flush() error
 	Changed(since uint64, off, n, grain int64, bits []byte) error
-	BeginSync(base, generation uint64) (Info, error)
+	BeginSync(base, generation uint64, size int64) (Info, error)
 	EndSync() error
+	PrepareSnapshot() error
+	Snapshot(id uint32, generation uint64) error
+	ReadSnapshot(id uint32, p []byte, off int64) error
+	ChangedSnapshot(id uint32, since uint64, off, n, grain int64, bits []byte) error
+	Revert(id uint32, off, n int64, generation uint64) error
+	Resize(size int64) error
 	Close(clean bool) error
 	// TryReadAt and TryWriteAt do the same as the others, but only if that
 	// does not wait for the disk; otherwise done is false.
@@ -82,7 +88,7 @@ func (l *localLink) Send(m *Message, now bool) {
 // try carries out what does not wait for the disk.
 func (l *localLink) try(m *Message) (done bool, err error) {
 	switch {
-	case m.Verb == VerbRead:
+	case m.Verb == VerbRead && m.Snapshot == 0:
 		return l.copy.TryReadAt(m.Data, m.Off)
 	case m.Verb == VerbWrite && !m.FUA:
 		return l.copy.TryWriteAt(m.Data, m.Off, m.Generation)
@@ -120,22 +126,41 @@ func (l *localLink) work() {
 
 func (l *localLink) do(m *Message) (info Info, err error) {
 	switch m.Verb {
-	case VerbRead:
-		err = l.copy.ReadAt(m.Data, m.Off)
 	case VerbWrite:
 		err = l.copy.WriteAt(m.Data, m.Off, m.Generation, m.FUA)
 	case VerbZero:
 		err = l.copy.Zero(m.Off, m.Len, m.Generation, m.FUA)
 	case VerbTrim:
 		err = l.copy.Trim(m.Off, m.Len, m.Generation, m.FUA)
+	case VerbRevert:
+		err = l.copy.Revert(m.Snapshot, m.Off, m.Len, m.Generation)
 	case VerbFlush:
 		err = l.copy.Flush()
+	case VerbPrepare:
+		err = l.copy.PrepareSnapshot()
+	case VerbSnapshot:
+		err = l.copy.Snapshot(m.Snapshot, m.Generation)
+	case VerbResize:
+		err = l.copy.Resize(m.Len)
 	case VerbBeginSync:
-		info, err = l.copy.BeginSync(m.Base, m.Generation)
-	case VerbChanged:
-		err = l.copy.Changed(m.Generation, m.Off, m.Len, wire.ChangedGrain, m.Data)
+		info, err = l.copy.BeginSync(m.Base, m.Generation, m.Len)
 	case VerbEndSync:
 		err = l.copy.EndSync()
+	default:
+		err = l.read(m)
 	}
 	return info, err
+}
+
+// read carries out what fills the message's data.
+func (l *localLink) read(m *Message) error {
+	switch {
+	case m.Verb == VerbRead && m.Snapshot != 0:
+		return l.copy.ReadSnapshot(m.Snapshot, m.Data, m.Off)
+	case m.Verb == VerbRead:
+		return l.copy.ReadAt(m.Data, m.Off)
+	case m.Verb == VerbChanged && m.Snapshot != 0:
+		return l.copy.ChangedSnapshot(m.Snapshot, m.Generation, m.Off, m.Len, wire.ChangedGrain, m.Data)
+	}
+	return l.copy.Changed(m.Generation, m.Off, m.Len, wire.ChangedGrain, m.Data)
 }

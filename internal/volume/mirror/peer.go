@@ -18,6 +18,9 @@ const (
 	outside role = iota
 	// starting: it was asked to begin a copy.
 	starting
+	// catching: it is given the content of snapshots that it does not have, and
+	// receives no new writes.
+	catching
 	// syncing: it is copied to, and receives every new write.
 	syncing
 	// joining: the copy is complete; it must answer everything from now on,
@@ -53,23 +56,12 @@ type peer struct {
 	failed      bool
 	reason      string
 
-	// A copy's.
-	behind   bool   // the record wants it copied to
-	base     uint64 // only what was written from this generation on can differ
-	emptied  bool   // all can: it was emptied
-	changed  []byte // a bit for each grain that may differ
-	listing  bool   // a list is under way
-	listedTo int64  // the first byte that changed says nothing of
-	nextSync time.Duration
-	syncRun  int   // tells the operations of one copy from an earlier one's
-	cursor   int64 // the first byte no chunk was begun for
-	chunks   int   // begun and not ended
-	done     int64
-	total    int64 // what is to be copied, as far as it is known
-	since    time.Duration
-	mark     uint64 // joining: operations up to this one must be answered first
-	ending   bool
-	caughtUp bool
+	// A copy's. run tells the operations of one from an earlier one's.
+	behind   bool // the record wants it copied to
+	run      int
+	copy     *copying // nil if outside, member or leaving
+	nextCopy time.Duration
+	caughtUp bool // joining: it may enter the set
 }
 
 func (p *peer) healthy() bool {
@@ -107,9 +99,6 @@ func (c *Core) addPeer(r *argonv1.Replica) *peer {
 // follow takes over what the record says of a replica outside the set.
 func (p *peer) follow(r *argonv1.Replica) {
 	p.behind = r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC
-	if p.role == outside {
-		p.base = r.GetEqualBefore()
-	}
 }
 
 // syncPeers follows what others changed in the record: replicas that were
@@ -141,7 +130,7 @@ func (c *Core) syncPeers(v *argonv1.Volume) {
 func (c *Core) remove(p *peer) {
 	p.unwanted, p.behind = true, false
 	if p.role != outside {
-		c.abortSync(p)
+		c.abortCopy(p)
 	}
 	if p.session != 0 {
 		c.hangUp(p)
@@ -185,15 +174,17 @@ func (c *Core) wantedMask() uint32 {
 	return m
 }
 
-func (c *Core) syncingMask() uint32 {
+func (c *Core) roleMask(r role) uint32 {
 	var m uint32
 	for _, p := range c.peers {
-		if p.role == syncing {
+		if p.role == r {
 			m |= p.bit
 		}
 	}
 	return m
 }
+
+func (c *Core) anyRole(r role) bool { return c.roleMask(r) != 0 }
 
 func (c *Core) otherHealthy(p *peer) bool {
 	return slices.ContainsFunc(c.peers, func(o *peer) bool { return o != p && o.healthy() })
@@ -227,7 +218,7 @@ func (c *Core) PeerUp(now time.Duration, id uint32, session uint64, info Info) [
 		}
 		c.sendPending(p)
 		for _, o := range slices.Clone(c.inflight) {
-			if o.asksOne() && o.reader == nil && o.held == 0 {
+			if o.who == oneMember && o.reader == nil && o.held == 0 {
 				c.assignReader(o)
 			}
 		}
@@ -269,8 +260,8 @@ func (c *Core) down(p *peer) {
 	switch {
 	case p.role == joining && p.caughtUp:
 		c.leave(p, "its connection broke")
-	case p.role == starting, p.role == syncing, p.role == joining:
-		c.abortSync(p)
+	case p.copied(), p.role == joining:
+		c.abortCopy(p)
 	}
 	c.settleAll()
 }
@@ -314,7 +305,8 @@ func (c *Core) loseDisk(p *peer, what string, err error) {
 
 // leave takes a peer out, as soon as the catalog agrees.
 func (c *Core) leave(p *peer, reason string) {
-	p.role, p.reason, p.caughtUp, p.ending = leaving, reason, false, false
+	p.role, p.reason, p.caughtUp, p.copy = leaving, reason, false, nil
+	p.run++
 	c.barrier, c.flushed = nil, false
 	if !c.inSet(p.id) && c.proposed == nil {
 		c.putOutside(p)
@@ -322,7 +314,7 @@ func (c *Core) leave(p *peer, reason string) {
 }
 
 func (c *Core) putOutside(p *peer) {
-	p.role, p.lost, p.failed, p.nextSync = outside, false, false, c.now
+	p.role, p.lost, p.failed, p.nextCopy, p.copy = outside, false, false, c.now, nil
 	c.forget(p)
 }
 
@@ -370,9 +362,10 @@ func (c *Core) review() {
 }
 
 // takeBack keeps those in the set that were to leave, when none that was to
-// stay is healthy any more. The record still has them.
+// stay is healthy any more. The record still has them. While settling they may
+// differ from the source: then another source is looked for (reopen).
 func (c *Core) takeBack() {
-	if c.proposed != nil || slices.ContainsFunc(c.peers, (*peer).healthy) {
+	if c.phase == settling || c.proposed != nil || slices.ContainsFunc(c.peers, (*peer).healthy) {
 		return
 	}
 	for _, p := range c.peers {

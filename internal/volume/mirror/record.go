@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -39,6 +40,16 @@ type Proposal struct {
 	// EqualBefore, if not 0: everything of an earlier generation is on the
 	// disk of all that are in the recorded set.
 	EqualBefore uint64
+	// Facts are what happened to replicas outside the set.
+	Facts []fact
+	// Taken, if not nil, is a snapshot that all of InSync have now, flushed.
+	Taken *Taken
+	// Size, if not 0, is what all of InSync have grown to.
+	Size uint64
+	// RolledBack, if not 0, is the snapshot that the volume is equal to again.
+	RolledBack uint32
+	// Scrubbed, if not nil, is what a scrub found.
+	Scrubbed *argonv1.Scrub
 	// Release ends the attachment. Clean says that all of InSync are equal
 	// and flushed.
 	Release, Clean bool
@@ -88,12 +99,12 @@ func Apply(v *argonv1.Volume, p Proposal, now time.Time) error {
 		case i >= 0 && r.GetState() != argonv1.ReplicaState_REPLICA_STATE_REMOVING:
 			changed = changed || r.GetState() != argonv1.ReplicaState_REPLICA_STATE_IN_SYNC
 			setState(r, argonv1.ReplicaState_REPLICA_STATE_IN_SYNC, "", now)
-			r.Incarnation = p.InSync[i].Incarnation
+			r.Incarnation, r.CopiedTo, r.CopiedBase = p.InSync[i].Incarnation, 0, 0
 		case r.GetState() == argonv1.ReplicaState_REPLICA_STATE_IN_SYNC:
 			changed = true
 			setState(r, argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, p.Reasons[r.GetId()], now)
 			// Not the proposal's: the replica may have had no part in that.
-			r.EqualBefore = v.GetEqualBefore()
+			r.EqualBefore, r.CopiedTo, r.CopiedBase = v.GetEqualBefore(), 0, 0
 		}
 	}
 	if changed {
@@ -101,9 +112,86 @@ func Apply(v *argonv1.Volume, p Proposal, now time.Time) error {
 	}
 	v.Generation = max(v.GetGeneration(), p.Generation)
 	v.EqualBefore = max(v.GetEqualBefore(), p.EqualBefore)
+	applyNews(v, p, now)
 	if p.Release {
 		v.Attachment = nil
 		v.Clean = p.Clean
+	}
+	return nil
+}
+
+// fact is one thing that happened to a replica outside the set.
+type fact struct {
+	// emptied is a replica that holds nothing any more, no snapshot either.
+	emptied uint32
+	// reached is a replica that has the snapshot, whole and flushed, and equals
+	// it but for what it was given since.
+	reached, snapshot uint32
+	// copied is a replica that a copy has come so far with, in bytes: what lies
+	// before that can differ only where it was written in base or later.
+	copied uint32
+	to     uint64
+	base   uint64
+}
+
+// applyNews records what is not about the set. All of it can be done twice.
+func applyNews(v *argonv1.Volume, p Proposal, now time.Time) {
+	for _, s := range v.GetSnapshots() {
+		if t := p.Taken; t != nil && s.GetId() == t.ID && s.GetState() == argonv1.SnapshotState_SNAPSHOT_STATE_CREATING {
+			s.State = argonv1.SnapshotState_SNAPSHOT_STATE_READY
+			s.Generation, s.SizeBytes, s.Created = t.Generation, t.Size, timestamppb.New(now)
+			s.ReplicaIds = nil
+			for _, m := range p.InSync {
+				s.ReplicaIds = append(s.ReplicaIds, m.ID)
+			}
+		}
+	}
+	for _, f := range p.Facts {
+		applyFact(v, f)
+	}
+	v.SizeBytes = max(v.GetSizeBytes(), p.Size)
+	if v.GetWantedBytes() <= v.GetSizeBytes() {
+		v.WantedBytes = 0
+	}
+	if p.RolledBack != 0 && v.GetRollbackTo() == p.RolledBack {
+		v.RollbackTo = 0
+	}
+	if s := p.Scrubbed; s != nil && v.GetScrub().GetFinished() < s.GetFinished() {
+		done := proto.CloneOf(s)
+		done.Wanted, done.FinishedAt = max(v.GetScrub().GetWanted(), s.GetFinished()), timestamppb.New(now)
+		v.Scrub = done
+	}
+}
+
+func applyFact(v *argonv1.Volume, f fact) {
+	if r := behind(v, f.emptied); r != nil {
+		r.EqualBefore, r.CopiedTo, r.CopiedBase, r.Based = 0, 0, 0, false
+	}
+	for _, s := range v.GetSnapshots() {
+		if f.emptied != 0 {
+			s.ReplicaIds = slices.DeleteFunc(s.ReplicaIds, func(id uint32) bool { return id == f.emptied })
+		}
+		if f.reached == 0 || s.GetId() != f.snapshot || s.GetState() != argonv1.SnapshotState_SNAPSHOT_STATE_READY {
+			continue
+		}
+		if !slices.Contains(s.GetReplicaIds(), f.reached) {
+			s.ReplicaIds = append(s.ReplicaIds, f.reached)
+		}
+		if r := behind(v, f.reached); r != nil {
+			r.EqualBefore, r.CopiedTo, r.CopiedBase = s.GetGeneration(), 0, 0
+		}
+	}
+	if r := behind(v, f.copied); r != nil {
+		r.CopiedTo, r.CopiedBase = f.to, f.base
+	}
+}
+
+// behind is a replica of the record that is out of sync; nil if there is none.
+func behind(v *argonv1.Volume, id uint32) *argonv1.Replica {
+	for _, r := range v.GetReplicas() {
+		if r.GetId() == id && r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC {
+			return r
+		}
 	}
 	return nil
 }
@@ -134,6 +222,14 @@ func Promote(v *argonv1.Volume, m Member, sealed uint64, now time.Time) error {
 			r.EqualBefore = min(r.GetEqualBefore(), v.GetEqualBefore())
 		}
 	}
+	for _, r := range v.GetReplicas() {
+		r.CopiedTo, r.CopiedBase = 0, 0
+	}
+	// What the good one does not have is lost.
+	v.Snapshots = slices.DeleteFunc(v.Snapshots, func(s *argonv1.Snapshot) bool {
+		return s.GetState() == argonv1.SnapshotState_SNAPSHOT_STATE_READY && !slices.Contains(s.GetReplicaIds(), m.ID)
+	})
+	v.RollbackTo = 0
 	v.Epoch = max(v.GetEpoch(), sealed) + 1
 	v.Generation++
 	v.Attachment = nil

@@ -139,3 +139,63 @@ func TestEqualBefore(t *testing.T) {
 	}
 	want("replica 3 was promoted", 46, 41, 41, 41, 41, 3)
 }
+
+// What happens to replicas outside the set, and to snapshots, is recorded once,
+// however often it is said, and only where it still holds.
+func TestApplyNews(t *testing.T) {
+	now := time.Unix(9, 0)
+	ready, creating := argonv1.SnapshotState_SNAPSHOT_STATE_READY, argonv1.SnapshotState_SNAPSHOT_STATE_CREATING
+	v := aVolume(inSyncState, inSyncState, behindState)
+	v.Snapshots = []*argonv1.Snapshot{
+		{Id: 1, State: ready, Generation: 7, ReplicaIds: []uint32{1, 2, 3}},
+		{Id: 2, State: creating},
+	}
+	v.WantedBytes, v.RollbackTo, v.Scrub = 3<<20, 1, &argonv1.Scrub{Wanted: 2}
+	v.Replicas[2].EqualBefore, v.Replicas[2].Based = 5, true
+	if _, err := Take(v, Holder{ServerID: "a"}, now); err != nil {
+		t.Fatal(err)
+	}
+	all := []Member{{1, 1}, {2, 1}}
+	apply := func(p Proposal) {
+		t.Helper()
+		p.Epoch, p.InSync = v.Epoch, all
+		for range 2 { // its outcome may have been unknown
+			if err := Apply(v, p, now); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+
+	apply(Proposal{Facts: []fact{{copied: 3, to: 8 << 20, base: 6}}})
+	if r := v.Replicas[2]; r.CopiedTo != 8<<20 || r.CopiedBase != 6 || r.EqualBefore != 5 {
+		t.Errorf("a copy has come half way: %v", r)
+	}
+	apply(Proposal{Facts: []fact{{emptied: 3}}})
+	if r := v.Replicas[2]; r.CopiedTo != 0 || r.EqualBefore != 0 || r.Based || len(v.Snapshots[0].ReplicaIds) != 2 {
+		t.Errorf("replica 3 was emptied: %v, %v", r, v.Snapshots)
+	}
+	apply(Proposal{Facts: []fact{{reached: 3, snapshot: 1}, {copied: 1, to: 4, base: 4}}})
+	if r := v.Replicas[2]; r.EqualBefore != 7 || len(v.Snapshots[0].ReplicaIds) != 3 || v.Replicas[0].CopiedTo != 0 {
+		t.Errorf("replica 3 has snapshot 1, and replica 1 is in sync: %v, %v", v.Replicas, v.Snapshots)
+	}
+	apply(Proposal{Taken: &Taken{ID: 2, Generation: 9, Size: 1 << 20}, Facts: []fact{{reached: 3, snapshot: 2}}})
+	if s := v.Snapshots[1]; s.State != ready || s.Generation != 9 || s.SizeBytes != 1<<20 || len(s.ReplicaIds) != 3 {
+		t.Errorf("snapshot 2 was taken, and copied: %v", s)
+	}
+	apply(Proposal{Size: 2 << 20, RolledBack: 2, Scrubbed: &argonv1.Scrub{Finished: 1, Regions: 1}})
+	if v.SizeBytes != 2<<20 || v.WantedBytes != 3<<20 || v.RollbackTo != 1 || v.Scrub.Finished != 1 || v.Scrub.Wanted != 2 {
+		t.Errorf("what was done is less than what is wanted by now: %v", v)
+	}
+	apply(Proposal{Size: 3 << 20, RolledBack: 1, Scrubbed: &argonv1.Scrub{Finished: 2, Regions: 3}})
+	if v.WantedBytes != 0 || v.RollbackTo != 0 || v.Scrub.Finished != 2 || v.Scrub.Regions != 3 {
+		t.Errorf("all that was wanted is done: %v", v)
+	}
+	// Replica 3 left the set before snapshot 2 was taken: promoting it loses that.
+	v.Snapshots[1].ReplicaIds = []uint32{1, 2}
+	if err := Promote(v, Member{ID: 3, Incarnation: 1}, 0, now); err != nil {
+		t.Fatal(err)
+	}
+	if len(v.Snapshots) != 1 || v.Snapshots[0].Id != 1 {
+		t.Errorf("after Promote: %v", v.Snapshots)
+	}
+}

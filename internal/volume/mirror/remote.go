@@ -3,6 +3,7 @@ package mirror
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -105,6 +106,10 @@ func refusal(h wire.Header, text []byte) error {
 		return volume.ErrNoSpace
 	case wire.Fenced:
 		return ErrSessionOver
+	case wire.NoSnapshot:
+		return fmt.Errorf("%s: %w", text, volume.ErrNoSnapshot)
+	case wire.Damaged:
+		return fmt.Errorf("%s: %w", text, volume.ErrDamaged)
 	default:
 		return errors.New(string(text))
 	}
@@ -179,6 +184,20 @@ const (
 var types = map[Verb]wire.Type{
 	VerbRead: wire.Read, VerbWrite: wire.Write, VerbZero: wire.Zero, VerbTrim: wire.Trim, VerbFlush: wire.Flush,
 	VerbChanged: wire.Changed, VerbBeginSync: wire.BeginSync, VerbEndSync: wire.EndSync, verbClose: wire.Close, verbPing: wire.Ping,
+	VerbReadVerified: wire.ReadVerified, VerbSums: wire.Sums, VerbRevert: wire.Revert,
+	VerbPrepare: wire.Prepare, VerbSnapshot: wire.Snapshot, VerbResize: wire.Resize,
+}
+
+// typeOf is the type of a message's frame. What is asked of a snapshot has types
+// of its own.
+func typeOf(m *Message) wire.Type {
+	switch {
+	case m.Snapshot != 0 && m.Verb == VerbRead:
+		return wire.ReadSnapshot
+	case m.Snapshot != 0 && m.Verb == VerbChanged:
+		return wire.ChangedSnapshot
+	}
+	return types[m.Verb]
 }
 
 // fail ends the connection, once. The reader answers what is pending when it
@@ -242,12 +261,14 @@ func (l *remoteLink) send(m *Message) {
 
 // expect notes that a message will be answered. The lock is held.
 func (l *remoteLink) expect(m *Message) wire.Header {
-	h := wire.Header{Type: types[m.Verb], FUA: m.FUA, Off: m.Off, Len: m.Len, Generation: m.Generation}
-	switch m.Verb {
-	case VerbWrite:
+	h := wire.Header{Type: typeOf(m), FUA: m.FUA, Off: m.Off, Len: m.Len, Generation: m.Generation}
+	switch {
+	case m.Verb == VerbWrite:
 		h.Payload = uint32(len(m.Data))
-	case VerbBeginSync:
+	case m.Verb == VerbBeginSync:
 		h.Off = int64(m.Base)
+	case h.Type.HasID():
+		h.Payload = wire.IDSize
 	}
 	l.nextID++
 	h.ID = l.nextID
@@ -260,7 +281,11 @@ func (l *remoteLink) put(h wire.Header, m *Message) {
 	var head [wire.HeaderSize]byte
 	h.Put(head[:])
 	_, err := l.out.Write(head[:])
-	if err == nil && h.Payload > 0 {
+	switch {
+	case err != nil:
+	case h.Type.HasID():
+		_, err = l.out.Write(binary.LittleEndian.AppendUint32(head[:0], m.Snapshot))
+	case h.Payload > 0:
 		_, err = l.out.Write(m.Data)
 	}
 	if err != nil {
@@ -325,7 +350,7 @@ func (l *remoteLink) readOne(buf []byte) error {
 // payload reads what comes with an answer; status is what the answer says, err
 // that the connection is of no use.
 func (l *remoteLink) payload(h wire.Header, m *Message) (info Info, status, err error) {
-	if h.Status == wire.OK && (m.Verb == VerbRead || m.Verb == VerbChanged) {
+	if h.Status == wire.OK && m.Verb.Reads() {
 		if int(h.Payload) != len(m.Data) {
 			return info, nil, fmt.Errorf("%d bytes where %d were asked for: %w", h.Payload, len(m.Data), wire.ErrFrame)
 		}

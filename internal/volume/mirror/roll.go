@@ -25,9 +25,17 @@ type clock struct {
 	rollingTo uint64
 	mark      uint64
 	flush     *op
+	// reached is how far each copy had come when the flush began.
+	reached map[*peer]reached
 	// equalBefore is the newest generation before which all is equal and
 	// flushed; recorded is what the catalog knows of it.
 	equalBefore, recorded uint64
+}
+
+// reached is a fact about a copy, if that is still the same one.
+type reached struct {
+	run  int
+	fact fact
 }
 
 // tryRoll begins a roll when it is due, and goes on with one under way.
@@ -36,11 +44,17 @@ func (c *Core) tryRoll() {
 	switch {
 	case k.rollingTo != 0:
 		if k.flush == nil && (!c.changesUpTo(k.mark) || c.breaks(BreakRollUnfinished)) {
-			k.flush = &op{kind: rollFlush}
+			k.flush = &op{verb: VerbFlush, who: everyone, then: c.rollFlushed}
+			k.reached = map[*peer]reached{}
+			for _, p := range c.peers {
+				if f, ok := c.reachedBy(p, k.rollingTo); ok {
+					k.reached[p] = reached{p.run, f}
+				}
+			}
 			c.start(k.flush)
 		}
-	case c.proposed != nil || c.now-k.last < c.cfg.RollEvery || !sameSet(c.wantedSet(), c.set):
-	case k.used:
+	case c.proposed != nil || c.take.rolling || c.now-k.last < c.cfg.RollEvery || !sameSet(c.wantedSet(), c.set):
+	case k.used || c.anyRole(catching) || c.anyRole(syncing):
 		c.propose(Proposal{InSync: c.set, Generation: k.generation + 1})
 	case k.equalBefore > k.recorded:
 		c.propose(Proposal{InSync: c.set})
@@ -59,6 +73,7 @@ func (c *Core) rolled(p *Proposal, v *argonv1.Volume) {
 		return
 	}
 	k.used, k.last, k.rollingTo, k.mark = false, c.now, k.generation, c.nextID
+	c.takeRolled(k.generation)
 	if c.breaks(BreakRollUnflushed) {
 		c.rollFlushed(nil)
 	}
@@ -66,12 +81,20 @@ func (c *Core) rolled(p *Proposal, v *argonv1.Volume) {
 
 // rollFlushed ends a roll.
 func (c *Core) rollFlushed(o *op) {
-	if k := &c.clock; k.flush == o {
-		k.equalBefore, k.rollingTo, k.flush = k.rollingTo, 0, nil
+	k := &c.clock
+	if k.flush != o {
+		return
 	}
+	k.equalBefore, k.rollingTo, k.flush = k.rollingTo, 0, nil
+	for p, r := range k.reached {
+		if p.run == r.run && p.copied() {
+			c.record(r.fact)
+		}
+	}
+	k.reached = nil
 }
 
 // changesUpTo tells whether a change that began before the mark is under way.
 func (c *Core) changesUpTo(mark uint64) bool {
-	return slices.ContainsFunc(c.inflight, func(o *op) bool { return o.id <= mark && o.kind == clientChange })
+	return slices.ContainsFunc(c.inflight, func(o *op) bool { return o.id <= mark && o.changes() })
 }

@@ -85,7 +85,8 @@ func (a *Attachment) message(e Effect) (s sending, ok bool) {
 	}
 	session, id := e.Session, e.ID
 	return sending{link: r.link, m: &Message{
-		Verb: e.Verb, Off: e.Off, Len: e.Len, Data: e.Data, FUA: e.FUA, Generation: e.Generation, Base: e.Base,
+		Verb: e.Verb, Snapshot: e.Snapshot, Off: e.Off, Len: e.Len, Data: e.Data, FUA: e.FUA,
+		Generation: e.Generation, Base: e.Base,
 		Done: func(info Info, err error) {
 			if errors.Is(err, ErrSessionOver) {
 				return // PeerDown says so
@@ -104,6 +105,10 @@ func outcome(err error) Outcome {
 		return Done
 	case errors.Is(err, volume.ErrNoSpace):
 		return Full
+	case errors.Is(err, volume.ErrDamaged):
+		return Damaged
+	case errors.Is(err, volume.ErrNoSnapshot):
+		return Missing
 	default:
 		return Broken
 	}

@@ -17,7 +17,6 @@ const (
 	sectors    = 48
 	volumeSize = sectors * volume.SectorSize
 	grain      = 4 * volume.SectorSize
-	chunk      = 3 * volume.SectorSize
 	depth      = 4
 )
 
@@ -30,6 +29,7 @@ type holder struct {
 	w      *world
 	number int
 	epoch  uint64 // 0 until taken
+	size   int64  // of the volume
 	server *server
 	run    int // of its server, when it began
 	core   *mirror.Core
@@ -72,9 +72,10 @@ func (w *world) attach(s *server) {
 
 func (h *holder) begin(v *argonv1.Volume, clean bool) {
 	cfg := mirror.DefaultConfig()
-	cfg.Epoch, cfg.Size, cfg.Clean, cfg.Break = v.GetEpoch(), volumeSize, clean, h.w.opts.Break
+	h.size = int64(v.GetSizeBytes())
+	cfg.Epoch, cfg.Size, cfg.Clean, cfg.Break = v.GetEpoch(), h.size, clean, h.w.opts.Break
 	cfg.Generation, cfg.EqualBefore = v.GetGeneration(), v.GetEqualBefore()
-	cfg.Chunk, cfg.Chunks, cfg.Grain, cfg.RollEvery = chunk, 2, grain, rollEvery
+	cfg.Chunks, cfg.Grain, cfg.RollEvery = 2, grain, rollEvery
 	cfg.StallAfter = 3 * time.Second
 	for _, r := range v.GetReplicas() {
 		if r.GetServerId() == h.server.name {
@@ -148,6 +149,8 @@ func (h *holder) carryOut(effects []mirror.Effect) {
 			if c := h.conns[e.Peer]; c != nil && c.session == e.Session {
 				c.close(false)
 			}
+		case e.Grown:
+			h.size = e.Len
 		case e.Note != nil:
 			h.w.trace("holder %d: %s", h.number, e.Note.Message)
 		}
@@ -194,7 +197,7 @@ func (h *holder) think() {
 func (h *holder) submit() {
 	w := h.w
 	n := 1 + w.rng.IntN(6)
-	first := w.rng.IntN(sectors - n + 1)
+	first := w.rng.IntN(int(h.size/volume.SectorSize) - n + 1)
 	r := &volume.Request{Off: int64(first) * volume.SectorSize, Len: int64(n) * volume.SectorSize, FUA: w.chance(0.1)}
 	q := &request{req: r}
 	switch p := w.rng.Float64(); {

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -29,6 +28,7 @@ func Run(o Options) Result {
 	w.move(w.servers[w.rng.IntN(len(w.servers))])
 	w.tend()
 	w.after(w.between(time.Millisecond, time.Second), w.fault)
+	w.after(w.between(time.Millisecond, 4*time.Second), w.wish)
 	w.run(o.Length, func() bool { return w.lost() })
 	if w.violation == nil && !w.lost() {
 		w.heal()
@@ -37,7 +37,7 @@ func Run(o Options) Result {
 }
 
 func newWorld(o Options) *world {
-	w := &world{opts: o, rng: rand.New(rand.NewPCG(o.Seed, 0)), cut: map[[2]int]bool{}, checker: NewChecker(sectors)}
+	w := &world{opts: o, rng: rand.New(rand.NewPCG(o.Seed, 0)), cut: map[[2]int]bool{}, kept: map[uint32]*kept{}, checker: NewChecker(maxSectors)}
 	pauses := []time.Duration{20 * time.Millisecond, 200 * time.Millisecond, time.Second}
 	w.think = pauses[w.rng.IntN(len(pauses))]
 	return w
@@ -64,6 +64,9 @@ func (w *world) build(replicas int) error {
 		}
 	}
 	w.catalog = &catalog{w: w, volume: v}
+	for _, s := range w.servers {
+		w.upkeep(s)
+	}
 	return nil
 }
 
@@ -84,7 +87,7 @@ func (w *world) heal() {
 		return w.lost() || v.GetAttachment() != nil && w.current != nil && w.current.alive() && w.current.served &&
 			!slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool {
 				return r.GetState() != argonv1.ReplicaState_REPLICA_STATE_IN_SYNC
-			})
+			}) && wished(v)
 	}
 	w.run(w.now+healWithin, whole)
 	if w.violation != nil || w.lost() {
@@ -118,6 +121,9 @@ func (w *world) compare() {
 	if !w.catalog.volume.GetClean() {
 		return // it was taken and released again without having served
 	}
+	for _, s := range w.catalog.volume.GetSnapshots() {
+		w.compareSnapshot(s)
+	}
 	var first []byte
 	for _, r := range w.catalog.volume.GetReplicas() {
 		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_IN_SYNC {
@@ -137,25 +143,13 @@ func (w *world) compare() {
 			return
 		}
 	}
-	for i := range sectors {
+	for i := range len(first) / volume.SectorSize {
 		v, err := valueOf(first[i*volume.SectorSize : (i+1)*volume.SectorSize])
 		if err != nil || !slices.Contains(end[i], v) {
 			w.fail("sector %d holds %d at rest, it could hold %v: %w", i, v, end[i], err)
 			return
 		}
 	}
-}
-
-func firstDifference(a, b []byte) int {
-	if bytes.Equal(a, b) {
-		return -1
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return i
-		}
-	}
-	return len(a)
 }
 
 func (w *world) result() Result {

@@ -31,6 +31,8 @@ type server struct {
 	run    int // of its process
 	up     bool
 	store  *replica.Store
+	// view is the record, as the server's agent knows it.
+	view *argonv1.Volume
 
 	// lostPower: it lost what was not synced, and did not begin anew in the
 	// in-sync set since.
@@ -53,6 +55,13 @@ func (s *server) open() error {
 	})
 	s.store = store
 	return err
+}
+
+// observe tells the agent of a record.
+func (s *server) observe(v *argonv1.Volume) {
+	if v.GetMeta().GetRevision() > s.view.GetMeta().GetRevision() {
+		s.view = v
+	}
 }
 
 // crash ends the server's process; with power also what its disk had not
@@ -292,7 +301,7 @@ func (c *conn) deliver(e mirror.Effect) {
 		return
 	}
 	buf := e.Data
-	if e.Verb == mirror.VerbRead || e.Verb == mirror.VerbChanged {
+	if e.Verb.Reads() {
 		buf = make([]byte, len(e.Data))
 	}
 	info, err := c.carryOut(e, buf)
@@ -305,19 +314,25 @@ func (c *conn) deliver(e mirror.Effect) {
 
 func (c *conn) carryOut(e mirror.Effect, buf []byte) (info mirror.Info, err error) {
 	switch e.Verb {
-	case mirror.VerbRead:
-		err = c.sess.ReadAt(buf, e.Off)
 	case mirror.VerbWrite:
 		err = c.sess.WriteAt(buf, e.Off, e.Generation, e.FUA)
 	case mirror.VerbZero:
 		err = c.sess.Zero(e.Off, e.Len, e.Generation, e.FUA)
 	case mirror.VerbTrim:
 		err = c.sess.Trim(e.Off, e.Len, e.Generation, e.FUA)
+	case mirror.VerbRevert:
+		err = c.sess.Revert(e.Snapshot, e.Off, e.Len, e.Generation)
 	case mirror.VerbFlush:
 		err = c.sess.Flush()
+	case mirror.VerbPrepare:
+		err = c.sess.PrepareSnapshot()
+	case mirror.VerbSnapshot:
+		err = c.sess.Snapshot(e.Snapshot, e.Generation)
+	case mirror.VerbResize:
+		err = c.sess.Resize(e.Len)
 	case mirror.VerbBeginSync:
 		var i replica.Info
-		i, err = c.sess.BeginSync(e.Base, e.Generation, 0)
+		i, err = c.sess.BeginSync(e.Base, e.Generation, e.Len)
 		info = infoOf(i)
 		switch {
 		case err == nil && i.Emptied:
@@ -326,12 +341,25 @@ func (c *conn) carryOut(e mirror.Effect, buf []byte) (info mirror.Info, err erro
 		case err == nil:
 			c.h.w.stats.Partial++
 		}
-	case mirror.VerbChanged:
-		err = c.sess.Changed(e.Generation, e.Off, e.Len, grain, buf)
 	case mirror.VerbEndSync:
 		err = c.sess.EndSync()
+	default:
+		err = c.read(e, buf)
 	}
 	return info, err
+}
+
+// read carries out what fills a buffer.
+func (c *conn) read(e mirror.Effect, buf []byte) error {
+	switch {
+	case e.Verb == mirror.VerbRead && e.Snapshot != 0:
+		return c.sess.ReadSnapshot(e.Snapshot, buf, e.Off)
+	case e.Verb == mirror.VerbRead:
+		return c.sess.ReadAt(buf, e.Off)
+	case e.Verb == mirror.VerbChanged && e.Snapshot != 0:
+		return c.sess.ChangedSnapshot(e.Snapshot, e.Generation, e.Off, e.Len, grain, buf)
+	}
+	return c.sess.Changed(e.Generation, e.Off, e.Len, grain, buf)
 }
 
 func (c *conn) answer(e mirror.Effect, buf []byte, info mirror.Info, err error) {
@@ -344,13 +372,17 @@ func (c *conn) answer(e mirror.Effect, buf []byte, info mirror.Info, err error) 
 		w.after(50*time.Millisecond, func() { c.answer(e, buf, info, err) })
 		return
 	}
-	if (e.Verb == mirror.VerbRead || e.Verb == mirror.VerbChanged) && err == nil {
+	if e.Verb.Reads() && err == nil {
 		copy(e.Data, buf)
 	}
 	out := mirror.Done
 	switch {
 	case errors.Is(err, volume.ErrNoSpace):
 		out = mirror.Full
+	case errors.Is(err, volume.ErrDamaged):
+		out = mirror.Damaged
+	case errors.Is(err, volume.ErrNoSnapshot):
+		out = mirror.Missing
 	case err != nil:
 		out = mirror.Broken
 	}
@@ -369,6 +401,6 @@ func (s *server) content(epoch uint64) ([]byte, layer.Health, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	b := make([]byte, volumeSize)
+	b := make([]byte, r.Info().Size)
 	return b, info.Health, sess.ReadAt(b, 0)
 }

@@ -25,7 +25,7 @@ var (
 //
 //	go test ./internal/volume/mirror/sim -run TestSeeds -first SEED -seeds 1 -v
 func TestSeeds(t *testing.T) {
-	var operations, attachments, faults, whole, partial atomic.Int64
+	var operations, attachments, faults, whole, partial, snapshots, rollbacks, grown, scrubs atomic.Int64
 	forSeeds(*first, *seeds, func(seed uint64) bool {
 		r := Run(Options{Seed: seed})
 		operations.Add(int64(r.Operations))
@@ -33,6 +33,10 @@ func TestSeeds(t *testing.T) {
 		faults.Add(int64(r.Faults))
 		whole.Add(int64(r.Whole))
 		partial.Add(int64(r.Partial))
+		snapshots.Add(int64(r.Snapshots))
+		rollbacks.Add(int64(r.Rollbacks))
+		grown.Add(int64(r.Grown))
+		scrubs.Add(int64(r.Scrubs))
 		if r.Violation != nil {
 			t.Error(r.Violation)
 			if *seeds == 1 {
@@ -41,8 +45,8 @@ func TestSeeds(t *testing.T) {
 		}
 		return !t.Failed()
 	})
-	t.Logf("%d seeds: %d operations, %d attachments, %d faults, %d copies of a whole volume, %d of what had changed",
-		*seeds, operations.Load(), attachments.Load(), faults.Load(), whole.Load(), partial.Load())
+	t.Logf("%d seeds: %d operations, %d attachments, %d faults, %d copies of a whole volume, %d of what had changed, %d snapshots, %d rollbacks, %d times grown, %d scrubs",
+		*seeds, operations.Load(), attachments.Load(), faults.Load(), whole.Load(), partial.Load(), snapshots.Load(), rollbacks.Load(), grown.Load(), scrubs.Load())
 	if operations.Load() < int64(*seeds)*50 {
 		t.Errorf("the worlds stood still: %d operations in %d", operations.Load(), *seeds)
 	}
@@ -101,6 +105,8 @@ func TestBrokenRules(t *testing.T) {
 		{rule: "rolls: while older writes are under way", brk: mirror.BreakRollUnfinished},
 		{rule: "rolls: without a flush", brk: mirror.BreakRollUnflushed},
 		{rule: "copies: only what the source has stamped", brk: mirror.BreakSourceOnly},
+		{rule: "snapshots: while writes are under way", brk: mirror.BreakSnapshotUnlocked},
+		{rule: "snapshots: ready before they are flushed", brk: mirror.BreakSnapshotUnflushed},
 	}
 	for _, tt := range tests {
 		t.Run(tt.rule, func(t *testing.T) {
@@ -178,7 +184,7 @@ func TestRebootCopiesLittle(t *testing.T) {
 	copied := uint64(0)
 	for seed := range uint64(20) {
 		w := newWorld(Options{Seed: seed})
-		w.think = 2 * time.Second
+		w.think = 8 * time.Second
 		if err := w.build(3); err != nil {
 			t.Fatal(err)
 		}

@@ -34,6 +34,8 @@ type Result struct {
 	Operations, Attachments, Faults int
 	// Copies of a whole volume, and of what had changed.
 	Whole, Partial int
+	// What operators wanted and got.
+	Snapshots, Rollbacks, Grown, Scrubs int
 }
 
 // world is everything there is. One goroutine, one clock, one source of
@@ -51,6 +53,12 @@ type world struct {
 	holders []*holder
 	current *holder
 	quiet   bool // the faults are over
+	// kept are the snapshots that were wanted; rollback are the writes that one
+	// under way is to the checker.
+	kept     map[uint32]*kept
+	rollback []opID
+	// rotten: a disk changed what was written to it.
+	rotten bool
 	// think is the longest that a client thinks. Where it is long, few regions
 	// are written between two rolls.
 	think time.Duration
@@ -179,14 +187,26 @@ func (c *catalog) get(alive func() bool, then func(*argonv1.Volume)) {
 	})
 }
 
+// alter changes the record at once, as somebody else than a holder does.
+func (c *catalog) alter(change func(*argonv1.Volume)) {
+	v := proto.CloneOf(c.volume)
+	change(v)
+	c.commit(v)
+}
+
 var errReadOnly = fmt.Errorf("read only")
 
 // commit makes v the record, and tells the holders, some time.
 func (c *catalog) commit(v *argonv1.Volume) {
 	c.revision++
 	v.Meta.Revision = c.revision
-	c.w.settled(c.volume, v)
+	before := c.volume
+	c.w.settled(before, v)
 	c.volume = v
+	c.w.follow(before, v)
+	for _, s := range c.w.servers {
+		c.w.after(c.w.between(time.Millisecond, 500*time.Millisecond), func() { s.observe(v) })
+	}
 	for _, h := range c.w.holders {
 		c.w.after(c.w.between(time.Millisecond, 500*time.Millisecond), func() { h.observe(v) })
 	}
