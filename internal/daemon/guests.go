@@ -32,7 +32,8 @@ func RunUnderGuard(ctx context.Context, o Options, qemuBinary string) error {
 	o.Containment, o.Confinement = about.Text, o.confinement.describe()
 	o.Log.Info("guests are contained by " + o.Containment + "; " + o.Confinement)
 	monitor := qemu.New(qemu.Options{
-		Binary: qemuBinary, Launcher: launcher{g, o.confinement}, Dir: p.machine, Credential: o.confinement.credential(), Log: o.Log,
+		Binary: qemuBinary, Launcher: launcher{g, o.confinement}, Dir: p.machine, Credential: o.confinement.credential(),
+		SpoolDir: p.spool(), Log: o.Log,
 	})
 	defer monitor.Close()
 	o.Monitor, o.Guard, o.keeper = monitor, g, g

@@ -31,6 +31,9 @@ type Spec struct {
 	CPUs         int
 	MemoryBytes  int64
 	Acceleration Acceleration // KVM or TCG
+	// Machine is the monitor's name of the kind of machine; empty: the newest.
+	// A guest that goes on from a memory must be of the kind that this is of.
+	Machine string
 	// Disks, the boot disk first.
 	Disks []Disk
 	// Seed is the file of a small disk for the guest's first boot, which the
@@ -138,6 +141,11 @@ type Monitor interface {
 	// Start starts a guest and returns once its processors run. On an error
 	// nothing is left behind.
 	Start(ctx context.Context, spec Spec) (Guest, error)
+	// Wake makes a guest that goes on from a memory that Guest.Save wrote. It
+	// returns once all of it was read, up to io.EOF: the guest stands still
+	// then, and goes on with Resume. On an error nothing is left behind, and no
+	// processor has run.
+	Wake(ctx context.Context, spec Spec, memory io.Reader) (Guest, error)
 	// Adopt takes up a guest that runs already, after a restart of the
 	// daemon. os.ErrNotExist when there is none of this ID.
 	Adopt(ctx context.Context, id string) (Guest, error)
@@ -157,6 +165,19 @@ type Guest interface {
 	PressPower(ctx context.Context) error
 	// Resume goes on after Paused.
 	Resume(ctx context.Context) error
+	// Pause makes it stand still; nothing is under way at its disks then.
+	Pause(ctx context.Context) error
+	// Platform is what its memory fits on.
+	Platform(ctx context.Context) (Platform, error)
+	// PrepareSave gets ready for Save, which it makes short, and says whether
+	// the guest could run on during it.
+	PrepareSave(ctx context.Context) (SaveMode, error)
+	// Save saves memory and devices of a guest that stands still, as they are
+	// then. If live, which PrepareSave must have allowed, it returns as soon as
+	// the guest runs again, and Saved.Memory waits for what is not there yet;
+	// else once all is there, and the guest still stands still. After an error
+	// it may stand still, too; Resume goes on.
+	Save(ctx context.Context, live bool) (Saved, error)
 	// Kill ends it at once and returns when it is gone.
 	Kill(ctx context.Context) error
 	// Send copies the guest's state to where conn leads while the guest goes
@@ -203,6 +224,28 @@ type Transfer struct {
 	Passes int
 	// Throttle is by how many hundredths its processors are slowed down.
 	Throttle int
+}
+
+// Platform is the monitor's own name of a guest's kind of machine, and its
+// version.
+type Platform struct{ Machine, Version string }
+
+// SaveMode says how a guest can be saved.
+type SaveMode struct {
+	Live bool
+	// Reason says in one line why not; empty when it can.
+	Reason string
+}
+
+// Saved is what a Save has saved.
+type Saved struct {
+	// Memory ends in io.EOF when all of it was read, and in another error if
+	// there is no more and there should be. To be closed, at any time.
+	Memory io.ReadCloser
+	// Stopped is when the guest began to stand still, and Pause for how long it
+	// did; 0 if it still does.
+	Stopped time.Time
+	Pause   time.Duration
 }
 
 // StartTimeout bounds how long a monitor may take to run a guest's first

@@ -131,6 +131,10 @@ type Guest struct {
 	info   *hypervisor.Info
 	frozen bool
 	line   *Line
+	// mind is its memory; unsaveable is why that can't be written.
+	mind       string
+	unsaveable error
+	pausedOnly bool
 }
 
 // ID implements hypervisor.Guest.

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -24,7 +25,7 @@ func commandLine(s hypervisor.Spec) ([]string, error) {
 	args := []string{
 		"-name", "guest=" + escape(s.Name),
 		"-nodefaults", "-no-user-config",
-		"-machine", "pc,hpet=off,usb=off,vmport=off" + pflash(s.Firmware),
+		"-machine", escape(cmp.Or(s.Machine, "pc")) + ",hpet=off,usb=off,vmport=off" + pflash(s.Firmware),
 		"-smp", strconv.Itoa(s.CPUs),
 		"-m", strconv.FormatInt(s.MemoryBytes>>10, 10) + "k",
 		"-display", "none",

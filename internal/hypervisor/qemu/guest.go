@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
+	"time"
 
 	"github.com/argon-cluster/argon/internal/hypervisor"
 	"github.com/argon-cluster/argon/internal/hypervisor/qemu/qmp"
@@ -14,6 +16,7 @@ import (
 // guest is one QEMU; see hypervisor.Guest.
 type guest struct {
 	id, dir  string
+	spoolDir string
 	pid      int
 	launcher Launcher
 	done     <-chan struct{}
@@ -25,6 +28,10 @@ type guest struct {
 
 	mu  sync.Mutex
 	qmp *qmp.Client // nil: let go of
+	// pausedAt is when it was told to stand still last.
+	pausedAt time.Time
+	// spool is where its memory is to be saved; nil: not got ready.
+	spool *os.File
 }
 
 func (g *guest) ID() string            { return g.id }
@@ -38,6 +45,10 @@ func (g *guest) letGo() {
 	if g.qmp != nil {
 		_ = g.qmp.Close()
 		g.qmp = nil
+	}
+	if g.spool != nil {
+		_ = g.spool.Close()
+		g.spool = nil
 	}
 }
 

@@ -120,6 +120,9 @@ func (g *guest) beginSending(ctx context.Context, conn net.Conn) error {
 		return fmt.Errorf("guest %s: handing the connection to QEMU: %w", g.id, err)
 	}
 	defer f.Close()
+	if err := g.settle(ctx); err != nil {
+		return err
+	}
 	if err := g.enable(ctx, sending); err != nil {
 		return err
 	}
@@ -150,7 +153,12 @@ func (g *guest) Finish(ctx context.Context) (hypervisor.Transfer, error) {
 
 // StopSending implements hypervisor.Guest.
 func (g *guest) StopSending(ctx context.Context) error {
-	for cancelled := false; ; {
+	// What it does for a checkpoint is not given up; see memory.go.
+	cancelled, err := g.savesLive(ctx)
+	if err != nil {
+		return err
+	}
+	for {
 		m, err := g.migration(ctx)
 		if err != nil || m.over() {
 			return err

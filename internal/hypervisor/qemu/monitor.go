@@ -29,7 +29,10 @@ type Options struct {
 	// Credential is what the probe runs guests with; nil: this process's. It
 	// should be what real ones have.
 	Credential *syscall.Credential
-	Log        *slog.Logger
+	// SpoolDir is where the memory of guests is kept while it is saved, in files
+	// without names: as large as the guest's. Empty: the system's.
+	SpoolDir string
+	Log      *slog.Logger
 }
 
 // Monitor runs guests with QEMU; see hypervisor.Monitor. Safe for concurrent
@@ -155,7 +158,7 @@ func (m *Monitor) takeUp(ctx context.Context, id string, pid int) (*guest, error
 		return nil, err
 	}
 	g := &guest{
-		id: id, pid: pid, dir: dir, launcher: m.opts.Launcher, done: done, qmp: client, console: newConsole(dir, m.opts.Log),
+		id: id, pid: pid, dir: dir, spoolDir: m.opts.SpoolDir, launcher: m.opts.Launcher, done: done, qmp: client, console: newConsole(dir, m.opts.Log),
 		agent: make(chan struct{}, 1), screen: make(chan struct{}, 1), news: news,
 	}
 	m.wg.Go(func() { g.console.run(m.ctx, done) })
