@@ -25,6 +25,7 @@ type Options struct {
 	Images   Images
 	Ports    Ports
 	Dirs     Dirs
+	Seeds    Seeds
 	Monitor  hypervisor.Monitor
 	Now      func() time.Time
 	// Tick bounds how long something waits that only time brings about, and

@@ -37,7 +37,11 @@ type guestSeen struct {
 	acceleration       hypervisor.Acceleration
 	// powerDownAt is when its power button was pressed; zero if not.
 	powerDownAt time.Time
-	resumedAt   time.Time
+	// pressedAgain: its power button was pressed once more.
+	pressedAgain bool
+	resumedAt    time.Time
+	// info is what its agent says; nil if none answers.
+	info *argonv1.GuestInfo
 }
 
 // machineSeen is what is known here of a machine.
@@ -73,6 +77,8 @@ const (
 	adopt
 	start
 	pressPower
+	// pressAgain presses the power button of one that did not go.
+	pressAgain
 	kill
 	resume
 	// reap forgets a guest whose process is gone, and what follows from the
@@ -81,7 +87,7 @@ const (
 )
 
 func (s machineStep) String() string {
-	return [...]string{"rest", "adopt", "start", "press power", "kill", "resume", "reap"}[s]
+	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "reap"}[s]
 }
 
 // belongs tells whether a machine is to be run by this server, as far as
@@ -128,8 +134,9 @@ func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksS
 	return rest
 }
 
-// nextForStop ends a guest: by its power button, and by force when told to or
-// when it takes too long.
+// nextForStop ends a guest: by its agent or its power button, by the button once
+// more, as an agent may say yes and do nothing, and by force when told to or when
+// it takes too long.
 func nextForStop(m *argonv1.Machine, g guestSeen, now time.Time) machineStep {
 	limit := time.Duration(m.GetStopTimeoutSeconds()) * time.Second
 	if limit == 0 {
@@ -142,6 +149,8 @@ func nextForStop(m *argonv1.Machine, g guestSeen, now time.Time) machineStep {
 		return pressPower
 	case now.Sub(g.powerDownAt) >= limit:
 		return kill
+	case !g.pressedAgain && now.Sub(g.powerDownAt) >= limit/2:
+		return pressAgain
 	}
 	return rest
 }

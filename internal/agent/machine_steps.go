@@ -35,6 +35,8 @@ type guest struct {
 	since  time.Time
 	// watched: a goroutine follows it.
 	watched bool
+	// found: it ran before this daemon did.
+	found bool
 	// killed: by us, so its end is no crash.
 	killed bool
 	guestSeen
@@ -123,6 +125,8 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 		j.waits, j.run = true, func(ctx context.Context) error { return a.start(ctx, m) }
 	case pressPower:
 		j.run = func(ctx context.Context) error { return a.pressPower(ctx, g) }
+	case pressAgain:
+		j.run = func(ctx context.Context) error { return a.pressAgain(ctx, g) }
 	case kill:
 		why := seen.disks.over
 		j.run = func(ctx context.Context) error { return a.kill(ctx, m, g, why) }
@@ -216,6 +220,9 @@ func (a *Agent) adopt(ctx context.Context, id string, m *argonv1.Machine, g *gue
 			a.Log.Warn("published ports do not lead to the guest", "machine", m.GetMeta().GetName(), "err", err)
 		}
 	}
+	a.mu.Lock()
+	g.found, g.info = true, m.GetStatus().GetGuest()
+	a.mu.Unlock()
 	a.take(g, handle)
 	return nil
 }
@@ -293,7 +300,15 @@ func (a *Agent) spec(ctx context.Context, m *argonv1.Machine, g *guest) (hypervi
 	}
 	spec := hypervisor.Spec{
 		ID: g.id, Name: m.GetMeta().GetName(), CPUs: int(m.GetCpus()), MemoryBytes: int64(m.GetMemoryBytes()),
-		Acceleration: g.acceleration, Ports: ports, Dir: dir,
+		Acceleration: g.acceleration, Ports: ports, Dir: dir, Firmware: hypervisor.Firmware(m.GetFirmware()),
+	}
+	for _, n := range m.GetNetworks() {
+		spec.Networks = append(spec.Networks, hypervisor.Network{MAC: n.GetMac()})
+	}
+	if m.GetFirstBoot() != nil {
+		if spec.Seed, err = a.Seeds.Write(dir, m); err != nil {
+			return hypervisor.Spec{}, err
+		}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -314,6 +329,16 @@ func (a *Agent) pressPower(ctx context.Context, g *guest) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	g.powerDownAt = a.Now()
+	return nil
+}
+
+func (a *Agent) pressAgain(ctx context.Context, g *guest) error {
+	if err := g.handle.PressPower(ctx); err != nil {
+		return fmt.Errorf("press the power button again: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g.pressedAgain = true
 	return nil
 }
 
@@ -353,6 +378,7 @@ func (p *plan) watchGuests(ctx context.Context) {
 			if g.adopted && !g.watched {
 				g.watched = true
 				p.agent.wg.Go(func() { p.agent.watch(ctx, g) })
+				p.agent.wg.Go(func() { p.agent.listen(ctx, g) })
 			}
 		}
 	}

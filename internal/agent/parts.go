@@ -127,6 +127,12 @@ type Dirs interface {
 	Remove(guestID string)
 }
 
+// Seeds makes what guests find at their first boot.
+type Seeds interface {
+	// Write makes the machine's in the guest's directory, and returns its path.
+	Write(dir string, m *argonv1.Machine) (path string, err error)
+}
+
 // The times that an agent keeps.
 const (
 	// defaultTick bounds how long something waits that only time brings
@@ -158,4 +164,8 @@ const (
 	// resumeEvery is how often a guest that stands still because of a full
 	// disk is tried again.
 	resumeEvery = 10 * time.Second
+	// askEvery and askAgain are how often a guest's agent is asked about the
+	// guest: before it has answered, and then. In ticks.
+	askEvery = 3
+	askAgain = 15
 )

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -26,6 +27,7 @@ type observation struct {
 	state        argonv1.MachineState
 	reason       string
 	acceleration hypervisor.Acceleration
+	guest        *argonv1.GuestInfo
 }
 
 // observe says how a machine that belongs here does. ok is false while
@@ -66,7 +68,7 @@ func whyStopped(m *argonv1.Machine) string {
 }
 
 func observeGuest(m *argonv1.Machine, g guestSeen, disks disksSeen) observation {
-	o := observation{state: stateRunning, acceleration: g.acceleration}
+	o := observation{state: stateRunning, acceleration: g.acceleration, guest: g.info}
 	switch {
 	case m.GetWanted() != argonv1.Wanted_WANTED_RUNNING || !g.powerDownAt.IsZero():
 		o.state = stateStopping
@@ -87,12 +89,13 @@ func (o observation) apply(m *argonv1.Machine, serverID string, now time.Time) b
 	next := &argonv1.MachineStatus{
 		State: o.state, ServerId: serverID, Placement: m.GetPlacement(), Reason: o.reason,
 		Acceleration: string(o.acceleration), Starts: old.GetStarts(), Since: old.GetSince(),
+		Guest: o.guest,
 	}
 	if runs(o.state) && next.Acceleration == "" {
 		next.Acceleration = old.GetAcceleration()
 	}
 	same := old.GetState() == next.State && old.GetServerId() == serverID && old.GetPlacement() == next.Placement
-	if same && old.GetReason() == next.Reason && old.GetAcceleration() == next.Acceleration {
+	if same && old.GetReason() == next.Reason && old.GetAcceleration() == next.Acceleration && proto.Equal(old.GetGuest(), next.Guest) {
 		return false
 	}
 	if !same {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -223,7 +224,7 @@ func (h *host) start() {
 	h.agent = New(Options{
 		ServerID: h.id, Store: w.store, View: view, Gate: &fakeGate{view: view, id: h.id},
 		Volumes: &fakeVolumes{h, h.crashed}, Replicas: (*fakeReplicas)(h), Images: (*fakeImages)(h),
-		Ports: fakePorts{}, Dirs: fakeDirs{}, Monitor: &h.monitor, Now: time.Now, Tick: 20 * time.Millisecond, Log: quiet().With("server", h.id),
+		Ports: fakePorts{}, Dirs: fakeDirs{}, Seeds: fakeSeeds{}, Monitor: &h.monitor, Now: time.Now, Tick: 20 * time.Millisecond, Log: quiet().With("server", h.id),
 	})
 	h.stop, h.done = cancel, make(chan struct{})
 	go func() {
@@ -291,6 +292,12 @@ func (fakePorts) Open(_ context.Context, m *argonv1.Machine, _ string) ([]hyperv
 	return ports, nil
 }
 func (fakePorts) Close(string) {}
+
+type fakeSeeds struct{}
+
+func (fakeSeeds) Write(dir string, m *argonv1.Machine) (string, error) {
+	return filepath.Join(dir, m.GetMeta().GetName()), nil
+}
 
 type fakeDirs struct{}
 

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -20,22 +19,29 @@ func (a *app) machineCommand() *cobra.Command {
   argon machine ls
   argon machine console web`,
 		a.machineCreateCommand(), a.machineListCommand(), a.machineShowCommand(),
-		a.machineStartCommand(), a.machineStopCommand(), a.machineSnapshotCommand(), a.machineRemoveCommand(), a.machineConsoleCommand())
+		a.machineStartCommand(), a.machineStopCommand(), a.machineSnapshotCommand(), a.machineRemoveCommand(), a.machineConsoleCommand(),
+		a.machineFirstBootCommand())
 }
 
 func (a *app) machineCreateCommand() *cobra.Command {
 	req := &argonv1.CreateMachineRequest{}
 	memory, disk := byteSize(512<<20), byteSize(0)
+	var boot bootFlags
 	var ports []string
 	var stopTimeout time.Duration
 	var wait waitFlags
 	cmd := &cobra.Command{
 		Use:   "create NAME",
 		Short: "Make a machine and start it",
-		Long: `Makes a machine and starts it on a server that the cluster chooses. Its disk is
-made from an image, or it takes volumes that exist; the first one boots. If its
-server is lost, it starts again on another.`,
+		Long: `Makes a machine and starts it on a server that the cluster chooses. Its first
+disk is made from an image, or it takes volumes that exist; the first one boots.
+If its server is lost, it starts again on another.
+
+An image with cloud-init finds the machine's name, and the user, keys and data
+that are given. What an OVA said of processors, memory and firmware is the
+default for its image.`,
 		Example: `  argon machine create web --image debian --disk 10GiB --memory 1GiB --publish 8080:80
+  argon machine create web --image debian --user alice --ssh-key ~/.ssh/id_ed25519.pub
   argon machine create db --volume db-root --volume db-data --cpus 4 --memory 8GiB
   argon machine create spare --image debian --replicas 3 --stopped`,
 		Args: takes("NAME"),
@@ -50,9 +56,13 @@ server is lost, it starts again on another.`,
 	flags.Var(&memory, "memory", "such as 1GiB")
 	flags.StringArrayVarP(&ports, "publish", "p", nil, "reach the machine's TCP port at every server's address, CLUSTER:GUEST; repeated")
 	flags.StringVar(&req.Acceleration, "acceleration", "auto", "auto, kvm or tcg")
+	flags.StringVar(&req.Firmware, "firmware", "bios", "bios or uefi")
+	flags.Uint32Var(&req.Networks, "networks", 1, "how many network interfaces; ports are published from the first")
 	flags.BoolVar(&req.Stopped, "stopped", false, "do not start it")
 	flags.DurationVar(&stopTimeout, "stop-timeout", time.Minute, "how long a stop may take before it is forced")
 	wait.add(cmd)
+	boot.add(cmd)
+	_ = cmd.RegisterFlagCompletionFunc("firmware", cobra.FixedCompletions([]string{"bios", "uefi"}, cobra.ShellCompDirectiveNoFileComp))
 	a.completeFlag(cmd, "image", imageNames)
 	a.completeFlag(cmd, "volume", volumeNames)
 	_ = cmd.RegisterFlagCompletionFunc("acceleration", cobra.FixedCompletions(
@@ -70,10 +80,14 @@ server is lost, it starts again on another.`,
 		if req.GetCpus() == 0 || memory == 0 {
 			return usage(cmd, "a machine needs at least one of --cpus and some --memory")
 		}
-		return errors.Join(exclusive(cmd, "image", "volume"), checkReplicas(cmd, req.GetReplicas()))
+		if req.FirstBoot, err = boot.firstBoot(); err != nil {
+			return usage(cmd, "%v", err)
+		}
+		return checkReplicas(cmd, req.GetReplicas())
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Name, req.MemoryBytes, req.DiskBytes = args[0], uint64(memory), uint64(disk)
+		leaveOpen(cmd, req)
 		progress := a.startProgress("making machine " + req.GetName())
 		res, err := client.Call(ctx, c.Machines.CreateMachine, req)
 		progress.Stop()
@@ -87,6 +101,19 @@ server is lost, it starts again on another.`,
 		return a.waitAndPrint(ctx, c, req.GetName(), wait, isRunning, *f)
 	})
 	return cmd
+}
+
+// leaveOpen lets an image's hints count where the user said nothing.
+func leaveOpen(cmd *cobra.Command, req *argonv1.CreateMachineRequest) {
+	if !cmd.Flags().Changed("memory") {
+		req.MemoryBytes = 0
+	}
+	if !cmd.Flags().Changed("cpus") {
+		req.Cpus = 0
+	}
+	if !cmd.Flags().Changed("firmware") {
+		req.Firmware = ""
+	}
 }
 
 // parsePorts reads CLUSTER:GUEST pairs, or one number for both.
@@ -158,6 +185,9 @@ func (a *app) machineColumns() []column[*argonv1.MachineView] {
 		{"cpus", func(v view) cell { return number(v.GetMachine().GetCpus()) }},
 		{"memory", func(v view) cell { return plain(formatBytes(v.GetMachine().GetMemoryBytes())) }},
 		{"ports", func(v view) cell { return plain(formatPorts(v.GetMachine().GetPorts())) }},
+		{"addresses", func(v view) cell {
+			return plain(strings.Join(v.GetMachine().GetStatus().GetGuest().GetAddresses(), ","))
+		}},
 		{"for", func(v view) cell { return plain(formatAge(a.now(), v.GetMachine().GetStatus().GetSince())) }},
 		{"reason", func(v view) cell { return plain(v.GetMachine().GetStatus().GetReason()) }},
 	}
@@ -168,9 +198,29 @@ var machineDetails = []column[*argonv1.MachineView]{
 	{"wanted", func(v *argonv1.MachineView) cell { return plain(enumWord(v.GetMachine().GetWanted(), "WANTED_")) }},
 	{"volumes", func(v *argonv1.MachineView) cell { return plain(strings.Join(v.GetVolumeNames(), ", ")) }},
 	{"acceleration", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetStatus().GetAcceleration()) }},
+	{"firmware", func(v *argonv1.MachineView) cell { return plain(firstOf(v.GetMachine().GetFirmware(), "bios")) }},
+	{"networks", func(v *argonv1.MachineView) cell { return plain(formatNetworks(v.GetMachine().GetNetworks())) }},
+	{"first boot", func(v *argonv1.MachineView) cell { return plain(formatFirstBoot(v.GetMachine().GetFirstBoot())) }},
+	{"hostname", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetStatus().GetGuest().GetHostname()) }},
+	{"os", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetStatus().GetGuest().GetOs()) }},
 	{"starts", func(v *argonv1.MachineView) cell { return number(v.GetMachine().GetStatus().GetStarts()) }},
 	{"created", func(v *argonv1.MachineView) cell { return plain(formatTime(v.GetMachine().GetMeta().GetCreated())) }},
 	{"id", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetMeta().GetId()) }},
+}
+
+func formatNetworks(list []*argonv1.NetworkInterface) string {
+	var macs []string
+	for _, n := range list {
+		macs = append(macs, n.GetMac())
+	}
+	return strings.Join(macs, ", ")
+}
+
+func formatFirstBoot(b *argonv1.FirstBoot) string {
+	if b == nil {
+		return ""
+	}
+	return fmt.Sprintf("user %s, %d SSH keys, revision %d", firstOf(b.GetUser(), "of the image"), len(b.GetSshKeys()), b.GetRevision())
 }
 
 func machineState(m *argonv1.Machine) cell {

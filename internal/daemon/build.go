@@ -92,6 +92,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 		Images:   imageCopies{m.images, m.replicas, m.peers, s.Log},
 		Ports:    local,
 		Dirs:     guestDirs{s.paths},
+		Seeds:    seeds{},
 		Monitor:  s.Monitor,
 		Now:      time.Now, Log: s.Log,
 	})

@@ -6,13 +6,28 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"path/filepath"
 
 	"connectrpc.com/connect"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/image"
+	"github.com/argon-cluster/argon/internal/image/seed"
 	"github.com/argon-cluster/argon/internal/volume/replica"
 )
+
+// seeds makes the disks for guests' first boot; see agent.Seeds.
+type seeds struct{}
+
+// Write implements agent.Seeds.
+func (seeds) Write(dir string, m *argonv1.Machine) (string, error) {
+	files, err := seed.Files(m)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "seed.iso")
+	return path, seed.Write(path, files)
+}
 
 // imageCopies is this server's store of images as the agent sees it.
 type imageCopies struct {

@@ -131,12 +131,14 @@ func checkMachine(req *argonv1.CreateMachineRequest) error {
 		return invalid("machine %s: acceleration %q: use auto, kvm or tcg", name, req.GetAcceleration())
 	case req.GetStopTimeoutSeconds() > maxStopTimeout:
 		return invalid("machine %s: a stop timeout of %d s: at most %d", name, req.GetStopTimeoutSeconds(), maxStopTimeout)
-	case len(req.GetVolumes()) > maxDisks:
-		return invalid("machine %s: %d disks: at most %d", name, len(req.GetVolumes()), maxDisks)
+	case len(req.GetVolumes()) > maxDisks || req.GetImage() != "" && len(req.GetVolumes()) == maxDisks:
+		return invalid("machine %s: %d disks: at most %d", name, len(req.GetVolumes())+min(len(req.GetImage()), 1), maxDisks)
+	case req.GetNetworks() > maxNetworks:
+		return invalid("machine %s: %d networks: at most %d", name, req.GetNetworks(), maxNetworks)
+	case !slices.Contains([]string{"", "bios", "uefi"}, req.GetFirmware()):
+		return invalid("machine %s: firmware %q: use bios or uefi", name, req.GetFirmware())
 	case req.GetImage() == "" && len(req.GetVolumes()) == 0:
 		return invalid("machine %s: give an image to make its disk from, or a volume", name)
-	case req.GetImage() != "" && len(req.GetVolumes()) > 0:
-		return invalid("machine %s: give either an image or volumes: with volumes the first one boots", name)
 	case req.GetImage() == "" && (req.GetDiskBytes() != 0 || req.GetReplicas() != 0 && req.GetReplicas() != defaultReplicas):
 		return invalid("machine %s: the size and the replicas of a disk go with an image; volumes have theirs", name)
 	}
@@ -144,6 +146,9 @@ func checkMachine(req *argonv1.CreateMachineRequest) error {
 		if slices.Contains(req.GetVolumes()[:i], v) {
 			return invalid("machine %s: volume %s is given twice", name, v)
 		}
+	}
+	if err := checkFirstBoot(name, req.GetFirstBoot()); err != nil {
+		return err
 	}
 	return checkPorts(name, req.GetPorts())
 }

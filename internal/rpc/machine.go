@@ -25,6 +25,9 @@ func (s machineService) CreateMachine(ctx context.Context, req *connect.Request[
 		return nil, err
 	}
 	m := req.Msg
+	if err := p.takeHints(ctx, m); err != nil {
+		return nil, err
+	}
 	if err := checkMachine(m); err != nil {
 		return nil, err
 	}
@@ -72,8 +75,11 @@ func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.Cr
 		Acceleration:       req.GetAcceleration(),
 		Wanted:             argonv1.Wanted_WANTED_RUNNING,
 		StopTimeoutSeconds: req.GetStopTimeoutSeconds(),
+		FirstBoot:          nextFirstBoot(nil, req.GetFirstBoot()),
+		Firmware:           req.GetFirmware(),
 		Status:             &argonv1.MachineStatus{State: argonv1.MachineState_MACHINE_STATE_PENDING, Since: timestamppb.New(p.Now())},
 	}
+	m.Networks = networks(m.GetMeta().GetId(), req.GetNetworks())
 	if req.GetStopped() {
 		m.Wanted, m.Status.State = argonv1.Wanted_WANTED_STOPPED, argonv1.MachineState_MACHINE_STATE_STOPPED
 	}
@@ -93,7 +99,7 @@ func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.Cr
 		if disk, err = p.planVolume(st, txn, newVolume{name: name, size: req.GetDiskBytes(), replicas: req.GetReplicas(), image: req.GetImage()}); err != nil {
 			return nil, nil, err
 		}
-		m.VolumeIds = []string{disk.GetMeta().GetId()}
+		m.VolumeIds = slices.Insert(m.VolumeIds, 0, disk.GetMeta().GetId())
 	}
 	if !req.GetStopped() {
 		if err := placeable(st, m); err != nil {

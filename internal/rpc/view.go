@@ -51,7 +51,7 @@ func serverView(st *catalog.State, s *argonv1.Server) *argonv1.ServerView {
 }
 
 func machineView(st *catalog.State, m *argonv1.Machine) *argonv1.MachineView {
-	v := &argonv1.MachineView{Machine: m}
+	v := &argonv1.MachineView{Machine: withoutSecrets(m)}
 	if m.GetServerId() != "" {
 		v.ServerName = serverName(st, m.GetServerId())
 	}

@@ -5160,6 +5160,103 @@ func (x *CancelMigrationResponse) GetMachine() *MachineView {
 	return nil
 }
 
+type SetFirstBootRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Absent: none any more. Its revision is not for the caller to set.
+	FirstBoot     *FirstBoot `protobuf:"bytes,2,opt,name=first_boot,json=firstBoot,proto3" json:"first_boot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetFirstBootRequest) Reset() {
+	*x = SetFirstBootRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetFirstBootRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetFirstBootRequest) ProtoMessage() {}
+
+func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetFirstBootRequest.ProtoReflect.Descriptor instead.
+func (*SetFirstBootRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *SetFirstBootRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetFirstBootRequest) GetFirstBoot() *FirstBoot {
+	if x != nil {
+		return x.FirstBoot
+	}
+	return nil
+}
+
+type SetFirstBootResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *MachineView           `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetFirstBootResponse) Reset() {
+	*x = SetFirstBootResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetFirstBootResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetFirstBootResponse) ProtoMessage() {}
+
+func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetFirstBootResponse.ProtoReflect.Descriptor instead.
+func (*SetFirstBootResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
+}
+
+func (x *SetFirstBootResponse) GetMachine() *MachineView {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
 type ConsoleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -5173,7 +5270,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5185,7 +5282,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5198,7 +5295,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ConsoleRequest) GetName() string {
@@ -5231,7 +5328,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5243,7 +5340,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5256,7 +5353,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ConsoleResponse) GetData() []byte {
@@ -5280,7 +5377,7 @@ type CheckpointView struct {
 
 func (x *CheckpointView) Reset() {
 	*x = CheckpointView{}
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5292,7 +5389,7 @@ func (x *CheckpointView) String() string {
 func (*CheckpointView) ProtoMessage() {}
 
 func (x *CheckpointView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5305,7 +5402,7 @@ func (x *CheckpointView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointView.ProtoReflect.Descriptor instead.
 func (*CheckpointView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *CheckpointView) GetCheckpoint() *Checkpoint {
@@ -5346,7 +5443,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5358,7 +5455,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5371,7 +5468,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListCheckpointsRequest) GetMachine() string {
@@ -5390,7 +5487,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5402,7 +5499,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5415,7 +5512,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*CheckpointView {
@@ -5434,7 +5531,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5446,7 +5543,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5459,7 +5556,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *GetCheckpointRequest) GetName() string {
@@ -5478,7 +5575,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5490,7 +5587,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5503,7 +5600,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() *CheckpointView {
@@ -5522,7 +5619,7 @@ type RemoveCheckpointRequest struct {
 
 func (x *RemoveCheckpointRequest) Reset() {
 	*x = RemoveCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5534,7 +5631,7 @@ func (x *RemoveCheckpointRequest) String() string {
 func (*RemoveCheckpointRequest) ProtoMessage() {}
 
 func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5547,7 +5644,7 @@ func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RemoveCheckpointRequest) GetName() string {
@@ -5565,7 +5662,7 @@ type RemoveCheckpointResponse struct {
 
 func (x *RemoveCheckpointResponse) Reset() {
 	*x = RemoveCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5577,7 +5674,7 @@ func (x *RemoveCheckpointResponse) String() string {
 func (*RemoveCheckpointResponse) ProtoMessage() {}
 
 func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5590,7 +5687,7 @@ func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
 }
 
 type ListEventsRequest struct {
@@ -5607,7 +5704,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5619,7 +5716,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5632,7 +5729,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -5672,7 +5769,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5684,7 +5781,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5697,7 +5794,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -5719,7 +5816,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5731,7 +5828,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5744,7 +5841,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -5777,7 +5874,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5789,7 +5886,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5802,7 +5899,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -5831,7 +5928,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5843,7 +5940,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6259,6 +6356,12 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x16CancelMigrationRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"J\n" +
 	"\x17CancelMigrationResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\"]\n" +
+	"\x13SetFirstBootRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
+	"\n" +
+	"first_boot\x18\x02 \x01(\v2\x13.argon.v1.FirstBootR\tfirstBoot\"G\n" +
+	"\x14SetFirstBootResponse\x12/\n" +
 	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\"N\n" +
 	"\x0eConsoleRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
@@ -6338,7 +6441,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\rListSnapshots\x12\x1e.argon.v1.ListSnapshotsRequest\x1a\x1f.argon.v1.ListSnapshotsResponse\x12J\n" +
 	"\vGetSnapshot\x12\x1c.argon.v1.GetSnapshotRequest\x1a\x1d.argon.v1.GetSnapshotResponse\x12S\n" +
 	"\x0eRemoveSnapshot\x12\x1f.argon.v1.RemoveSnapshotRequest\x1a .argon.v1.RemoveSnapshotResponse\x12A\n" +
-	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\xd8\x05\n" +
+	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\xa7\x06\n" +
 	"\x0eMachineService\x12P\n" +
 	"\rCreateMachine\x12\x1e.argon.v1.CreateMachineRequest\x1a\x1f.argon.v1.CreateMachineResponse\x12M\n" +
 	"\fListMachines\x12\x1d.argon.v1.ListMachinesRequest\x1a\x1e.argon.v1.ListMachinesResponse\x12G\n" +
@@ -6348,7 +6451,8 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\vStopMachine\x12\x1c.argon.v1.StopMachineRequest\x1a\x1d.argon.v1.StopMachineResponse\x12P\n" +
 	"\rRemoveMachine\x12\x1e.argon.v1.RemoveMachineRequest\x1a\x1f.argon.v1.RemoveMachineResponse\x12S\n" +
 	"\x0eMigrateMachine\x12\x1f.argon.v1.MigrateMachineRequest\x1a .argon.v1.MigrateMachineResponse\x12V\n" +
-	"\x0fCancelMigration\x12 .argon.v1.CancelMigrationRequest\x1a!.argon.v1.CancelMigrationResponse\x12B\n" +
+	"\x0fCancelMigration\x12 .argon.v1.CancelMigrationRequest\x1a!.argon.v1.CancelMigrationResponse\x12M\n" +
+	"\fSetFirstBoot\x12\x1d.argon.v1.SetFirstBootRequest\x1a\x1e.argon.v1.SetFirstBootResponse\x12B\n" +
 	"\aConsole\x12\x18.argon.v1.ConsoleRequest\x1a\x19.argon.v1.ConsoleResponse(\x010\x012\xa5\x01\n" +
 	"\fEventService\x12G\n" +
 	"\n" +
@@ -6367,7 +6471,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 109)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 111)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*InitRequest)(nil),                    // 0: argon.v1.InitRequest
 	(*InitResponse)(nil),                   // 1: argon.v1.InitResponse
@@ -6463,69 +6567,71 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*MigrateMachineResponse)(nil),         // 91: argon.v1.MigrateMachineResponse
 	(*CancelMigrationRequest)(nil),         // 92: argon.v1.CancelMigrationRequest
 	(*CancelMigrationResponse)(nil),        // 93: argon.v1.CancelMigrationResponse
-	(*ConsoleRequest)(nil),                 // 94: argon.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),                // 95: argon.v1.ConsoleResponse
-	(*CheckpointView)(nil),                 // 96: argon.v1.CheckpointView
-	(*ListCheckpointsRequest)(nil),         // 97: argon.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),        // 98: argon.v1.ListCheckpointsResponse
-	(*GetCheckpointRequest)(nil),           // 99: argon.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 100: argon.v1.GetCheckpointResponse
-	(*RemoveCheckpointRequest)(nil),        // 101: argon.v1.RemoveCheckpointRequest
-	(*RemoveCheckpointResponse)(nil),       // 102: argon.v1.RemoveCheckpointResponse
-	(*ListEventsRequest)(nil),              // 103: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 104: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 105: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 106: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 107: argon.v1.ImportImageRequest.Header
-	nil,                                    // 108: argon.v1.CreateSnapshotRequest.LabelsEntry
-	(*Settings)(nil),                       // 109: argon.v1.Settings
-	(*Cluster)(nil),                        // 110: argon.v1.Cluster
-	(*Server)(nil),                         // 111: argon.v1.Server
-	(*Token)(nil),                          // 112: argon.v1.Token
-	(*Resources)(nil),                      // 113: argon.v1.Resources
-	(*Usage)(nil),                          // 114: argon.v1.Usage
-	(*Image)(nil),                          // 115: argon.v1.Image
-	(*Volume)(nil),                         // 116: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 117: argon.v1.VolumeStatus
-	(*ReplicaUsage)(nil),                   // 118: argon.v1.ReplicaUsage
-	(*Snapshot)(nil),                       // 119: argon.v1.Snapshot
-	(*Machine)(nil),                        // 120: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 121: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 122: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 123: argon.v1.FirstBoot
-	(OnLoss)(0),                            // 124: argon.v1.OnLoss
-	(*Checkpoint)(nil),                     // 125: argon.v1.Checkpoint
-	(*timestamppb.Timestamp)(nil),          // 126: google.protobuf.Timestamp
-	(*Event)(nil),                          // 127: argon.v1.Event
+	(*SetFirstBootRequest)(nil),            // 94: argon.v1.SetFirstBootRequest
+	(*SetFirstBootResponse)(nil),           // 95: argon.v1.SetFirstBootResponse
+	(*ConsoleRequest)(nil),                 // 96: argon.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),                // 97: argon.v1.ConsoleResponse
+	(*CheckpointView)(nil),                 // 98: argon.v1.CheckpointView
+	(*ListCheckpointsRequest)(nil),         // 99: argon.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),        // 100: argon.v1.ListCheckpointsResponse
+	(*GetCheckpointRequest)(nil),           // 101: argon.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 102: argon.v1.GetCheckpointResponse
+	(*RemoveCheckpointRequest)(nil),        // 103: argon.v1.RemoveCheckpointRequest
+	(*RemoveCheckpointResponse)(nil),       // 104: argon.v1.RemoveCheckpointResponse
+	(*ListEventsRequest)(nil),              // 105: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 106: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 107: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 108: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 109: argon.v1.ImportImageRequest.Header
+	nil,                                    // 110: argon.v1.CreateSnapshotRequest.LabelsEntry
+	(*Settings)(nil),                       // 111: argon.v1.Settings
+	(*Cluster)(nil),                        // 112: argon.v1.Cluster
+	(*Server)(nil),                         // 113: argon.v1.Server
+	(*Token)(nil),                          // 114: argon.v1.Token
+	(*Resources)(nil),                      // 115: argon.v1.Resources
+	(*Usage)(nil),                          // 116: argon.v1.Usage
+	(*Image)(nil),                          // 117: argon.v1.Image
+	(*Volume)(nil),                         // 118: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 119: argon.v1.VolumeStatus
+	(*ReplicaUsage)(nil),                   // 120: argon.v1.ReplicaUsage
+	(*Snapshot)(nil),                       // 121: argon.v1.Snapshot
+	(*Machine)(nil),                        // 122: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 123: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 124: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 125: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 126: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 127: argon.v1.Checkpoint
+	(*timestamppb.Timestamp)(nil),          // 128: google.protobuf.Timestamp
+	(*Event)(nil),                          // 129: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	109, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	110, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	111, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	110, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	111, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	111, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	110, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	111, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	110, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	111, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	111, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	112, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	113, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	112, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	113, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	113, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	112, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	113, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	112, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	113, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
 	16,  // 10: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
-	112, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	112, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	111, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	113, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	114, // 15: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
+	114, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	114, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	113, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	115, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	116, // 15: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
 	16,  // 16: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
 	16,  // 17: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
 	16,  // 18: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
 	16,  // 19: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	107, // 20: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	115, // 21: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	115, // 22: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	115, // 23: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	116, // 24: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	117, // 25: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	118, // 26: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
+	109, // 20: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	117, // 21: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	117, // 22: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	117, // 23: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	118, // 24: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	119, // 25: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	120, // 26: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
 	37,  // 27: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
 	37,  // 28: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
 	37,  // 29: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
@@ -6533,123 +6639,127 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	37,  // 31: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
 	37,  // 32: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
 	37,  // 33: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	119, // 34: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
-	108, // 35: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
+	121, // 34: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
+	110, // 35: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
 	56,  // 36: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
 	56,  // 37: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
 	56,  // 38: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
 	37,  // 39: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
-	120, // 40: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	121, // 41: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	122, // 42: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	123, // 43: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	124, // 44: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	122, // 40: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	123, // 41: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	124, // 42: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	125, // 43: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	126, // 44: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
 	67,  // 45: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
 	67,  // 46: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
 	67,  // 47: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
 	67,  // 48: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
 	67,  // 49: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	124, // 50: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	126, // 50: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
 	67,  // 51: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
-	96,  // 52: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	98,  // 52: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
 	67,  // 53: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
 	67,  // 54: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
 	67,  // 55: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
 	67,  // 56: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
 	67,  // 57: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
-	125, // 58: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
-	96,  // 59: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
-	96,  // 60: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	126, // 61: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	127, // 62: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	127, // 63: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	0,   // 64: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	2,   // 65: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	4,   // 66: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	6,   // 67: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	8,   // 68: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	10,  // 69: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	12,  // 70: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	14,  // 71: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	17,  // 72: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	19,  // 73: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	21,  // 74: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	27,  // 75: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	29,  // 76: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	31,  // 77: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	33,  // 78: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	35,  // 79: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	38,  // 80: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	40,  // 81: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	42,  // 82: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	44,  // 83: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	46,  // 84: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	48,  // 85: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	50,  // 86: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
-	52,  // 87: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
-	54,  // 88: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
-	57,  // 89: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
-	59,  // 90: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
-	61,  // 91: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
-	63,  // 92: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
-	65,  // 93: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
-	68,  // 94: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	70,  // 95: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	72,  // 96: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	74,  // 97: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	76,  // 98: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	78,  // 99: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	90,  // 100: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
-	92,  // 101: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
-	94,  // 102: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	103, // 103: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	105, // 104: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	1,   // 105: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	3,   // 106: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	5,   // 107: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	7,   // 108: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	9,   // 109: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	11,  // 110: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	13,  // 111: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	15,  // 112: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	18,  // 113: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	20,  // 114: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	22,  // 115: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	28,  // 116: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	30,  // 117: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	32,  // 118: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	34,  // 119: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	36,  // 120: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	39,  // 121: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	41,  // 122: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	43,  // 123: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	45,  // 124: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	47,  // 125: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	49,  // 126: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	51,  // 127: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	53,  // 128: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	55,  // 129: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	58,  // 130: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	60,  // 131: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	62,  // 132: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	64,  // 133: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	66,  // 134: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	69,  // 135: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	71,  // 136: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	73,  // 137: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	75,  // 138: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	77,  // 139: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	79,  // 140: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	91,  // 141: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	93,  // 142: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	95,  // 143: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	104, // 144: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	106, // 145: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	105, // [105:146] is the sub-list for method output_type
-	64,  // [64:105] is the sub-list for method input_type
-	64,  // [64:64] is the sub-list for extension type_name
-	64,  // [64:64] is the sub-list for extension extendee
-	0,   // [0:64] is the sub-list for field type_name
+	125, // 58: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
+	67,  // 59: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
+	127, // 60: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	98,  // 61: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
+	98,  // 62: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	128, // 63: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	129, // 64: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	129, // 65: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	0,   // 66: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	2,   // 67: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	4,   // 68: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	6,   // 69: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	8,   // 70: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	10,  // 71: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	12,  // 72: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	14,  // 73: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	17,  // 74: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	19,  // 75: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	21,  // 76: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	27,  // 77: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	29,  // 78: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	31,  // 79: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	33,  // 80: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	35,  // 81: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	38,  // 82: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	40,  // 83: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	42,  // 84: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	44,  // 85: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	46,  // 86: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	48,  // 87: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	50,  // 88: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
+	52,  // 89: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
+	54,  // 90: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
+	57,  // 91: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
+	59,  // 92: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
+	61,  // 93: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
+	63,  // 94: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
+	65,  // 95: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
+	68,  // 96: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	70,  // 97: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	72,  // 98: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	74,  // 99: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	76,  // 100: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	78,  // 101: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	90,  // 102: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
+	92,  // 103: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
+	94,  // 104: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
+	96,  // 105: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	105, // 106: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	107, // 107: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	1,   // 108: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	3,   // 109: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	5,   // 110: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	7,   // 111: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	9,   // 112: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	11,  // 113: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	13,  // 114: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	15,  // 115: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	18,  // 116: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	20,  // 117: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	22,  // 118: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	28,  // 119: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	30,  // 120: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	32,  // 121: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	34,  // 122: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	36,  // 123: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	39,  // 124: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	41,  // 125: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	43,  // 126: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	45,  // 127: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	47,  // 128: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	49,  // 129: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	51,  // 130: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	53,  // 131: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	55,  // 132: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	58,  // 133: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	60,  // 134: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	62,  // 135: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	64,  // 136: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	66,  // 137: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	69,  // 138: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	71,  // 139: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	73,  // 140: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	75,  // 141: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	77,  // 142: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	79,  // 143: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	91,  // 144: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	93,  // 145: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	95,  // 146: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	97,  // 147: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	106, // 148: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	108, // 149: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	108, // [108:150] is the sub-list for method output_type
+	66,  // [66:108] is the sub-list for method input_type
+	66,  // [66:66] is the sub-list for extension type_name
+	66,  // [66:66] is the sub-list for extension extendee
+	0,   // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }
@@ -6669,7 +6779,7 @@ func file_argon_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   109,
+			NumMessages:   111,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

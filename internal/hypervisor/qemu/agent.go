@@ -84,27 +84,33 @@ func (g *guest) Info(ctx context.Context) (hypervisor.Info, error) {
 			Version string `json:"version"`
 		}
 		var interfaces []agentInterface
-		err := errors.Join(
-			optional(c.Execute(ctx, "guest-get-host-name", nil, &name)),
-			optional(c.Execute(ctx, "guest-get-osinfo", nil, &system)),
-			optional(c.Execute(ctx, "guest-network-get-interfaces", nil, &interfaces)),
-		)
+		var refused error
+		said := 0
+		for _, q := range []struct {
+			command string
+			answer  any
+		}{{"guest-get-host-name", &name}, {"guest-get-osinfo", &system}, {"guest-network-get-interfaces", &interfaces}} {
+			err := c.Execute(ctx, q.command, nil, q.answer)
+			var refusal *qga.Error
+			switch {
+			case errors.As(err, &refusal): // it may be told not to answer this
+				refused = err
+			case err != nil:
+				return err
+			default:
+				said++
+			}
+		}
+		if said == 0 {
+			return refused // it is frozen, or says nothing at all
+		}
 		if system.Pretty == "" {
 			system.Pretty = strings.TrimSpace(system.Name + " " + system.Version)
 		}
 		info = hypervisor.Info{Hostname: word(name.Name), OS: word(system.Pretty), Addresses: addresses(interfaces)}
-		return err
+		return nil
 	})
 	return info, err
-}
-
-// optional: an agent may be told not to answer a command.
-func optional(err error) error {
-	var refused *qga.Error
-	if errors.As(err, &refused) {
-		return nil
-	}
-	return err
 }
 
 // agentInterface is one of guest-network-get-interfaces.

@@ -153,6 +153,9 @@ const (
 	// MachineServiceCancelMigrationProcedure is the fully-qualified name of the MachineService's
 	// CancelMigration RPC.
 	MachineServiceCancelMigrationProcedure = "/argon.v1.MachineService/CancelMigration"
+	// MachineServiceSetFirstBootProcedure is the fully-qualified name of the MachineService's
+	// SetFirstBoot RPC.
+	MachineServiceSetFirstBootProcedure = "/argon.v1.MachineService/SetFirstBoot"
 	// MachineServiceConsoleProcedure is the fully-qualified name of the MachineService's Console RPC.
 	MachineServiceConsoleProcedure = "/argon.v1.MachineService/Console"
 	// EventServiceListEventsProcedure is the fully-qualified name of the EventService's ListEvents RPC.
@@ -1215,6 +1218,8 @@ type MachineServiceClient interface {
 	MigrateMachine(context.Context, *connect.Request[v1.MigrateMachineRequest]) (*connect.Response[v1.MigrateMachineResponse], error)
 	// Answers once it is recorded that the migration is to be given up.
 	CancelMigration(context.Context, *connect.Request[v1.CancelMigrationRequest]) (*connect.Response[v1.CancelMigrationResponse], error)
+	// Gives a machine another first boot, from its next start on.
+	SetFirstBoot(context.Context, *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error)
 	// The serial console, from any server. The first message names the machine.
 	Console(context.Context) *connect.BidiStreamForClient[v1.ConsoleRequest, v1.ConsoleResponse]
 }
@@ -1278,6 +1283,12 @@ func NewMachineServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(machineServiceMethods.ByName("CancelMigration")),
 			connect.WithClientOptions(opts...),
 		),
+		setFirstBoot: connect.NewClient[v1.SetFirstBootRequest, v1.SetFirstBootResponse](
+			httpClient,
+			baseURL+MachineServiceSetFirstBootProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("SetFirstBoot")),
+			connect.WithClientOptions(opts...),
+		),
 		console: connect.NewClient[v1.ConsoleRequest, v1.ConsoleResponse](
 			httpClient,
 			baseURL+MachineServiceConsoleProcedure,
@@ -1297,6 +1308,7 @@ type machineServiceClient struct {
 	removeMachine   *connect.Client[v1.RemoveMachineRequest, v1.RemoveMachineResponse]
 	migrateMachine  *connect.Client[v1.MigrateMachineRequest, v1.MigrateMachineResponse]
 	cancelMigration *connect.Client[v1.CancelMigrationRequest, v1.CancelMigrationResponse]
+	setFirstBoot    *connect.Client[v1.SetFirstBootRequest, v1.SetFirstBootResponse]
 	console         *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
 }
 
@@ -1340,6 +1352,11 @@ func (c *machineServiceClient) CancelMigration(ctx context.Context, req *connect
 	return c.cancelMigration.CallUnary(ctx, req)
 }
 
+// SetFirstBoot calls argon.v1.MachineService.SetFirstBoot.
+func (c *machineServiceClient) SetFirstBoot(ctx context.Context, req *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error) {
+	return c.setFirstBoot.CallUnary(ctx, req)
+}
+
 // Console calls argon.v1.MachineService.Console.
 func (c *machineServiceClient) Console(ctx context.Context) *connect.BidiStreamForClient[v1.ConsoleRequest, v1.ConsoleResponse] {
 	return c.console.CallBidiStream(ctx)
@@ -1358,6 +1375,8 @@ type MachineServiceHandler interface {
 	MigrateMachine(context.Context, *connect.Request[v1.MigrateMachineRequest]) (*connect.Response[v1.MigrateMachineResponse], error)
 	// Answers once it is recorded that the migration is to be given up.
 	CancelMigration(context.Context, *connect.Request[v1.CancelMigrationRequest]) (*connect.Response[v1.CancelMigrationResponse], error)
+	// Gives a machine another first boot, from its next start on.
+	SetFirstBoot(context.Context, *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error)
 	// The serial console, from any server. The first message names the machine.
 	Console(context.Context, *connect.BidiStream[v1.ConsoleRequest, v1.ConsoleResponse]) error
 }
@@ -1417,6 +1436,12 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 		connect.WithSchema(machineServiceMethods.ByName("CancelMigration")),
 		connect.WithHandlerOptions(opts...),
 	)
+	machineServiceSetFirstBootHandler := connect.NewUnaryHandler(
+		MachineServiceSetFirstBootProcedure,
+		svc.SetFirstBoot,
+		connect.WithSchema(machineServiceMethods.ByName("SetFirstBoot")),
+		connect.WithHandlerOptions(opts...),
+	)
 	machineServiceConsoleHandler := connect.NewBidiStreamHandler(
 		MachineServiceConsoleProcedure,
 		svc.Console,
@@ -1441,6 +1466,8 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 			machineServiceMigrateMachineHandler.ServeHTTP(w, r)
 		case MachineServiceCancelMigrationProcedure:
 			machineServiceCancelMigrationHandler.ServeHTTP(w, r)
+		case MachineServiceSetFirstBootProcedure:
+			machineServiceSetFirstBootHandler.ServeHTTP(w, r)
 		case MachineServiceConsoleProcedure:
 			machineServiceConsoleHandler.ServeHTTP(w, r)
 		default:
@@ -1482,6 +1509,10 @@ func (UnimplementedMachineServiceHandler) MigrateMachine(context.Context, *conne
 
 func (UnimplementedMachineServiceHandler) CancelMigration(context.Context, *connect.Request[v1.CancelMigrationRequest]) (*connect.Response[v1.CancelMigrationResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.CancelMigration is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) SetFirstBoot(context.Context, *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.SetFirstBoot is not implemented"))
 }
 
 func (UnimplementedMachineServiceHandler) Console(context.Context, *connect.BidiStream[v1.ConsoleRequest, v1.ConsoleResponse]) error {

@@ -1,0 +1,45 @@
+package agent
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/hypervisor"
+)
+
+// What a guest's agent says is in the machine's record while the guest runs, and
+// a guest that was left frozen is thawed by the next daemon.
+func TestGuestAgent(t *testing.T) {
+	w := newWorld(t, "a")
+	w.create(1, "a")
+	w.runs(0)
+	said := func(want string) {
+		t.Helper()
+		w.until("the record says "+want, func(st *catalog.State) bool {
+			g := st.Machines["m"].GetStatus().GetGuest()
+			return fmt.Sprint(g.GetHostname(), g.GetOs(), g.GetAddresses()) == want
+		})
+	}
+	guest := w.hosts["a"].guest()
+	guest.Say(&hypervisor.Info{Hostname: "web", OS: "Debian", Addresses: []string{"10.0.2.15"}})
+	said("webDebian[10.0.2.15]")
+	guest.Say(&hypervisor.Info{Hostname: "web", OS: "Debian", Addresses: []string{"10.0.2.16"}})
+	said("webDebian[10.0.2.16]")
+
+	if err := guest.Freeze(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.hosts["a"].crash()
+	w.hosts["a"].start()
+	w.untilHosts("the guest is thawed", func(h *host) bool { return !h.guest().Frozen() })
+	said("webDebian[10.0.2.16]")
+
+	guest.Say(nil)
+	said("[]")
+	guest.Say(&hypervisor.Info{Hostname: "web"})
+	said("web[]")
+	w.want(wantStopped)
+	w.until("stopped", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopped })
+	said("[]")
+}

@@ -1,0 +1,103 @@
+package rpc
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/image/seed"
+)
+
+// maxNetworks is what the places on a guest's PCI bus leave.
+const maxNetworks = 8
+
+// SetFirstBoot answers once it is recorded; the machine gets it when it starts
+// next, and cloud-init takes it for that of a new machine.
+func (s machineService) SetFirstBoot(ctx context.Context, req *connect.Request[argonv1.SetFirstBootRequest]) (*connect.Response[argonv1.SetFirstBootResponse], error) {
+	name := req.Msg.GetName()
+	if err := checkFirstBoot(name, req.Msg.GetFirstBoot()); err != nil {
+		return nil, err
+	}
+	view, err := s.want(ctx, name, func(_ *catalog.State, m *argonv1.Machine) error {
+		m.FirstBoot = nextFirstBoot(m.GetFirstBoot(), req.Msg.GetFirstBoot())
+		return nil
+	})
+	return answer(&argonv1.SetFirstBootResponse{Machine: view}, err)
+}
+
+// nextFirstBoot is a machine's first boot after a change. The same as before is
+// no change: cloud-init need not begin anew.
+func nextFirstBoot(old, next *argonv1.FirstBoot) *argonv1.FirstBoot {
+	if next == nil {
+		return nil
+	}
+	next = proto.CloneOf(next)
+	next.Revision = old.GetRevision()
+	if old == nil || !proto.Equal(old, next) {
+		next.Revision++
+	}
+	return next
+}
+
+func checkFirstBoot(machine string, b *argonv1.FirstBoot) error {
+	if err := seed.Check(b); err != nil {
+		return invalid("machine %s: %w", machine, err)
+	}
+	return nil
+}
+
+// withoutSecrets is a machine as it is shown: without what is nobody's business,
+// or long.
+func withoutSecrets(m *argonv1.Machine) *argonv1.Machine {
+	if m.GetFirstBoot() == nil {
+		return m
+	}
+	m = proto.CloneOf(m)
+	b := m.GetFirstBoot()
+	b.PasswordHash, b.UserData, b.NetworkConfig = "", nil, nil
+	return m
+}
+
+// networks are a new machine's interfaces. Their addresses are its own, and the
+// same whenever they are made.
+func networks(machineID string, n uint32) []*argonv1.NetworkInterface {
+	var list []*argonv1.NetworkInterface
+	for i := range max(n, 1) {
+		sum := sha256.Sum256(fmt.Appendf(nil, "%s/%d", machineID, i))
+		// 52:54:00 is what QEMU's guests have.
+		list = append(list, &argonv1.NetworkInterface{Mac: fmt.Sprintf("52:54:00:%02x:%02x:%02x", sum[0], sum[1], sum[2])})
+	}
+	return list
+}
+
+// takeHints gives a new machine what the image's own machine had, as far as the
+// caller says nothing and it can be had here.
+func (p *Parts) takeHints(ctx context.Context, req *argonv1.CreateMachineRequest) error {
+	if req.GetImage() == "" {
+		return nil
+	}
+	st, err := p.fresh(ctx)
+	if err != nil {
+		return err
+	}
+	i, _ := byName(st.Images, req.GetImage())
+	applyHints(req, i.GetHints())
+	return nil
+}
+
+func applyHints(req *argonv1.CreateMachineRequest, h *argonv1.MachineHints) {
+	if req.GetCpus() == 0 {
+		req.Cpus = min(h.GetCpus(), maxCPUs)
+	}
+	if m := h.GetMemoryBytes() / mib * mib; req.GetMemoryBytes() == 0 && m >= minMemory && m <= maxMemory {
+		req.MemoryBytes = m
+	}
+	if req.GetFirmware() == "" {
+		req.Firmware = h.GetFirmware()
+	}
+}
