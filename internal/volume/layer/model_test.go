@@ -102,6 +102,7 @@ type model struct {
 	// stamps are what each region was stamped with, at least.
 	stamps     []uint64
 	snapshots  map[uint32]*snapshot
+	views      map[uint32]*layer.View // that stay open
 	generation uint64
 	nextID     uint32
 	nextValue  uint64
@@ -149,6 +150,7 @@ func (m *model) makeBase(size int) error {
 }
 
 func (m *model) reopen() (err error) {
+	m.views = map[uint32]*layer.View{}
 	m.files, err = layer.Open(m.open(), "/v/1", func(layer.BaseRef) (layer.Base, error) { return layer.OpenImage(m.open(), "/image") })
 	if err == nil {
 		m.files.Break(m.hooks)
@@ -319,10 +321,14 @@ func (m *model) powerCut() error {
 }
 
 func (m *model) readSnapshot(id uint32) ([]byte, error) {
-	v, err := m.files.View(id)
-	if err != nil {
-		return nil, err
+	if m.views[id] == nil {
+		v, err := m.files.View(id)
+		if err != nil {
+			return nil, err
+		}
+		m.views[id] = v
 	}
+	v := m.views[id]
 	read := make([]byte, m.sectors()*volume.SectorSize)
 	return read, v.ReadAt(read, 0)
 }
