@@ -16,6 +16,7 @@ GUEST_NEEDS := cpio=cpio mkfs.ext4=e2fsprogs sfdisk=fdisk grub-mkimage=grub-comm
 	/usr/lib/grub/i386-pc/boot.img=grub-pc-bin xz=xz-utils
 TEST_NEEDS  := gcc=gcc /usr/include/stdlib.h=libc6-dev nbdcopy=libnbd-bin nbdsh=python3-libnbd fio=fio \
 	mmdebstrap=mmdebstrap fakeroot=fakeroot losetup=mount bzip2=bzip2 /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf
+CEPH_NEEDS  := ceph-mon=ceph-mon ceph-mgr=ceph-mgr ceph-osd=ceph-osd ceph=ceph-common rbd=ceph-common
 
 .PHONY: help
 help: ## what can be made
@@ -36,6 +37,10 @@ needs-demo:
 .PHONY: needs-test
 needs-test:
 	@scripts/need.sh $(RUN_NEEDS) $(GUEST_NEEDS) $(TEST_NEEDS)
+
+.PHONY: needs-ceph
+needs-ceph: ## Ceph, which make bench compares with if it is there
+	@scripts/need.sh $(CEPH_NEEDS)
 
 $(GUEST): $(wildcard test/guest/*)
 	@mkdir -p $(@D)
@@ -65,8 +70,8 @@ soak: needs-test ## five servers that fail for MINUTES while volumes are used (r
 	go test -timeout 0 ./test/soak -run TestSoak -v -minutes $(MINUTES) -seed $(SEED)
 
 .PHONY: bench
-bench: needs-test build $(GUEST) ## failover, start and idle measurements
-	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./bench/...
+bench: needs-test build $(GUEST) ## failover, start, idle and volume measurements; needs-ceph to compare with Ceph
+	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -run '^$$' -bench . -benchtime 1x -timeout 120m ./bench/...
 
 .PHONY: lint
 lint: ## formatting, vet, staticcheck
