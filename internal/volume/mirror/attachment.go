@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -132,6 +133,8 @@ type Attachment struct {
 	wg     sync.WaitGroup
 	slots  chan struct{} // one for each request in flight
 
+	deliveries sync.Pool
+
 	mu       sync.Mutex
 	core     *Core
 	runners  map[uint32]*runner
@@ -182,6 +185,7 @@ func Attach(ctx context.Context, opts Options) (*Attachment, error) {
 		done:      make(chan struct{}),
 	}
 	a.size.Store(opts.Config.Size)
+	a.deliveries.New = newDelivery
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	a.wg.Add(3)
 	go a.proposeLoop()
@@ -254,8 +258,11 @@ func (a *Attachment) run(step func(time.Duration) []Effect) { a.do(false, step) 
 func (a *Attachment) do(atOnce bool, step func(time.Duration) []Effect) {
 	a.mu.Lock()
 	wasEnded := a.core.Ended()
-	var sends []sending
-	var rest []Effect
+	var usual struct { // so much needs no memory from the heap
+		sends [3]sending
+		rest  [1]Effect
+	}
+	sends, rest := usual.sends[:0], usual.rest[:0]
 	for _, e := range step(time.Since(a.start)) {
 		if !e.Send {
 			rest = append(rest, e)
@@ -283,7 +290,7 @@ func (a *Attachment) do(atOnce bool, step func(time.Duration) []Effect) {
 	}
 	if ends {
 		// Ending waits for connections, whose goroutines may be ours.
-		a.last <- rest
+		a.last <- slices.Clone(rest)
 		return
 	}
 	for _, e := range rest {

@@ -77,26 +77,47 @@ func (s sending) local() bool {
 	return is
 }
 
+// delivery is a message and what its answer is for. It is used again: a garbage
+// collector that runs often is felt by all requests.
+type delivery struct {
+	m           Message
+	r           *runner
+	session, id uint64
+}
+
+func newDelivery() any {
+	d := &delivery{}
+	d.m.Done = d.done
+	return d
+}
+
 // message is the message of an effect, and where it goes. The lock is held.
 func (a *Attachment) message(e Effect) (s sending, ok bool) {
 	r := a.runners[e.Peer]
 	if r == nil || r.link == nil || r.session != e.Session {
 		return s, false // the session is over; PeerDown says so
 	}
-	session, id := e.Session, e.ID
-	return sending{link: r.link, m: &Message{
+	d := a.deliveries.Get().(*delivery)
+	d.r, d.session, d.id = r, e.Session, e.ID
+	d.m = Message{
 		Verb: e.Verb, Snapshot: e.Snapshot, Off: e.Off, Len: e.Len, Data: e.Data, FUA: e.FUA,
-		Generation: e.Generation, Base: e.Base,
-		Done: func(info Info, err error) {
-			if errors.Is(err, ErrSessionOver) {
-				return // PeerDown says so
-			}
-			out := outcome(err)
-			a.run(func(now time.Duration) []Effect {
-				return a.core.Reply(now, r.peer, session, id, out, info, err)
-			})
-		},
-	}}, true
+		Generation: e.Generation, Base: e.Base, Done: d.m.Done,
+	}
+	return sending{link: r.link, m: &d.m}, true
+}
+
+// done is the message's Done.
+func (d *delivery) done(info Info, err error) {
+	r, session, id := d.r, d.session, d.id
+	d.r, d.m.Data = nil, nil
+	r.a.deliveries.Put(d)
+	if errors.Is(err, ErrSessionOver) {
+		return // PeerDown says so
+	}
+	out := outcome(err)
+	r.a.run(func(now time.Duration) []Effect {
+		return r.a.core.Reply(now, r.peer, session, id, out, info, err)
+	})
 }
 
 func outcome(err error) Outcome {
