@@ -19,7 +19,6 @@ import (
 
 	"github.com/argon-cluster/argon/internal/devcluster"
 	"github.com/argon-cluster/argon/internal/volume/nbd/nbdtest"
-	"github.com/argon-cluster/argon/internal/volume/nbd/proto"
 	"github.com/argon-cluster/argon/test/harness"
 )
 
@@ -72,7 +71,7 @@ func (j *job) run(ctx context.Context) {
 			lastUsed = time.Now()
 		}
 		switch {
-		case errors.Is(err, errVerify):
+		case errors.Is(err, ErrWrong):
 			j.w.T.Errorf("%s: %v", j.name, err)
 			return
 		case used && err != nil && ctx.Err() == nil:
@@ -121,7 +120,8 @@ func (j *job) session(ctx context.Context, s *devcluster.Server) (used bool, err
 	defer stop()
 	fail := func(err error) { cancel(fmt.Errorf("on %s: %w", s.Name, err)) }
 
-	if err := j.verify(ctx, client); err != nil {
+	answered := func() { j.progress.Add(1) }
+	if err := j.ledger.Verify(client, answered); err != nil {
 		fail(err)
 		return false, context.Cause(ctx)
 	}
@@ -131,7 +131,7 @@ func (j *job) session(ctx context.Context, s *devcluster.Server) (used bool, err
 	var work sync.WaitGroup
 	for range writers {
 		work.Go(func() {
-			if err := j.write(client, enough); err != nil {
+			if err := j.ledger.Work(client, enough, answered); err != nil {
 				fail(err)
 			}
 		})
@@ -163,71 +163,6 @@ func (j *job) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 			cancel(fmt.Errorf("nothing went on for %v", stalled))
 		}
 	}
-}
-
-// verify reads all of the ledger's cells.
-func (j *job) verify(ctx context.Context, client *nbdtest.Client) error {
-	const chunk = 512
-	buf := make([]byte, chunk*CellSize)
-	for first := 0; first < j.ledger.Cells() && ctx.Err() == nil; first += chunk {
-		p := buf[:min(chunk, j.ledger.Cells()-first)*CellSize]
-		if _, err := client.ReadAt(p, j.ledger.Off(first)); err != nil {
-			return fmt.Errorf("reading what was written: %w", ofConnection(err))
-		}
-		j.progress.Add(1)
-		if err := j.ledger.Observe(first, p); err != nil {
-			return fmt.Errorf("%w: %w", errVerify, err)
-		}
-	}
-	return context.Cause(ctx)
-}
-
-// write lets the ledger work until it is enough.
-func (j *job) write(client *nbdtest.Client, enough <-chan struct{}) error {
-	for {
-		select {
-		case <-enough:
-			return nil
-		default:
-		}
-		o := j.ledger.Begin()
-		err := client.Do(call(o))
-		j.progress.Add(1)
-		if wrong := j.ledger.End(o, err == nil); wrong != nil {
-			return fmt.Errorf("%w: %w", errVerify, wrong)
-		}
-		if err != nil {
-			return fmt.Errorf("writing: %w", ofConnection(err))
-		}
-	}
-}
-
-func call(o *Op) *nbdtest.Call {
-	c := &nbdtest.Call{Off: o.Off, Len: o.Len, Data: o.Data}
-	switch o.Kind {
-	case Write:
-		c.Command = proto.CmdWrite
-	case WriteFUA:
-		c.Command, c.Flags = proto.CmdWrite, proto.CmdFlagFUA
-	case Trim:
-		c.Command = proto.CmdTrim
-	case Zero:
-		c.Command = proto.CmdWriteZeroes
-	case Read:
-		c.Command = proto.CmdRead
-	case Flush:
-		c.Command = proto.CmdFlush
-	}
-	return c
-}
-
-// ofConnection keeps an error that ends a connection apart from one that the
-// volume must never give.
-func ofConnection(err error) error {
-	if n := nbdtest.Errno(err); n != 0 && n != proto.ESHUTDOWN {
-		return fmt.Errorf("%w: %w", errVerify, err)
-	}
-	return err
 }
 
 // fio writes rounds of its own pattern and verifies each.
@@ -290,9 +225,9 @@ func (f *fio) start(ctx context.Context, uri string, j *job, args ...string) err
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case round.Err() != nil:
-		return fmt.Errorf("%w: a request of fio was not answered for %v", errVerify, roundWithin)
+		return fmt.Errorf("%w: a request of fio was not answered for %v", ErrWrong, roundWithin)
 	case strings.Contains(out.String(), "verify:") || strings.Contains(out.String(), "verify failed"):
-		return fmt.Errorf("%w: %s", errVerify, firstLines(out.String(), 20))
+		return fmt.Errorf("%w: %s", ErrWrong, firstLines(out.String(), 20))
 	case err != nil:
 		return fmt.Errorf("%w: %s", err, firstLines(out.String(), 8))
 	}
