@@ -292,6 +292,58 @@ func TestConnect(t *testing.T) {
 	})
 }
 
+// Who connects a volume while it is being detached here does not get the
+// attachment that ends, but the next one.
+func TestConnectWhileDetaching(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(2, "a", "b")
+	w.runs(0)
+	w.want(wantStopped)
+	w.until("at rest", func(st *catalog.State) bool {
+		return st.Machines["m"].GetServerId() == "" && st.Volumes["v"].GetAttachment() == nil
+	})
+	a := w.hosts["a"].agent
+	if err := a.View.WaitFor(t.Context(), w.view.State().Revision); err != nil {
+		t.Fatal(err)
+	}
+	c, err := a.Connect(t.Context(), "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	detach := &held{began: make(chan struct{}), goOn: make(chan struct{})}
+	volumes := a.Volumes.(*fakeVolumes)
+	volumes.holdDetach.Store(detach)
+	c.Close()
+	<-detach.began
+	again := make(chan *Connection, 1)
+	go func() {
+		c, err := a.Connect(t.Context(), "v")
+		if err != nil {
+			t.Error(err)
+		}
+		again <- c
+	}()
+	users := func() int {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.volumes["v"].connections
+	}
+	w.until("the second user has come", func(*catalog.State) bool { return users() == 1 })
+	a.mu.Lock()
+	ready, err := a.connected(&Connection{agent: a, id: "v"})
+	a.mu.Unlock()
+	if ready != nil || err != nil {
+		t.Errorf("an attachment that ends is handed out (%v)", err)
+	}
+	volumes.holdDetach.Store(nil)
+	close(detach.goOn)
+	if c := <-again; closed(c.Done()) {
+		t.Error("the connection is over at once")
+	} else {
+		c.Close()
+	}
+}
+
 // A volume that is attached for upkeep only, however long that takes, is no
 // reason to refuse a user on another server; the upkeep goes on afterwards.
 func TestUpkeepMakesWay(t *testing.T) {

@@ -23,6 +23,8 @@ type volume struct {
 	attached   demand
 	attachment Attachment // nil if not attached
 	watched    bool
+	// ending: it is being detached, and nobody else's any more.
+	ending bool
 	// why it is not attached although it should be.
 	why string
 	// afresh: attaching it again was refused because the running guest must
@@ -108,7 +110,8 @@ func (p *plan) planVolume(id string, v *argonv1.Volume, local *volume, guests ma
 		if by := v.GetAttachment().GetWantedBy(); by != "" && by != a.ServerID {
 			local.yielded = p.now
 		}
-		j.run = func(ctx context.Context) error { return a.detach(ctx, id, local) }
+		users := local.connections
+		j.run = func(ctx context.Context) error { return a.detach(ctx, id, local, users) }
 	case drop:
 		j.run = func(context.Context) error { return a.drop(id, local) }
 	}
@@ -131,8 +134,15 @@ func (a *Agent) attach(ctx context.Context, req AttachRequest, want demand) erro
 
 // detach ends an attachment clean. If that takes too long, because replicas do
 // not answer, it ends unclean, and whoever attaches next finds out what is
-// equal.
-func (a *Agent) detach(ctx context.Context, id string, local *volume) error {
+// equal. A user who came after it was decided may stay: it is decided anew.
+func (a *Agent) detach(ctx context.Context, id string, local *volume, users int) error {
+	a.mu.Lock()
+	again := local.connections > users
+	local.ending = !again
+	a.mu.Unlock()
+	if again {
+		return nil
+	}
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachTimeout)
 	defer cancel()
 	// At the daemon's end it may take a moment more to end clean.
@@ -161,7 +171,7 @@ func (a *Agent) drop(id string, local *volume) error {
 func (a *Agent) forget(local *volume) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	local.attachment, local.attached = nil, demand{}
+	local.attachment, local.attached, local.ending = nil, demand{}, false
 }
 
 // detachAll ends all attachments at the end of the daemon, so that the next
@@ -397,7 +407,7 @@ func (a *Agent) connected(c *Connection) (ready <-chan struct{}, err error) {
 			v.GetMeta().GetName(), machinesOf(st, c.id)[0].GetMeta().GetName())
 	case local.why != "":
 		return nil, errors.New(local.why)
-	case local.attachment == nil || !v.GetAttachment().GetConnected():
+	case local.attachment == nil || local.ending || !v.GetAttachment().GetConnected():
 		return nil, nil
 	}
 	c.attachment = local.attachment

@@ -223,7 +223,7 @@ func (h *host) start() {
 	view := catalog.NewView(w.store, quiet())
 	h.agent = New(Options{
 		ServerID: h.id, Store: w.store, View: view, Gate: &fakeGate{view: view, id: h.id},
-		Volumes: &fakeVolumes{h, h.crashed}, Replicas: (*fakeReplicas)(h), Images: (*fakeImages)(h),
+		Volumes: &fakeVolumes{host: h, crashed: h.crashed}, Replicas: (*fakeReplicas)(h), Images: (*fakeImages)(h),
 		Ports: fakePorts{}, Dirs: fakeDirs{}, Seeds: fakeSeeds{}, Monitor: &h.monitor, Now: time.Now, Tick: 20 * time.Millisecond, Log: quiet().With("server", h.id),
 	})
 	h.stop, h.done = cancel, make(chan struct{})
@@ -382,9 +382,13 @@ func (i *fakeImages) Remove(_ context.Context, id string) error {
 // fakeVolumes attaches volumes by the rules of mirror, without any data. A
 // replica that is behind is copied to as soon as its server lives.
 type fakeVolumes struct {
-	host    *host
-	crashed *atomic.Bool
+	host       *host
+	crashed    *atomic.Bool
+	holdDetach atomic.Pointer[held]
 }
+
+// held makes what is under way wait for the test.
+type held struct{ began, goOn chan struct{} }
 
 func (f *fakeVolumes) Attach(ctx context.Context, req AttachRequest) (Attachment, error) {
 	w := f.host.world
@@ -496,6 +500,10 @@ func (a *fakeAttachment) Detach(ctx context.Context) error {
 	if a.volumes.crashed.Load() {
 		a.Abandon()
 		return nil
+	}
+	if hold := a.volumes.holdDetach.Load(); hold != nil {
+		hold.began <- struct{}{}
+		<-hold.goOn
 	}
 	err := a.propose(ctx, true)
 	a.end(err)
