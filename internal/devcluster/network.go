@@ -2,6 +2,7 @@ package devcluster
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -94,6 +95,25 @@ func (n *network) lose(ctx context.Context, server, address string) error {
 // find lets the server look for the address anew.
 func (n *network) find(ctx context.Context, server, address string) error {
 	return ip(ctx, "-n", n.namespace(server), "neigh", "del", address, "dev", "eth0")
+}
+
+// received tells how many bytes a server has got from others.
+func (n *network) received(ctx context.Context, server string) (uint64, error) {
+	out, err := exec.CommandContext(ctx, "ip", "-j", "-s", "-n", n.namespace(server), "link", "show", "dev", "eth0").Output()
+	if err != nil {
+		return 0, fmt.Errorf("ip link show: %w", err)
+	}
+	var links []struct {
+		Stats struct {
+			RX struct {
+				Bytes uint64 `json:"bytes"`
+			} `json:"rx"`
+		} `json:"stats64"`
+	}
+	if err := json.Unmarshal(out, &links); err != nil || len(links) != 1 {
+		return 0, fmt.Errorf("ip link show told of %d links: %w", len(links), err)
+	}
+	return links[0].Stats.RX.Bytes, nil
 }
 
 // in runs f on a thread inside a namespace; sockets and processes that f makes

@@ -232,9 +232,22 @@ func (s *Server) Unmute(ctx context.Context, to *Server) error {
 	})
 }
 
+// Received is how many bytes the server has got from others since the cluster
+// was made, whatever they were.
+func (s *Server) Received(ctx context.Context) (uint64, error) {
+	if err := s.needNetwork(); err != nil {
+		return 0, err
+	}
+	n, err := s.cluster.network.received(ctx, s.Name)
+	if err != nil {
+		return 0, fmt.Errorf("dev server %s: %w", s.Name, err)
+	}
+	return n, nil
+}
+
 func (s *Server) needNetwork() error {
 	if s.cluster.network == nil {
-		return fmt.Errorf("dev server %s: its links can't be cut: the cluster was started without --netns", s.Name)
+		return fmt.Errorf("dev server %s: it has no links of its own: the cluster was started without --netns", s.Name)
 	}
 	return nil
 }
