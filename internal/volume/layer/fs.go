@@ -1,9 +1,11 @@
 // Package layer is one replica's files: their format, and the little that is
 // done with them.
 //
-// What lives here: the superblock, the data file and its table of stamps, and
-// the file systems they lie on — the real one here, a simulated one that loses power in simfs/. What
-// must not: the rules when something may be written or trusted (replica/).
+// What lives here: the superblock, layers with their tables, where each block is,
+// what is copied and moved between layers and in which order, checksums, and the
+// file systems all that lies on: the real one here, a simulated one that loses
+// power in simfs/. What must not: the rules who may write, and when a replica may
+// be trusted (replica/).
 //
 // The format is described in docs/volumes.md, "On disk".
 package layer

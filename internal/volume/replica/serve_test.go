@@ -1,175 +1,104 @@
 package replica_test
 
 import (
-	"errors"
+	"bytes"
 	"io"
-	"log/slog"
 	"net"
 	"sync"
-	"sync/atomic"
 	"testing"
 
-	"github.com/argon-cluster/argon/internal/volume/layer"
 	"github.com/argon-cluster/argon/internal/volume/replica"
 	"github.com/argon-cluster/argon/internal/volume/wire"
 )
 
-// stuckFS is a file system whose writes, or syncs, wait while that is set, until
-// it goes on.
-type stuckFS struct {
-	layer.FS
-	writes, syncs atomic.Bool
-
-	free   chan struct{} // closed when it goes on
-	goesOn func()
-}
-
-func newStuckFS() *stuckFS {
-	free := make(chan struct{})
-	return &stuckFS{FS: layer.OS{}, free: free, goesOn: sync.OnceFunc(func() { close(free) })}
-}
-
-type stuckFile struct {
-	layer.File
-	fs *stuckFS
-}
-
-func (s *stuckFS) Open(name string, create bool) (layer.File, error) {
-	f, err := s.FS.Open(name, create)
-	return stuckFile{f, s}, err
-}
-
-func (f stuckFile) WriteAt(p []byte, off int64) (int, error) {
-	if f.fs.writes.Load() {
-		<-f.fs.free
-	}
-	return f.File.WriteAt(p, off)
-}
-
-func (f stuckFile) Sync() error {
-	if f.fs.syncs.Load() {
-		<-f.fs.free
-	}
-	return f.File.Sync()
-}
-
-// holder is a holder's end of a connection, by hand.
+// holder is the other end of a connection.
 type holder struct {
 	t  *testing.T
 	nc net.Conn
-	id uint64
 }
 
-// send sends frames at once.
-func (h *holder) send(heads ...wire.Header) {
+func (h holder) ask(head wire.Header, payload []byte) (wire.Header, []byte) {
 	h.t.Helper()
-	var b []byte
-	for _, head := range heads {
-		var payload []byte
-		switch head.Type {
-		case wire.Hello:
-			payload = wire.Greeting{ClusterID: "c", VolumeID: "v", ReplicaID: 1, Epoch: 1}.Marshal()
-		case wire.Write:
-			payload = make([]byte, head.Len)
-		}
-		h.id++
-		head.ID, head.Payload = h.id, uint32(len(payload))
-		at := len(b)
-		b = append(b, make([]byte, wire.HeaderSize)...)
-		head.Put(b[at:])
-		b = append(b, payload...)
-	}
-	if _, err := h.nc.Write(b); err != nil {
+	head.Payload = uint32(len(payload))
+	b := make([]byte, wire.HeaderSize)
+	head.Put(b)
+	if _, err := h.nc.Write(append(b, payload...)); err != nil {
 		h.t.Fatal(err)
 	}
-}
-
-func (h *holder) answer(want wire.Type) {
-	h.t.Helper()
-	if head := h.read(); head.Type != want || head.Status != wire.OK {
-		h.t.Fatalf("answer of type %d with status %d, want one of type %d", head.Type, head.Status, want)
-	}
-}
-
-func (h *holder) read() wire.Header {
-	h.t.Helper()
-	head, err := wire.ReadHeader(h.nc, make([]byte, wire.HeaderSize))
+	answer, err := wire.ReadHeader(h.nc, b)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	if _, err := io.CopyN(io.Discard, h.nc, int64(head.Payload)); err != nil {
+	data := make([]byte, answer.Payload)
+	if _, err := io.ReadFull(h.nc, data); err != nil {
 		h.t.Fatal(err)
 	}
-	return head
+	return answer, data
 }
 
-// serveOn serves a replica on a file system to a holder, who has greeted and
-// written a page.
-func serveOn(t *testing.T, fs *stuckFS) *holder {
-	t.Helper()
-	store, err := replica.Open(replica.Options{FS: fs, Dir: t.TempDir(), ClusterID: "c", BootID: "b", Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
+func (h holder) must(head wire.Header, payload []byte) []byte {
+	h.t.Helper()
+	answer, data := h.ask(head, payload)
+	if answer.Status != wire.OK {
+		h.t.Fatalf("request of type %d: status %d: %s", head.Type, answer.Status, data)
 	}
-	if _, err := store.Create(replica.CreateSpec{VolumeID: "v", ReplicaID: 1, Size: 1 << 20}); err != nil {
-		t.Fatal(err)
-	}
-	near, far := net.Pipe()
-	served := make(chan error, 1)
-	go func() { served <- replica.Serve(t.Context(), far, store) }()
-	t.Cleanup(func() {
-		fs.goesOn()
-		_ = near.Close()
-		if err := errors.Join(<-served, store.Close()); err != nil {
-			t.Error(err)
-		}
-	})
-	h := &holder{t: t, nc: near}
-	h.send(wire.Header{Type: wire.Hello})
-	h.answer(wire.Hello)
-	h.send(page(0)) // stamps the region: the next writes need not wait for that
-	h.answer(wire.Write)
-	return h
+	return data
 }
 
-func page(i int) wire.Header {
-	return wire.Header{Type: wire.Write, Off: int64(i) * 4096, Len: 4096, Generation: 1}
-}
+// Everything that is about layers goes through a connection, too.
+func TestServeSnapshots(t *testing.T) {
+	d := newDisk(t)
+	ours, theirs := net.Pipe()
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = replica.Serve(t.Context(), theirs, d.store) })
+	defer wg.Wait()
+	defer ours.Close()
+	h := holder{t, ours}
+	h.must(wire.Header{Type: wire.Hello}, wire.Greeting{ClusterID: "c", VolumeID: "v", ReplicaID: 1, Epoch: 1}.Marshal())
 
-// Whatever the disk does, pings are answered, and once it goes on so is all else.
-func TestStuckDisk(t *testing.T) {
-	fs := newStuckFS()
-	h := serveOn(t, fs)
-	fs.writes.Store(true)
-	const writes = 20 // more than there are workers
-	for i := range writes {
-		h.send(page(i), wire.Header{Type: wire.Ping})
-		h.answer(wire.Ping)
+	one := wire.MarshalID(1)
+	h.must(wire.Header{Type: wire.Write, Len: 512, Generation: 1}, sector)
+	h.must(wire.Header{Type: wire.Prepare}, nil)
+	h.must(wire.Header{Type: wire.Snapshot, Generation: 2}, one)
+	h.must(wire.Header{Type: wire.Zero, Len: 512, Generation: 2}, nil)
+	if got := h.must(wire.Header{Type: wire.ReadSnapshot, Len: 512}, one); !bytes.Equal(got, sector) {
+		t.Error("the snapshot is not what was written")
 	}
-	fs.goesOn()
-	for range writes {
-		h.answer(wire.Write)
+	if got := h.must(wire.Header{Type: wire.ChangedSnapshot, Len: region, Generation: 0}, one); !bytes.Equal(got, []byte{1}) {
+		t.Errorf("where the snapshot has data: %x", got)
 	}
-	h.send(page(0))
-	h.answer(wire.Write)
-}
-
-// What was carried out is answered though something that came with it waits.
-func TestAnswersDoNotWait(t *testing.T) {
-	fs := newStuckFS()
-	h := serveOn(t, fs)
-	fs.syncs.Store(true)
-	h.send(page(0), page(1), wire.Header{Type: wire.Flush})
-	h.answer(wire.Write)
-	h.answer(wire.Write)
-	fs.writes.Store(true)
-	h.send(page(0), wire.Header{Type: wire.Ping})
-	h.answer(wire.Ping)
-	fs.goesOn()
-	for range 2 {
-		head := h.read()
-		if head.Type != wire.Flush && head.Type != wire.Write {
-			t.Errorf("answer of type %d", head.Type)
+	if got := h.must(wire.Header{Type: wire.ChangedSnapshot, Len: region, Generation: 2}, one); !bytes.Equal(got, []byte{0}) {
+		t.Errorf("what changed in the snapshot since: %x", got)
+	}
+	for _, typ := range []wire.Type{wire.ReadSnapshot, wire.ChangedSnapshot, wire.Revert} {
+		if answer, _ := h.ask(wire.Header{Type: typ, Len: 512}, wire.MarshalID(2)); answer.Status != wire.NoSnapshot {
+			t.Errorf("request of type %d for a snapshot that is not there: status %d", typ, answer.Status)
 		}
 	}
+	h.must(wire.Header{Type: wire.Revert, Len: region, Generation: 3}, one)
+	if got := h.must(wire.Header{Type: wire.Read, Len: 512}, nil); !bytes.Equal(got, sector) {
+		t.Error("put back, it is not what the snapshot is")
+	}
+	h.must(wire.Header{Type: wire.Resize, Len: 2 * region}, nil)
+	sums, err := wire.ParseSums(h.must(wire.Header{Type: wire.Sums, Len: 2 * region, Generation: 9}, nil))
+	if err != nil || len(sums) != 2 || sums[0].State != wire.SumNew || sums[0].Sum == sums[1].Sum {
+		t.Errorf("%+v, %v", sums, err)
+	}
+	if got := h.must(wire.Header{Type: wire.ReadVerified, Len: region}, nil); !bytes.Equal(got[:512], sector) {
+		t.Error("a verified read is not what is there")
+	}
+	f, err := d.fs.Open("/volumes/v/1/layer-00000001.data", false)
+	d.must(err)
+	_, err = f.WriteAt([]byte{1}, 0)
+	d.must(err)
+	if answer, text := h.ask(wire.Header{Type: wire.ReadVerified, Len: region}, nil); answer.Status != wire.Damaged {
+		t.Errorf("a verified read of what is damaged: status %d: %s", answer.Status, text)
+	}
+	info, err := wire.ParseInfo(h.must(wire.Header{Type: wire.BeginSync, Generation: 10, Len: 3 * region}, nil))
+	if err != nil || !info.Emptied {
+		t.Errorf("%+v, %v", info, err)
+	}
+	h.must(wire.Header{Type: wire.Zero, Off: 2 * region, Len: region, Generation: 10}, nil)
+	h.must(wire.Header{Type: wire.EndSync}, nil)
+	h.must(wire.Header{Type: wire.Close}, nil)
 }
