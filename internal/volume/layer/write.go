@@ -10,7 +10,7 @@ import (
 
 // zeroStep bounds how much of a range is zeroed at once when there are layers,
 // in bytes.
-const zeroStep = 256 << 20
+const zeroStep = 8 << 30
 
 // moving is blocks that Tidy moves: whoever writes them waits until it is done.
 type moving struct {
