@@ -138,6 +138,12 @@ func (c localCopy) Flush() error           { return over(c.s.Flush()) }
 func (c localCopy) EndSync() error         { return over(c.s.EndSync()) }
 func (c localCopy) Close(clean bool) error { return c.s.Close(clean) }
 
+func (c localCopy) ReadVerified(p []byte, off int64) error { return over(c.s.ReadVerified(p, off)) }
+
+func (c localCopy) Sums(off, n int64, generation uint64, sums []wire.Sum) error {
+	return over(c.s.Sums(off, n, generation, sums))
+}
+
 func (c localCopy) PrepareSnapshot() error { return over(c.s.PrepareSnapshot()) }
 
 func (c localCopy) Snapshot(id uint32, generation uint64) error {

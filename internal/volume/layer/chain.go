@@ -147,12 +147,13 @@ type geometry struct {
 	block  int64
 }
 
-// blocksPerRegion is how many blocks a region has, at most; no block is smaller
-// than a sector.
+// blocksPerRegion is how many blocks a region has, at most. No block is smaller
+// than two sectors: so even where regions are tiny, a block can be written in
+// part.
 const blocksPerRegion = 16
 
 func newGeometry(size uint64, regionSize uint32) geometry {
-	return geometry{size: int64(size), region: int64(regionSize), block: max(int64(regionSize)/blocksPerRegion, sectorSize)}
+	return geometry{size: int64(size), region: int64(regionSize), block: max(int64(regionSize)/blocksPerRegion, 2*sectorSize)}
 }
 
 func (g geometry) regions() int { return regions(uint64(g.size), uint32(g.region)) }

@@ -296,7 +296,7 @@ func (c *Core) copyChunk(p *peer, off, n int64) {
 	cp := p.copy
 	cp.chunks++
 	set(cp.going, off/c.cfg.Grain)
-	o := &op{verb: VerbRead, target: p, off: off, len: n, data: make([]byte, n), lock: exclusive, read: c.chunkRead}
+	o := &op{verb: VerbReadVerified, target: p, off: off, len: n, data: make([]byte, n), lock: exclusive, read: c.chunkRead}
 	if cp.view != nil {
 		// It cannot change, and the replica gets no writes: nothing to lock. It
 		// is stamped as the newest of what the snapshot holds.

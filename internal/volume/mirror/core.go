@@ -44,6 +44,8 @@ type Config struct {
 	// while nobody uses the volume.
 	Grain  int64
 	Chunks int
+	// ScrubPace is how much a scrub compares in a second, in bytes.
+	ScrubPace int64
 	// Break switches rules off, so that tests can see the checker notice.
 	Break Breakage
 }
@@ -79,6 +81,7 @@ func DefaultConfig() Config {
 		RollEvery:  30 * time.Second,
 		Grain:      wire.ChangedGrain,
 		Chunks:     4,
+		ScrubPace:  32 << 20,
 	}
 }
 
@@ -126,6 +129,7 @@ type Core struct {
 	take     taking
 	rollback rollback
 	grow     growing
+	scrub    scrubbing
 	facts    []fact // to be recorded
 	// lastRequest is when a user's request came; 0: none did.
 	lastRequest time.Duration
@@ -199,6 +203,7 @@ func (c *Core) event(now time.Duration, step func()) []Effect {
 		c.tryCopy()
 		c.tryTake()
 		c.tryGrow()
+		c.tryScrub()
 		c.tryRoll()
 		c.tryPropose()
 	case closing:
@@ -470,7 +475,7 @@ func (c *Core) anyLeaving() bool {
 
 // hasNews tells whether there is something to record that is not about the set.
 func (c *Core) hasNews() bool {
-	return len(c.ripe()) > 0 || c.take.flushed || c.grow.done || c.rollback.flushed
+	return len(c.ripe()) > 0 || c.take.flushed || c.grow.done || c.rollback.flushed || c.scrub.flushed
 }
 
 // record lets the next proposal say something.
@@ -490,7 +495,7 @@ func (c *Core) ripe() []fact {
 
 func (c *Core) propose(p Proposal) {
 	p.Epoch, p.EqualBefore = c.cfg.Epoch, c.clock.equalBefore
-	p.Facts, p.Taken = slices.Clone(c.ripe()), c.take.outcome()
+	p.Facts, p.Taken, p.Scrubbed = slices.Clone(c.ripe()), c.take.outcome(), c.scrub.outcome(c.cfg.Size, c.cfg.Grain)
 	if c.grow.done {
 		p.Size = c.grow.to
 	}
@@ -522,6 +527,9 @@ func (c *Core) Committed(now time.Duration, v *argonv1.Volume) []Effect {
 		c.syncPeers(v)
 		c.takeRecorded(p.Taken)
 		c.grown(v, p.Size)
+		if p.Scrubbed != nil {
+			c.scrubRecorded(p.Scrubbed)
+		}
 		if c.phase == settling {
 			c.phase = serving
 			c.startBlocked()
@@ -600,6 +608,7 @@ func (c *Core) Status() *argonv1.VolumeStatus {
 			})
 		}
 	}
+	st.ScrubbedBytes = uint64(c.scrub.cursor)
 	if c.rollback.due(c.volume) {
 		st.Condition, st.Detail = "waiting", "for the rollback to be done"
 		st.RollbackDoneBytes, st.RollbackTotalBytes = uint64(c.rollback.done), uint64(c.rollback.total)

@@ -18,6 +18,8 @@ type Copy interface {
 	Changed(since uint64, off, n, grain int64, bits []byte) error
 	BeginSync(base, generation uint64, size int64) (Info, error)
 	EndSync() error
+	ReadVerified(p []byte, off int64) error
+	Sums(off, n int64, generation uint64, sums []wire.Sum) error
 	PrepareSnapshot() error
 	Snapshot(id uint32, generation uint64) error
 	ReadSnapshot(id uint32, p []byte, off int64) error
@@ -161,6 +163,15 @@ func (l *localLink) read(m *Message) error {
 		return l.copy.ReadAt(m.Data, m.Off)
 	case m.Verb == VerbChanged && m.Snapshot != 0:
 		return l.copy.ChangedSnapshot(m.Snapshot, m.Generation, m.Off, m.Len, wire.ChangedGrain, m.Data)
+	case m.Verb == VerbReadVerified:
+		return l.copy.ReadVerified(m.Data, m.Off)
+	case m.Verb == VerbChanged:
+		return l.copy.Changed(m.Generation, m.Off, m.Len, wire.ChangedGrain, m.Data)
 	}
-	return l.copy.Changed(m.Generation, m.Off, m.Len, wire.ChangedGrain, m.Data)
+	sums := make([]wire.Sum, len(m.Data)/wire.SumSize)
+	if err := l.copy.Sums(m.Off, m.Len, m.Generation, sums); err != nil {
+		return err
+	}
+	copy(m.Data, wire.AppendSums(nil, sums))
+	return nil
 }

@@ -169,6 +169,17 @@ func (f *FS) Free(string) (uint64, error) {
 	return 1 << 40, nil
 }
 
+// Rot changes a byte of a file behind everybody's back, as a disk may.
+func (f *FS) Rot(name string, off int64) error {
+	n, err := f.find(name)
+	if err != nil {
+		return err
+	}
+	n.now[off] ^= 0xff
+	n.disk[off] = n.now[off]
+	return nil
+}
+
 // Crash loses power: of each thing that was not synced, chance decides what
 // is there afterwards.
 func (f *FS) Crash() {

@@ -75,7 +75,7 @@ func (h *holder) begin(v *argonv1.Volume, clean bool) {
 	h.size = int64(v.GetSizeBytes())
 	cfg.Epoch, cfg.Size, cfg.Clean, cfg.Break = v.GetEpoch(), h.size, clean, h.w.opts.Break
 	cfg.Generation, cfg.EqualBefore = v.GetGeneration(), v.GetEqualBefore()
-	cfg.Chunks, cfg.Grain, cfg.RollEvery = 2, grain, rollEvery
+	cfg.Chunks, cfg.Grain, cfg.RollEvery, cfg.ScrubPace = 2, grain, rollEvery, 8*volumeSize
 	cfg.StallAfter = 3 * time.Second
 	for _, r := range v.GetReplicas() {
 		if r.GetServerId() == h.server.name {

@@ -14,6 +14,7 @@ import (
 	"github.com/argon-cluster/argon/internal/volume/layer/simfs"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 	"github.com/argon-cluster/argon/internal/volume/replica"
+	"github.com/argon-cluster/argon/internal/volume/wire"
 )
 
 const (
@@ -125,6 +126,20 @@ func (s *server) start() {
 	s.w.trace("%s is up", s.name)
 }
 
+// rot changes a byte of what the replica holds at or after off.
+func (s *server) rot(off int64) error {
+	name := fmt.Sprintf("/volumes/%s/%d/layer-00000000.data", volumeID, s.number)
+	f, err := s.fs.Open(name, false)
+	if err != nil {
+		return err
+	}
+	start, _, ok, err := f.NextData(off)
+	if !ok || err != nil {
+		return fmt.Errorf("no data at %d: %w", off, err)
+	}
+	return s.fs.Rot(name, start+100)
+}
+
 // fillDisk leaves no room for a while.
 func (s *server) fillDisk() {
 	s.w.trace("disk of %s full", s.name)
@@ -134,7 +149,7 @@ func (s *server) fillDisk() {
 
 // breakDisk makes one write or sync fail, if another replica in sync is whole.
 func (s *server) breakDisk() {
-	if !s.w.spare(s) {
+	if s.diskBroken || !s.w.spare(s) {
 		return
 	}
 	s.diskBroken = true
@@ -358,8 +373,15 @@ func (c *conn) read(e mirror.Effect, buf []byte) error {
 		return c.sess.ReadAt(buf, e.Off)
 	case e.Verb == mirror.VerbChanged && e.Snapshot != 0:
 		return c.sess.ChangedSnapshot(e.Snapshot, e.Generation, e.Off, e.Len, grain, buf)
+	case e.Verb == mirror.VerbReadVerified:
+		return c.sess.ReadVerified(buf, e.Off)
+	case e.Verb == mirror.VerbChanged:
+		return c.sess.Changed(e.Generation, e.Off, e.Len, grain, buf)
 	}
-	return c.sess.Changed(e.Generation, e.Off, e.Len, grain, buf)
+	sums := make([]wire.Sum, len(buf)/wire.SumSize)
+	err := c.sess.Sums(e.Off, e.Len, e.Generation, sums)
+	copy(buf, wire.AppendSums(nil, sums))
+	return err
 }
 
 func (c *conn) answer(e mirror.Effect, buf []byte, info mirror.Info, err error) {

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 	"github.com/argon-cluster/argon/internal/volume/replica"
 )
@@ -105,6 +106,10 @@ func TestBrokenRules(t *testing.T) {
 		{rule: "rolls: while older writes are under way", brk: mirror.BreakRollUnfinished},
 		{rule: "rolls: without a flush", brk: mirror.BreakRollUnflushed},
 		{rule: "copies: only what the source has stamped", brk: mirror.BreakSourceOnly},
+		{rule: "layers: a block is held before its content is durable", hooks: replica.Hooks{HoldBeforeData: true}},
+		{rule: "layers: a block is held without the rest of its content", hooks: replica.Hooks{ForgetCopyUp: true}},
+		{rule: "layers: a block leaves its layer before it is durable below", hooks: replica.Hooks{MoveUnsynced: true}},
+		{rule: "snapshots: what was written before is not flushed after", hooks: replica.Hooks{ForgetFrozen: true}},
 		{rule: "snapshots: while writes are under way", brk: mirror.BreakSnapshotUnlocked},
 		{rule: "snapshots: ready before they are flushed", brk: mirror.BreakSnapshotUnflushed},
 	}
@@ -212,6 +217,51 @@ func TestRebootCopiesLittle(t *testing.T) {
 	}
 	if copied == 0 {
 		t.Error("nothing was copied at all")
+	}
+}
+
+// TestScrubMends: what a disk changes behind everybody's back is found and mended
+// from a copy that is as it was recorded.
+func TestScrubMends(t *testing.T) {
+	for seed := range uint64(10) {
+		w := newWorld(Options{Seed: seed})
+		w.think, w.rotten = 100*time.Millisecond, true
+		if err := w.build(2 + int(seed%2)); err != nil {
+			t.Fatal(err)
+		}
+		w.tend()
+		w.move(w.servers[0])
+		w.run(3*time.Second, never)
+		w.think = 24 * time.Hour
+		w.run(w.now+2*time.Second, never)
+		scrub := func() *argonv1.Scrub {
+			w.change("a scrub", func(v *argonv1.Volume) {
+				if v.Scrub == nil {
+					v.Scrub = &argonv1.Scrub{}
+				}
+				v.Scrub.Wanted++
+			})
+			w.run(w.now+20*time.Second, func() bool { return wished(w.catalog.volume) })
+			return w.catalog.volume.GetScrub()
+		}
+		if s := scrub(); s.GetFinished() != 1 || s.GetRegions() != volumeSize/grain || s.GetRepaired()+s.GetUnclear() != 0 {
+			t.Fatalf("seed %d: the first scrub: %v", seed, s)
+		}
+		if err := w.servers[1].rot(int64(seed) * grain); err != nil {
+			t.Fatal(err)
+		}
+		if s := scrub(); s.GetFinished() != 2 || s.GetRepaired() != 1 || s.GetUnclear() != 0 {
+			t.Errorf("seed %d: the scrub after a byte had changed: %v", seed, s)
+		}
+		if s := scrub(); s.GetRepaired()+s.GetUnclear() != 0 {
+			t.Errorf("seed %d: the scrub after that: %v", seed, s)
+		}
+		w.detach()
+		w.run(w.now+10*time.Second, func() bool { return w.catalog.volume.GetAttachment() == nil })
+		w.quiet = true
+		if w.compare(); w.violation != nil {
+			t.Errorf("seed %d: %v", seed, w.violation)
+		}
 	}
 }
 

@@ -48,6 +48,13 @@ func (w *world) wish() {
 			v.WantedBytes = v.GetSizeBytes() + uint64(1+w.rng.IntN(6))*volume.SectorSize
 			v.WantedBytes = min(v.WantedBytes, maxSectors*volume.SectorSize)
 		})
+	default:
+		w.change("the volume shall be scrubbed", func(v *argonv1.Volume) {
+			if v.Scrub == nil {
+				v.Scrub = &argonv1.Scrub{}
+			}
+			v.Scrub.Wanted++
+		})
 	}
 	w.after(w.between(100*time.Millisecond, 4*time.Second), w.wish)
 }
