@@ -72,7 +72,35 @@ func (f *Files) Extents(off, n int64, found func(n int64, hole bool) bool) error
 	f.maps.RLock()
 	defer f.maps.RUnlock()
 	c := f.chain.Load()
-	return f.extents(c, c.slot, off, n, found)
+	m := merger{found: found}
+	if err := f.extents(c, c.slot, off, n, m.add); err != nil {
+		return err
+	}
+	m.end()
+	return nil
+}
+
+// merger makes one stretch of those of a kind that follow each other.
+type merger struct {
+	found func(n int64, hole bool) bool
+	n     int64
+	hole  bool
+	over  bool // found said that it is enough
+}
+
+func (m *merger) add(n int64, hole bool) bool {
+	if m.n > 0 && m.hole != hole {
+		m.end()
+	}
+	m.n, m.hole = m.n+n, hole
+	return !m.over
+}
+
+func (m *merger) end() {
+	if m.n > 0 && !m.over {
+		m.over = !m.found(m.n, m.hole)
+	}
+	m.n = 0
 }
 
 // extents finds stretches by where their blocks are.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -170,5 +171,43 @@ func TestTidyingHoldsNobodyUp(t *testing.T) {
 	must(f.ReadAt(p, 0))
 	if p[0] != 'b' || p[512] != 'd' {
 		t.Errorf("afterwards: %q %q", p[0], p[512])
+	}
+}
+
+// What is next to each other in several layers is one stretch.
+func TestExtentsAcrossLayers(t *testing.T) {
+	m, err := newModel(simfs.New(rand.New(rand.NewPCG(1, 1))), 0, layer.Hooks{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 4 {
+		if err := m.change(i*8, 8, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.snapshot(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v, err := m.files.View(4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, extents := range map[string]func(off, n int64, found func(n int64, hole bool) bool) error{"volume": m.files.Extents, "snapshot": v.Extents} {
+		var list []int64
+		err := extents(512, modelSize-512, func(n int64, hole bool) bool {
+			if hole {
+				n = -n
+			}
+			list = append(list, n)
+			return true
+		})
+		if want := []int64{32*512 - 512, -(modelSize - 32*512)}; err != nil || !slices.Equal(list, want) {
+			t.Errorf("%s: %v, %v, want %v", name, list, err, want)
+		}
+		calls := 0
+		err = extents(0, modelSize, func(int64, bool) bool { calls++; return false })
+		if err != nil || calls != 1 {
+			t.Errorf("%s: %d calls after it was enough, %v", name, calls, err)
+		}
 	}
 }

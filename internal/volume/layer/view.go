@@ -159,11 +159,12 @@ func (v *View) leafSpan() int64 { return rowsPerPage * v.f.geometry().region }
 func (v *View) Extents(off, n int64, found func(n int64, hole bool) bool) error {
 	inside := v.inside(off, n)
 	more := true
+	m := merger{found: found}
 	for at := off; more && at < off+inside; at += v.leafSpan() {
 		part := min(v.leafSpan(), off+inside-at)
 		err := v.with(at, part, func(c *chain, slot func(int64) uint8) error {
 			return v.f.extents(c, slot, at, part, func(n int64, hole bool) bool {
-				more = found(n, hole)
+				more = m.add(n, hole)
 				return more
 			})
 		})
@@ -172,8 +173,9 @@ func (v *View) Extents(off, n int64, found func(n int64, hole bool) bool) error 
 		}
 	}
 	if more && n > inside {
-		found(n-inside, true)
+		m.add(n-inside, true)
 	}
+	m.end()
 	return nil
 }
 
