@@ -20,7 +20,7 @@ func (a *app) machineCommand() *cobra.Command {
   argon machine console web`,
 		a.machineCreateCommand(), a.machineListCommand(), a.machineShowCommand(),
 		a.machineStartCommand(), a.machineStopCommand(), a.machineSnapshotCommand(), a.machineRemoveCommand(), a.machineConsoleCommand(),
-		a.machineFirstBootCommand())
+		a.machineFirstBootCommand(), a.machineVNCCommand(), a.machineScreenshotCommand())
 }
 
 func (a *app) machineCreateCommand() *cobra.Command {

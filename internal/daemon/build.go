@@ -177,7 +177,7 @@ func (s *server) rpcParts(m *memberParts) *rpc.Parts {
 	return &rpc.Parts{
 		ServerID: s.member.ID(), Store: m.store, View: m.view,
 		Members: s.member, Images: m.images, Volumes: m.volumes,
-		Consoles: consoles{m.agent}, Peers: m.peers,
+		Consoles: consoles{m.agent}, Guests: guests{m.agent}, Peers: m.peers,
 		Now: time.Now, Log: s.Log,
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/argon-cluster/argon/api/argon/v1/argonv1connect"
 	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/hypervisor"
 	"github.com/argon-cluster/argon/internal/image"
 )
 
@@ -42,6 +43,7 @@ func (a *API) Handler() http.Handler {
 	mux.Handle(argonv1connect.NewSnapshotServiceHandler(snapshotService{a}, options...))
 	mux.Handle(argonv1connect.NewMachineServiceHandler(machineService{a}, options...))
 	mux.Handle(argonv1connect.NewEventServiceHandler(eventService{a}, options...))
+	mux.HandleFunc("GET /vnc", a.webDisplay)
 	return mux
 }
 
@@ -80,6 +82,8 @@ var codes = []struct {
 	{image.ErrChecksum, connect.CodeInvalidArgument},
 	{image.ErrNoSpace, connect.CodeResourceExhausted},
 	{fs.ErrNotExist, connect.CodeNotFound},
+	{hypervisor.ErrNoAgent, connect.CodeFailedPrecondition},
+	{hypervisor.ErrOldGuest, connect.CodeFailedPrecondition},
 }
 
 // asConnect gives an error its code and makes one line of it.

@@ -100,7 +100,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w.parts = &Parts{
 		ServerID: "A", Store: w.store, View: w.view, Images: images,
-		Members: fakeMembers{}, Volumes: &fakeVolumes{}, Consoles: fakeConsoles{}, Now: time.Now, Log: log,
+		Members: fakeMembers{}, Volumes: &fakeVolumes{}, Consoles: fakeConsoles{}, Guests: &fakeGuests{}, Now: time.Now, Log: log,
 	}
 	for _, name := range []string{"a", "b"} {
 		w.addServer(name)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 
 	"connectrpc.com/connect"
 
@@ -37,32 +38,54 @@ func (s machineService) Console(ctx context.Context, stream *consoleStream) erro
 	if err != nil {
 		return err
 	}
-	st, err := p.fresh(ctx)
+	m, here, err := p.findGuest(ctx, first.GetName(), stream.RequestHeader())
 	if err != nil {
 		return err
 	}
-	m, ok := byName(st.Machines, first.GetName())
+	if !here {
+		return p.forwardConsole(ctx, stream, first, m.GetServerId())
+	}
+	console, err := p.Consoles.Open(ctx, m.GetMeta().GetId())
+	if err != nil {
+		return p.guestError(m, "console", err)
+	}
+	return carry(ctx, behind(console, first.GetShown()), first.GetData(), func() ([]byte, error) {
+		msg, err := stream.Receive()
+		return msg.GetData(), err
+	}, func(data []byte) error {
+		return stream.Send(&argonv1.ConsoleResponse{Data: data})
+	})
+}
+
+// findGuest finds the server of a machine that runs. A call that another server
+// handed on is served here or not at all.
+func (p *Parts) findGuest(ctx context.Context, name string, header http.Header) (m *argonv1.Machine, here bool, err error) {
+	st, err := p.fresh(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	m, ok := byName(st.Machines, name)
 	if !ok {
-		return notFound("machine", first.GetName())
+		return nil, false, notFound("machine", name)
 	}
-	name, at := m.GetMeta().GetName(), m.GetServerId()
-	isForwarded := stream.RequestHeader().Get(forwarded) != ""
-	switch {
+	switch at := m.GetServerId(); {
 	case at == "":
-		return precondition("machine %s does not run: start it with `argon machine start %s`", name, name)
-	case at == p.ServerID || isForwarded:
-		console, err := p.Consoles.Open(ctx, m.GetMeta().GetId())
-		if errors.Is(err, fs.ErrNotExist) {
-			return precondition("machine %s does not run on server %s yet: %s", name, serverName(st, at), m.GetStatus().GetReason())
-		}
-		if err != nil {
-			return fmt.Errorf("console of machine %s: %w", name, err)
-		}
-		return serveConsole(ctx, stream, behind(console, first.GetShown()), first.GetData())
+		return nil, false, precondition("machine %s does not run: start it with `argon machine start %s`", name, name)
+	case at == p.ServerID || header.Get(forwarded) != "":
+		return m, true, nil
 	case !placement.Alive(st, at):
-		return connect.NewError(connect.CodeUnavailable, fmt.Errorf("machine %s: its server %s is down", name, serverName(st, at)))
+		return nil, false, connect.NewError(connect.CodeUnavailable, fmt.Errorf("machine %s: its server %s is down", name, serverName(st, at)))
 	}
-	return p.forwardConsole(ctx, stream, first, at)
+	return m, false, nil
+}
+
+// guestError says what can't be had of a guest here.
+func (p *Parts) guestError(m *argonv1.Machine, what string, err error) error {
+	name := m.GetMeta().GetName()
+	if errors.Is(err, fs.ErrNotExist) {
+		return precondition("machine %s does not run on server %s yet: %s", name, serverName(p.View.State(), m.GetServerId()), m.GetStatus().GetReason())
+	}
+	return fmt.Errorf("%s of machine %s: %w", what, name, err)
 }
 
 // behind is a console whose history begins behind what was shown already.
@@ -103,35 +126,39 @@ func (r *resumed) Read(p []byte) (int, error) {
 	return r.ReadWriteCloser.Read(p)
 }
 
-// serveConsole ends when either side does. The goroutine that reads from the
-// caller ends with the handler's stream.
-func serveConsole(ctx context.Context, stream *consoleStream, console io.ReadWriteCloser, first []byte) error {
-	stop := context.AfterFunc(ctx, func() { _ = console.Close() })
+// carry copies between a caller and something of a guest's, and ends when either
+// side does. The goroutine that reads from the caller ends with the handler's
+// stream.
+func carry(ctx context.Context, guest io.ReadWriteCloser, first []byte, receive func() ([]byte, error), send func([]byte) error) error {
+	stop := context.AfterFunc(ctx, func() { _ = guest.Close() })
 	defer stop()
 	go func() {
 		// The stream ends when the handler returns, and with it this.
 		data := first
 		for {
 			if len(data) > 0 {
-				if _, err := console.Write(data); err != nil {
+				if _, err := guest.Write(data); err != nil {
 					return
 				}
 			}
-			m, err := stream.Receive()
-			if err != nil {
+			var err error
+			if data, err = receive(); err != nil {
 				return // the caller sends no more, and may go on reading
 			}
-			data = m.GetData()
 		}
 	}()
-	defer console.Close()
+	defer guest.Close()
 	buf := make([]byte, consolePiece)
 	for {
-		n, err := console.Read(buf)
+		n, err := guest.Read(buf)
 		if n > 0 {
-			if err := stream.Send(&argonv1.ConsoleResponse{Data: buf[:n]}); err != nil {
+			if err := send(buf[:n]); err != nil {
 				return err
 			}
+		}
+		var refused *connect.Error // by the machine's server
+		if errors.As(err, &refused) && ctx.Err() == nil {
+			return err
 		}
 		if err != nil {
 			return nil // the guest ended, or the caller went away

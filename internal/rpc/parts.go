@@ -37,6 +37,7 @@ type Parts struct {
 	Images   ImageStore
 	Volumes  Volumes
 	Consoles Consoles
+	Guests   Guests
 	Peers    Peers
 	Now      func() time.Time
 	Log      *slog.Logger
@@ -91,6 +92,15 @@ type ReplicaFacts struct {
 type Consoles interface {
 	// Open fails with fs.ErrNotExist when the machine has no guest here.
 	Open(ctx context.Context, machineID string) (io.ReadWriteCloser, error)
+}
+
+// Guests are those on this server, by their machine. All fail with
+// fs.ErrNotExist when the machine has none here. See hypervisor.Guest.
+type Guests interface {
+	Display(ctx context.Context, machineID string) (io.ReadWriteCloser, error)
+	Screenshot(ctx context.Context, machineID string) ([]byte, error)
+	Freeze(ctx context.Context, machineID string) error
+	Thaw(ctx context.Context, machineID string) error
 }
 
 // Peers reaches the API of other servers.

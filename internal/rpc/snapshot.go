@@ -112,11 +112,14 @@ func (s snapshotService) CreateSnapshot(ctx context.Context, req *connect.Reques
 	if err := checkSnapshot(m); err != nil {
 		return nil, err
 	}
-	ids, err := p.askForSnapshots(ctx, m)
-	if err != nil {
-		return nil, err
-	}
-	st, err := p.awaitSnapshots(ctx, ids, m.GetName())
+	var ids map[string]uint32
+	var st *catalog.State
+	err = p.whileResting(ctx, m.GetMachine(), func() (err error) {
+		if ids, err = p.askForSnapshots(ctx, m); err == nil {
+			st, err = p.awaitSnapshots(ctx, ids, m.GetName())
+		}
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -5690,6 +5690,270 @@ func (*RemoveCheckpointResponse) Descriptor() ([]byte, []int) {
 	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
 }
 
+type DisplayRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisplayRequest) Reset() {
+	*x = DisplayRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[105]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisplayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisplayRequest) ProtoMessage() {}
+
+func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[105]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisplayRequest.ProtoReflect.Descriptor instead.
+func (*DisplayRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
+}
+
+func (x *DisplayRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DisplayRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type DisplayResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisplayResponse) Reset() {
+	*x = DisplayResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[106]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisplayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisplayResponse) ProtoMessage() {}
+
+func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[106]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisplayResponse.ProtoReflect.Descriptor instead.
+func (*DisplayResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
+}
+
+func (x *DisplayResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type ScreenshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScreenshotRequest) Reset() {
+	*x = ScreenshotRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[107]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScreenshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScreenshotRequest) ProtoMessage() {}
+
+func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[107]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScreenshotRequest.ProtoReflect.Descriptor instead.
+func (*ScreenshotRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
+}
+
+func (x *ScreenshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ScreenshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScreenshotResponse) Reset() {
+	*x = ScreenshotResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[108]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScreenshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScreenshotResponse) ProtoMessage() {}
+
+func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[108]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScreenshotResponse.ProtoReflect.Descriptor instead.
+func (*ScreenshotResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
+}
+
+func (x *ScreenshotResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type QuiesceMachineRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuiesceMachineRequest) Reset() {
+	*x = QuiesceMachineRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[109]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuiesceMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuiesceMachineRequest) ProtoMessage() {}
+
+func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[109]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuiesceMachineRequest.ProtoReflect.Descriptor instead.
+func (*QuiesceMachineRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
+}
+
+func (x *QuiesceMachineRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type QuiesceMachineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuiesceMachineResponse) Reset() {
+	*x = QuiesceMachineResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[110]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuiesceMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuiesceMachineResponse) ProtoMessage() {}
+
+func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[110]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuiesceMachineResponse.ProtoReflect.Descriptor instead.
+func (*QuiesceMachineResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
+}
+
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest so many; 0: 100.
@@ -5704,7 +5968,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5716,7 +5980,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5729,7 +5993,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -5769,7 +6033,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5781,7 +6045,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5794,7 +6058,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -5816,7 +6080,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5828,7 +6092,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5841,7 +6105,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -5874,7 +6138,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5886,7 +6150,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5899,7 +6163,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -5928,7 +6192,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5940,7 +6204,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6389,7 +6653,19 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"checkpoint\"-\n" +
 	"\x17RemoveCheckpointRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x1a\n" +
-	"\x18RemoveCheckpointResponse\"\x83\x01\n" +
+	"\x18RemoveCheckpointResponse\"8\n" +
+	"\x0eDisplayRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"%\n" +
+	"\x0fDisplayResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"'\n" +
+	"\x11ScreenshotRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"(\n" +
+	"\x12ScreenshotResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"+\n" +
+	"\x15QuiesceMachineRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x18\n" +
+	"\x16QuiesceMachineResponse\"\x83\x01\n" +
 	"\x11ListEventsRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
@@ -6441,7 +6717,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\rListSnapshots\x12\x1e.argon.v1.ListSnapshotsRequest\x1a\x1f.argon.v1.ListSnapshotsResponse\x12J\n" +
 	"\vGetSnapshot\x12\x1c.argon.v1.GetSnapshotRequest\x1a\x1d.argon.v1.GetSnapshotResponse\x12S\n" +
 	"\x0eRemoveSnapshot\x12\x1f.argon.v1.RemoveSnapshotRequest\x1a .argon.v1.RemoveSnapshotResponse\x12A\n" +
-	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\xa7\x06\n" +
+	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\x8d\b\n" +
 	"\x0eMachineService\x12P\n" +
 	"\rCreateMachine\x12\x1e.argon.v1.CreateMachineRequest\x1a\x1f.argon.v1.CreateMachineResponse\x12M\n" +
 	"\fListMachines\x12\x1d.argon.v1.ListMachinesRequest\x1a\x1e.argon.v1.ListMachinesResponse\x12G\n" +
@@ -6453,7 +6729,11 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x0eMigrateMachine\x12\x1f.argon.v1.MigrateMachineRequest\x1a .argon.v1.MigrateMachineResponse\x12V\n" +
 	"\x0fCancelMigration\x12 .argon.v1.CancelMigrationRequest\x1a!.argon.v1.CancelMigrationResponse\x12M\n" +
 	"\fSetFirstBoot\x12\x1d.argon.v1.SetFirstBootRequest\x1a\x1e.argon.v1.SetFirstBootResponse\x12B\n" +
-	"\aConsole\x12\x18.argon.v1.ConsoleRequest\x1a\x19.argon.v1.ConsoleResponse(\x010\x012\xa5\x01\n" +
+	"\aConsole\x12\x18.argon.v1.ConsoleRequest\x1a\x19.argon.v1.ConsoleResponse(\x010\x01\x12B\n" +
+	"\aDisplay\x12\x18.argon.v1.DisplayRequest\x1a\x19.argon.v1.DisplayResponse(\x010\x01\x12I\n" +
+	"\n" +
+	"Screenshot\x12\x1b.argon.v1.ScreenshotRequest\x1a\x1c.argon.v1.ScreenshotResponse0\x01\x12U\n" +
+	"\x0eQuiesceMachine\x12\x1f.argon.v1.QuiesceMachineRequest\x1a .argon.v1.QuiesceMachineResponse0\x012\xa5\x01\n" +
 	"\fEventService\x12G\n" +
 	"\n" +
 	"ListEvents\x12\x1b.argon.v1.ListEventsRequest\x1a\x1c.argon.v1.ListEventsResponse\x12L\n" +
@@ -6471,7 +6751,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 111)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 117)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*InitRequest)(nil),                    // 0: argon.v1.InitRequest
 	(*InitResponse)(nil),                   // 1: argon.v1.InitResponse
@@ -6578,60 +6858,66 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*GetCheckpointResponse)(nil),          // 102: argon.v1.GetCheckpointResponse
 	(*RemoveCheckpointRequest)(nil),        // 103: argon.v1.RemoveCheckpointRequest
 	(*RemoveCheckpointResponse)(nil),       // 104: argon.v1.RemoveCheckpointResponse
-	(*ListEventsRequest)(nil),              // 105: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 106: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 107: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 108: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 109: argon.v1.ImportImageRequest.Header
-	nil,                                    // 110: argon.v1.CreateSnapshotRequest.LabelsEntry
-	(*Settings)(nil),                       // 111: argon.v1.Settings
-	(*Cluster)(nil),                        // 112: argon.v1.Cluster
-	(*Server)(nil),                         // 113: argon.v1.Server
-	(*Token)(nil),                          // 114: argon.v1.Token
-	(*Resources)(nil),                      // 115: argon.v1.Resources
-	(*Usage)(nil),                          // 116: argon.v1.Usage
-	(*Image)(nil),                          // 117: argon.v1.Image
-	(*Volume)(nil),                         // 118: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 119: argon.v1.VolumeStatus
-	(*ReplicaUsage)(nil),                   // 120: argon.v1.ReplicaUsage
-	(*Snapshot)(nil),                       // 121: argon.v1.Snapshot
-	(*Machine)(nil),                        // 122: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 123: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 124: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 125: argon.v1.FirstBoot
-	(OnLoss)(0),                            // 126: argon.v1.OnLoss
-	(*Checkpoint)(nil),                     // 127: argon.v1.Checkpoint
-	(*timestamppb.Timestamp)(nil),          // 128: google.protobuf.Timestamp
-	(*Event)(nil),                          // 129: argon.v1.Event
+	(*DisplayRequest)(nil),                 // 105: argon.v1.DisplayRequest
+	(*DisplayResponse)(nil),                // 106: argon.v1.DisplayResponse
+	(*ScreenshotRequest)(nil),              // 107: argon.v1.ScreenshotRequest
+	(*ScreenshotResponse)(nil),             // 108: argon.v1.ScreenshotResponse
+	(*QuiesceMachineRequest)(nil),          // 109: argon.v1.QuiesceMachineRequest
+	(*QuiesceMachineResponse)(nil),         // 110: argon.v1.QuiesceMachineResponse
+	(*ListEventsRequest)(nil),              // 111: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 112: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 113: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 114: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 115: argon.v1.ImportImageRequest.Header
+	nil,                                    // 116: argon.v1.CreateSnapshotRequest.LabelsEntry
+	(*Settings)(nil),                       // 117: argon.v1.Settings
+	(*Cluster)(nil),                        // 118: argon.v1.Cluster
+	(*Server)(nil),                         // 119: argon.v1.Server
+	(*Token)(nil),                          // 120: argon.v1.Token
+	(*Resources)(nil),                      // 121: argon.v1.Resources
+	(*Usage)(nil),                          // 122: argon.v1.Usage
+	(*Image)(nil),                          // 123: argon.v1.Image
+	(*Volume)(nil),                         // 124: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 125: argon.v1.VolumeStatus
+	(*ReplicaUsage)(nil),                   // 126: argon.v1.ReplicaUsage
+	(*Snapshot)(nil),                       // 127: argon.v1.Snapshot
+	(*Machine)(nil),                        // 128: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 129: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 130: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 131: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 132: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 133: argon.v1.Checkpoint
+	(*timestamppb.Timestamp)(nil),          // 134: google.protobuf.Timestamp
+	(*Event)(nil),                          // 135: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	111, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	112, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	113, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	112, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	113, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	113, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	112, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	113, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	112, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	113, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	117, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	118, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	119, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	118, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	119, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	119, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	118, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	119, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	118, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	119, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
 	16,  // 10: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
-	114, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	114, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	113, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	115, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	116, // 15: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
+	120, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	120, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	119, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	121, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	122, // 15: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
 	16,  // 16: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
 	16,  // 17: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
 	16,  // 18: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
 	16,  // 19: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	109, // 20: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	117, // 21: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	117, // 22: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	117, // 23: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	118, // 24: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	119, // 25: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	120, // 26: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
+	115, // 20: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	123, // 21: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	123, // 22: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	123, // 23: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	124, // 24: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	125, // 25: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	126, // 26: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
 	37,  // 27: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
 	37,  // 28: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
 	37,  // 29: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
@@ -6639,23 +6925,23 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	37,  // 31: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
 	37,  // 32: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
 	37,  // 33: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	121, // 34: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
-	110, // 35: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
+	127, // 34: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
+	116, // 35: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
 	56,  // 36: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
 	56,  // 37: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
 	56,  // 38: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
 	37,  // 39: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
-	122, // 40: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	123, // 41: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	124, // 42: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	125, // 43: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	126, // 44: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	128, // 40: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	129, // 41: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	130, // 42: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	131, // 43: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	132, // 44: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
 	67,  // 45: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
 	67,  // 46: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
 	67,  // 47: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
 	67,  // 48: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
 	67,  // 49: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	126, // 50: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	132, // 50: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
 	67,  // 51: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
 	98,  // 52: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
 	67,  // 53: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
@@ -6663,14 +6949,14 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	67,  // 55: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
 	67,  // 56: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
 	67,  // 57: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
-	125, // 58: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
+	131, // 58: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
 	67,  // 59: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
-	127, // 60: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	133, // 60: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
 	98,  // 61: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
 	98,  // 62: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	128, // 63: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	129, // 64: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	129, // 65: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	134, // 63: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	135, // 64: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	135, // 65: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
 	0,   // 66: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
 	2,   // 67: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
 	4,   // 68: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
@@ -6711,52 +6997,58 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	92,  // 103: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
 	94,  // 104: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
 	96,  // 105: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	105, // 106: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	107, // 107: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	1,   // 108: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	3,   // 109: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	5,   // 110: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	7,   // 111: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	9,   // 112: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	11,  // 113: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	13,  // 114: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	15,  // 115: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	18,  // 116: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	20,  // 117: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	22,  // 118: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	28,  // 119: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	30,  // 120: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	32,  // 121: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	34,  // 122: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	36,  // 123: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	39,  // 124: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	41,  // 125: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	43,  // 126: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	45,  // 127: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	47,  // 128: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	49,  // 129: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	51,  // 130: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	53,  // 131: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	55,  // 132: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	58,  // 133: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	60,  // 134: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	62,  // 135: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	64,  // 136: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	66,  // 137: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	69,  // 138: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	71,  // 139: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	73,  // 140: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	75,  // 141: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	77,  // 142: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	79,  // 143: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	91,  // 144: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	93,  // 145: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	95,  // 146: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	97,  // 147: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	106, // 148: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	108, // 149: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	108, // [108:150] is the sub-list for method output_type
-	66,  // [66:108] is the sub-list for method input_type
+	105, // 106: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	107, // 107: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	109, // 108: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	111, // 109: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	113, // 110: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	1,   // 111: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	3,   // 112: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	5,   // 113: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	7,   // 114: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	9,   // 115: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	11,  // 116: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	13,  // 117: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	15,  // 118: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	18,  // 119: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	20,  // 120: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	22,  // 121: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	28,  // 122: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	30,  // 123: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	32,  // 124: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	34,  // 125: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	36,  // 126: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	39,  // 127: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	41,  // 128: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	43,  // 129: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	45,  // 130: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	47,  // 131: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	49,  // 132: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	51,  // 133: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	53,  // 134: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	55,  // 135: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	58,  // 136: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	60,  // 137: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	62,  // 138: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	64,  // 139: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	66,  // 140: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	69,  // 141: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	71,  // 142: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	73,  // 143: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	75,  // 144: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	77,  // 145: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	79,  // 146: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	91,  // 147: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	93,  // 148: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	95,  // 149: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	97,  // 150: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	106, // 151: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	108, // 152: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	110, // 153: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	112, // 154: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	114, // 155: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	111, // [111:156] is the sub-list for method output_type
+	66,  // [66:111] is the sub-list for method input_type
 	66,  // [66:66] is the sub-list for extension type_name
 	66,  // [66:66] is the sub-list for extension extendee
 	0,   // [0:66] is the sub-list for field type_name
@@ -6779,7 +7071,7 @@ func file_argon_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   111,
+			NumMessages:   117,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

@@ -158,6 +158,14 @@ const (
 	MachineServiceSetFirstBootProcedure = "/argon.v1.MachineService/SetFirstBoot"
 	// MachineServiceConsoleProcedure is the fully-qualified name of the MachineService's Console RPC.
 	MachineServiceConsoleProcedure = "/argon.v1.MachineService/Console"
+	// MachineServiceDisplayProcedure is the fully-qualified name of the MachineService's Display RPC.
+	MachineServiceDisplayProcedure = "/argon.v1.MachineService/Display"
+	// MachineServiceScreenshotProcedure is the fully-qualified name of the MachineService's Screenshot
+	// RPC.
+	MachineServiceScreenshotProcedure = "/argon.v1.MachineService/Screenshot"
+	// MachineServiceQuiesceMachineProcedure is the fully-qualified name of the MachineService's
+	// QuiesceMachine RPC.
+	MachineServiceQuiesceMachineProcedure = "/argon.v1.MachineService/QuiesceMachine"
 	// EventServiceListEventsProcedure is the fully-qualified name of the EventService's ListEvents RPC.
 	EventServiceListEventsProcedure = "/argon.v1.EventService/ListEvents"
 	// EventServiceWatchEventsProcedure is the fully-qualified name of the EventService's WatchEvents
@@ -1222,6 +1230,15 @@ type MachineServiceClient interface {
 	SetFirstBoot(context.Context, *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error)
 	// The serial console, from any server. The first message names the machine.
 	Console(context.Context) *connect.BidiStreamForClient[v1.ConsoleRequest, v1.ConsoleResponse]
+	// The screen, keyboard and pointer, as VNC (RFC 6143), from any server. The
+	// first message names the machine. For browsers: /vnc?machine=NAME, a
+	// WebSocket.
+	Display(context.Context) *connect.BidiStreamForClient[v1.DisplayRequest, v1.DisplayResponse]
+	// What the screen shows now, as a PNG in pieces.
+	Screenshot(context.Context, *connect.Request[v1.ScreenshotRequest]) (*connect.ServerStreamForClient[v1.ScreenshotResponse], error)
+	// Has the guest's agent bring its file systems to rest until the caller ends
+	// the call, but no longer than 30 s. It answers once they do.
+	QuiesceMachine(context.Context, *connect.Request[v1.QuiesceMachineRequest]) (*connect.ServerStreamForClient[v1.QuiesceMachineResponse], error)
 }
 
 // NewMachineServiceClient constructs a client for the argon.v1.MachineService service. By default,
@@ -1295,6 +1312,24 @@ func NewMachineServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(machineServiceMethods.ByName("Console")),
 			connect.WithClientOptions(opts...),
 		),
+		display: connect.NewClient[v1.DisplayRequest, v1.DisplayResponse](
+			httpClient,
+			baseURL+MachineServiceDisplayProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("Display")),
+			connect.WithClientOptions(opts...),
+		),
+		screenshot: connect.NewClient[v1.ScreenshotRequest, v1.ScreenshotResponse](
+			httpClient,
+			baseURL+MachineServiceScreenshotProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("Screenshot")),
+			connect.WithClientOptions(opts...),
+		),
+		quiesceMachine: connect.NewClient[v1.QuiesceMachineRequest, v1.QuiesceMachineResponse](
+			httpClient,
+			baseURL+MachineServiceQuiesceMachineProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("QuiesceMachine")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -1310,6 +1345,9 @@ type machineServiceClient struct {
 	cancelMigration *connect.Client[v1.CancelMigrationRequest, v1.CancelMigrationResponse]
 	setFirstBoot    *connect.Client[v1.SetFirstBootRequest, v1.SetFirstBootResponse]
 	console         *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
+	display         *connect.Client[v1.DisplayRequest, v1.DisplayResponse]
+	screenshot      *connect.Client[v1.ScreenshotRequest, v1.ScreenshotResponse]
+	quiesceMachine  *connect.Client[v1.QuiesceMachineRequest, v1.QuiesceMachineResponse]
 }
 
 // CreateMachine calls argon.v1.MachineService.CreateMachine.
@@ -1362,6 +1400,21 @@ func (c *machineServiceClient) Console(ctx context.Context) *connect.BidiStreamF
 	return c.console.CallBidiStream(ctx)
 }
 
+// Display calls argon.v1.MachineService.Display.
+func (c *machineServiceClient) Display(ctx context.Context) *connect.BidiStreamForClient[v1.DisplayRequest, v1.DisplayResponse] {
+	return c.display.CallBidiStream(ctx)
+}
+
+// Screenshot calls argon.v1.MachineService.Screenshot.
+func (c *machineServiceClient) Screenshot(ctx context.Context, req *connect.Request[v1.ScreenshotRequest]) (*connect.ServerStreamForClient[v1.ScreenshotResponse], error) {
+	return c.screenshot.CallServerStream(ctx, req)
+}
+
+// QuiesceMachine calls argon.v1.MachineService.QuiesceMachine.
+func (c *machineServiceClient) QuiesceMachine(ctx context.Context, req *connect.Request[v1.QuiesceMachineRequest]) (*connect.ServerStreamForClient[v1.QuiesceMachineResponse], error) {
+	return c.quiesceMachine.CallServerStream(ctx, req)
+}
+
 // MachineServiceHandler is an implementation of the argon.v1.MachineService service.
 type MachineServiceHandler interface {
 	CreateMachine(context.Context, *connect.Request[v1.CreateMachineRequest]) (*connect.Response[v1.CreateMachineResponse], error)
@@ -1379,6 +1432,15 @@ type MachineServiceHandler interface {
 	SetFirstBoot(context.Context, *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error)
 	// The serial console, from any server. The first message names the machine.
 	Console(context.Context, *connect.BidiStream[v1.ConsoleRequest, v1.ConsoleResponse]) error
+	// The screen, keyboard and pointer, as VNC (RFC 6143), from any server. The
+	// first message names the machine. For browsers: /vnc?machine=NAME, a
+	// WebSocket.
+	Display(context.Context, *connect.BidiStream[v1.DisplayRequest, v1.DisplayResponse]) error
+	// What the screen shows now, as a PNG in pieces.
+	Screenshot(context.Context, *connect.Request[v1.ScreenshotRequest], *connect.ServerStream[v1.ScreenshotResponse]) error
+	// Has the guest's agent bring its file systems to rest until the caller ends
+	// the call, but no longer than 30 s. It answers once they do.
+	QuiesceMachine(context.Context, *connect.Request[v1.QuiesceMachineRequest], *connect.ServerStream[v1.QuiesceMachineResponse]) error
 }
 
 // NewMachineServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1448,6 +1510,24 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 		connect.WithSchema(machineServiceMethods.ByName("Console")),
 		connect.WithHandlerOptions(opts...),
 	)
+	machineServiceDisplayHandler := connect.NewBidiStreamHandler(
+		MachineServiceDisplayProcedure,
+		svc.Display,
+		connect.WithSchema(machineServiceMethods.ByName("Display")),
+		connect.WithHandlerOptions(opts...),
+	)
+	machineServiceScreenshotHandler := connect.NewServerStreamHandler(
+		MachineServiceScreenshotProcedure,
+		svc.Screenshot,
+		connect.WithSchema(machineServiceMethods.ByName("Screenshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	machineServiceQuiesceMachineHandler := connect.NewServerStreamHandler(
+		MachineServiceQuiesceMachineProcedure,
+		svc.QuiesceMachine,
+		connect.WithSchema(machineServiceMethods.ByName("QuiesceMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/argon.v1.MachineService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case MachineServiceCreateMachineProcedure:
@@ -1470,6 +1550,12 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 			machineServiceSetFirstBootHandler.ServeHTTP(w, r)
 		case MachineServiceConsoleProcedure:
 			machineServiceConsoleHandler.ServeHTTP(w, r)
+		case MachineServiceDisplayProcedure:
+			machineServiceDisplayHandler.ServeHTTP(w, r)
+		case MachineServiceScreenshotProcedure:
+			machineServiceScreenshotHandler.ServeHTTP(w, r)
+		case MachineServiceQuiesceMachineProcedure:
+			machineServiceQuiesceMachineHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1517,6 +1603,18 @@ func (UnimplementedMachineServiceHandler) SetFirstBoot(context.Context, *connect
 
 func (UnimplementedMachineServiceHandler) Console(context.Context, *connect.BidiStream[v1.ConsoleRequest, v1.ConsoleResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.Console is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) Display(context.Context, *connect.BidiStream[v1.DisplayRequest, v1.DisplayResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.Display is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) Screenshot(context.Context, *connect.Request[v1.ScreenshotRequest], *connect.ServerStream[v1.ScreenshotResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.Screenshot is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) QuiesceMachine(context.Context, *connect.Request[v1.QuiesceMachineRequest], *connect.ServerStream[v1.QuiesceMachineResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.QuiesceMachine is not implemented"))
 }
 
 // EventServiceClient is a client for the argon.v1.EventService service.
