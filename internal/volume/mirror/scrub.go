@@ -50,9 +50,14 @@ func (c *Core) tryScrub() {
 	c.submit(c.sumsOp(s.cursor, n, c.summed))
 }
 
-// sumsOp asks all members for the checksums of a range.
+// sumsOp asks all members for the checksums of a range. They record those of
+// regions that are flushed: what a power cut may take back must not be called
+// damaged afterwards.
 func (c *Core) sumsOp(off, n int64, then func(*op)) *op {
-	o := &op{verb: VerbSums, who: members, lock: shared, off: off, len: n, each: map[uint32][]byte{}, then: then}
+	o := &op{
+		verb: VerbSums, who: members, lock: shared, off: off, len: n, each: map[uint32][]byte{}, then: then,
+		generation: max(c.clock.equalBefore, 1),
+	}
 	for _, p := range c.peers {
 		o.each[p.id] = make([]byte, (n+c.cfg.Grain-1)/c.cfg.Grain*wire.SumSize)
 	}
