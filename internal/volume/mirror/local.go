@@ -39,7 +39,7 @@ type Copy interface {
 const (
 	// localWorkers is how many operations on the local replica are under way
 	// at once: enough to keep a disk's queue filled.
-	localWorkers = 8
+	localWorkers = 32
 	// localQueue has room for everything that a holder has in flight.
 	localQueue = 4 * maxInFlight
 )

@@ -18,8 +18,9 @@ import (
 
 const (
 	// workers is how many goroutines serve a connection: all but one may be
-	// carrying a request out.
-	workers = 12
+	// carrying a request out. Those who wait for the disk together are served
+	// together: by its queue, or by one sync of what their writes need first.
+	workers = 33
 	// window is how many requests of one connection may be unanswered before
 	// no more are read. It is more than a holder ever has in flight, or a slow
 	// disk would hide its pings.
@@ -75,9 +76,10 @@ type serverConn struct {
 	readBy  time.Time // the read deadline
 	head    [wire.HeaderSize]byte
 
-	mu   sync.Mutex
-	busy int    // workers that carry a request out
-	todo []*job // requests that found all others busy
+	mu    sync.Mutex
+	busy  int    // workers that carry a request out
+	stuck int    // of them, those that lost their turn to the disk
+	todo  []*job // requests that found all others busy
 
 	writing sync.Mutex // guards out, broken and writeBy
 	out     *bufio.Writer
@@ -258,6 +260,7 @@ func (c *serverConn) read() (j *job, mine bool) {
 			break
 		}
 		if kept := c.tryOut(j); !kept {
+			c.unstick()
 			c.slots <- struct{}{}
 			return j, true
 		}
@@ -306,20 +309,29 @@ func (c *serverConn) tryOut(j *job) (kept bool) {
 }
 
 // mayTry tells whether the worker that reads may try to carry out a request: if
-// the disk holds it up another one must be left to read.
+// the disk holds it up another one must be left to read, and what held up one
+// would hold up others.
 func (c *serverConn) mayTry() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.busy < workers-1
+	return c.busy < workers-1 && c.stuck == 0
 }
 
 // giveTurn takes the turn from a worker that the disk holds up, for another one.
 func (c *serverConn) giveTurn() {
 	c.mu.Lock()
 	c.busy++
+	c.stuck++
 	c.mu.Unlock()
 	c.reading.Unlock()
 	c.flush()
+}
+
+// unstick is for the worker that lost its turn so, when the disk goes on.
+func (c *serverConn) unstick() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stuck--
 }
 
 // deadline is a new one, if the old one is due to be moved.
