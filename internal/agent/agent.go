@@ -22,6 +22,7 @@ type Options struct {
 	Gate     Gate
 	Volumes  Volumes
 	Replicas Replicas
+	Space    Space
 	Images   Images
 	Ports    Ports
 	Dirs     Dirs
@@ -40,6 +41,8 @@ type Agent struct {
 	// wake asks for a pass.
 	wake chan struct{}
 	wg   sync.WaitGroup
+	// mover is taken by the one work on the disk that may go on for long.
+	mover chan struct{}
 
 	// mu guards what follows: all that is known of what is here.
 	mu       sync.Mutex
@@ -50,6 +53,11 @@ type Agent struct {
 	probe    *hypervisor.Probe
 	jobs     map[string]*job
 	retries  map[string]retry
+	// tidied has the replicas that have nothing to give back, by their keys.
+	tidied map[string]bool
+	// measured is when the disk was looked at last, fill what was found.
+	measured time.Time
+	fill     fill
 	// passed is closed at the end of each pass.
 	passed chan struct{}
 }
@@ -62,6 +70,8 @@ func New(o Options) *Agent {
 	return &Agent{
 		Options:  o,
 		wake:     make(chan struct{}, 1),
+		mover:    make(chan struct{}, 1),
+		tidied:   map[string]bool{},
 		machines: map[string]*machine{},
 		volumes:  map[string]*volume{},
 		replicas: map[string][]uint32{},
@@ -160,6 +170,8 @@ func (a *Agent) pass(ctx context.Context, st *catalog.State) time.Duration {
 	p.planVolumes()
 	p.planMachines()
 	p.planReplicas()
+	p.planUpkeep()
+	p.planUsage()
 	p.planImages()
 	next := a.carryOut(ctx, p)
 	p.watchGuests(ctx)

@@ -413,13 +413,20 @@ func TestReplicasAreMadeFromAnImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	st := w.until("made, equal", func(st *catalog.State) bool { return allInSync(st.Volumes["v"], 2) })
-	if st.Volumes["v"].GetEpoch() != 0 {
-		t.Errorf("somebody attached it: epoch %d", st.Volumes["v"].GetEpoch())
+	if v := st.Volumes["v"]; v.GetEpoch() != 0 || !v.GetReplicas()[0].GetBased() || v.GetBase() == nil {
+		t.Errorf("somebody attached it, or it is not based on the image: %v", v)
 	}
 	st = w.until("copied", func(st *catalog.State) bool {
 		copies := st.Images["i"].GetCopies()
 		return len(copies) == 3 && !slices.ContainsFunc(copies, func(c *argonv1.ImageCopy) bool { return !c.GetReady() })
 	})
+	_, err := w.store.Volumes.Update(t.Context(), "v", func(v *argonv1.Volume) error {
+		v.Removing = true
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := w.store.Images.Delete(t.Context(), st.Images["i"]); err != nil {
 		t.Fatal(err)
 	}

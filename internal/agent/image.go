@@ -21,18 +21,26 @@ const (
 	// recheck looks again for a copy that should be here: it was imported
 	// just now, or is lost.
 	recheck
+	// keepImage has a copy recorded again that was written off while this
+	// server was away.
+	keepImage
 	deleteImage
 )
 
 func (s imageStep) String() string {
-	return [...]string{"leave", "fetch", "confirm", "recheck", "delete"}[s]
+	return [...]string{"leave", "fetch", "confirm", "recheck", "keep", "delete"}[s]
 }
 
 // nextForImage names the next step. image is nil when its record is gone: an
-// image, unlike a replica, can be deleted then, since nothing depends on it.
-func nextForImage(image *argonv1.Image, serverID string, here, hasSource bool) imageStep {
+// image, unlike a replica, can be deleted then, unless a replica here still
+// reads from it: that one is needed.
+func nextForImage(image *argonv1.Image, serverID string, here, hasSource, needed bool) imageStep {
 	c := copyOn(image, serverID)
 	switch {
+	case c == nil && here && needed && image != nil:
+		return keepImage
+	case c == nil && here && needed:
+		return asIs
 	case c == nil && here:
 		return deleteImage
 	case c == nil:
@@ -69,7 +77,7 @@ func (p *plan) planImages() {
 	for id := range ids {
 		image := p.st.Images[id]
 		from := p.imageSources(image)
-		step := nextForImage(image, a.ServerID, a.images[id], len(from) > 0)
+		step := nextForImage(image, a.ServerID, a.images[id], len(from) > 0, placement.ImageNeeded(p.st, id, a.ServerID))
 		j := job{step: step.String()}
 		switch step {
 		case asIs:
@@ -80,6 +88,8 @@ func (p *plan) planImages() {
 			j.run = func(ctx context.Context) error { return a.setReady(ctx, id, true) }
 		case recheck:
 			j.run = func(ctx context.Context) error { return a.recheckImage(ctx, id) }
+		case keepImage:
+			j.run = func(ctx context.Context) error { return a.askForImage(ctx, id) }
 		case deleteImage:
 			j.run = func(ctx context.Context) error { return a.deleteImage(ctx, id) }
 		}

@@ -7,6 +7,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/hypervisor"
+	device "github.com/argon-cluster/argon/internal/volume"
 )
 
 // Gate says whether this server may start workloads.
@@ -56,6 +57,8 @@ type Attachment interface {
 	// Disk is where it is served. The same volume has the same socket each
 	// time, so that a guest finds it again after the daemon was restarted.
 	Disk() hypervisor.Disk
+	// Device is the volume itself, for who writes to it in this process.
+	Device() device.Device
 	// Ready is closed when it serves for the first time.
 	Ready() <-chan struct{}
 	// Done is closed when it is over: detached, deposed by a newer holder, or
@@ -80,6 +83,21 @@ type Replicas interface {
 	Create(ctx context.Context, req CreateReplica) (incarnation uint64, err error)
 	// Remove deletes one. That there is none is no error.
 	Remove(ctx context.Context, volumeID string, replicaID uint32) error
+	// Inside says whether a replica reads from a base, and which snapshots it
+	// has. An error: it is not here.
+	Inside(volumeID string, replicaID uint32) (based bool, snapshots []uint32, err error)
+	// Forget deletes a snapshot; Tidy gives its space back. That there is none
+	// is no error.
+	Forget(volumeID string, replicaID, snapshotID uint32) error
+	// Tidy and DetachBase do a bounded part of their work; more: call again.
+	Tidy(ctx context.Context, volumeID string, replicaID uint32) (more bool, err error)
+	DetachBase(ctx context.Context, volumeID string, replicaID uint32) (more bool, err error)
+}
+
+// Space measures what lies on this server's disk.
+type Space interface {
+	// Measure lists replicas in the same order each time.
+	Measure() (*argonv1.Usage, error)
 }
 
 // CreateReplica describes a new replica.
@@ -87,9 +105,10 @@ type CreateReplica struct {
 	VolumeID  string
 	ReplicaID uint32
 	SizeBytes uint64
-	// ImageID is what to fill it with, an image that lies here; empty: zeros.
-	ImageID string
-	// Behind: the volume was attached before; what it has is to be copied.
+	// Base is what it begins with, an image or a snapshot that lies here; nil:
+	// zeros.
+	Base *argonv1.Base
+	// Behind: it has nothing in common with the others, and is to be copied to.
 	Behind bool
 }
 
@@ -161,6 +180,10 @@ const (
 	// yieldTime is how long a server leaves a volume alone that it made way
 	// with: time enough for the user's server to attach it.
 	yieldTime = 10 * time.Second
+	// shortestRest and longestRest bound the pause after each step of a long
+	// work on the disk.
+	shortestRest = time.Millisecond
+	longestRest  = time.Second
 	// resumeEvery is how often a guest that stands still because of a full
 	// disk is tried again.
 	resumeEvery = 10 * time.Second

@@ -10,6 +10,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/placement"
 )
 
 // replicaStep is what to do next with a replica on this server.
@@ -17,7 +18,7 @@ type replicaStep uint8
 
 const (
 	keep replicaStep = iota
-	// fetchImage asks for a copy of the volume's image on this server.
+	// fetchImage asks for a copy of the image that it is made from.
 	fetchImage
 	createReplica
 	removeReplica
@@ -27,33 +28,43 @@ func (s replicaStep) String() string {
 	return [...]string{"keep", "fetch image", "create", "remove"}[s]
 }
 
-// nextForReplica names a replica's next step, and the image to fill it with.
-// exists: it lies here. image is the volume's, nil if that was removed;
-// hasImage: it lies here, too.
+// replicaSeen is what is known here of a replica, and of what it could be made
+// from.
+type replicaSeen struct {
+	// exists: it lies here.
+	exists bool
+	// baseRecorded: the volume's base has a record; hasBase: it lies here, too.
+	baseRecorded, hasBase bool
+}
+
+// nextForReplica names a replica's next step. behind: the new replica is not
+// equal to the others, and the holder copies to it.
 //
-// Before the first attachment a replica is made from the image and is then
-// equal to all others. Later it is made empty: the holder copies to it.
-func nextForReplica(v *argonv1.Volume, r *argonv1.Replica, exists bool, image *argonv1.Image, hasImage bool) (step replicaStep, imageID string) {
-	fresh := v.GetEpoch() == 0 && v.GetBase().GetImageId() != ""
+// Before the first attachment a replica that begins with the volume's base is
+// equal to all others. An image is fetched for that; a snapshot of another
+// volume is where it is, and where it is not the replica is made empty, as it
+// is after the first attachment.
+func nextForReplica(v *argonv1.Volume, r *argonv1.Replica, seen replicaSeen) (step replicaStep, behind bool) {
+	fresh, base := v.GetEpoch() == 0, v.GetBase()
 	switch r.GetState() {
 	case argonv1.ReplicaState_REPLICA_STATE_REMOVING:
-		return removeReplica, ""
+		return removeReplica, false
 	case argonv1.ReplicaState_REPLICA_STATE_CREATING:
 		switch {
-		case fresh && image == nil:
-			return keep, "" // nothing to fill it with; the controller knows
-		case fresh && !hasImage:
-			return fetchImage, v.GetBase().GetImageId()
-		case fresh:
-			return createReplica, v.GetBase().GetImageId()
+		case fresh && base.GetImageId() != "" && !seen.baseRecorded:
+			return keep, false // nothing to make it from; the controller knows
+		case fresh && base.GetImageId() != "" && !seen.hasBase:
+			return fetchImage, false
+		case fresh && (base == nil || seen.hasBase):
+			return createReplica, false
 		}
-		return createReplica, ""
+		return createReplica, true
 	case argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC:
-		if !exists {
-			return createReplica, "" // its disk was replaced
+		if !seen.exists {
+			return createReplica, true // its disk was replaced
 		}
 	}
-	return keep, ""
+	return keep, false
 }
 
 func (p *plan) planReplicas() {
@@ -63,24 +74,38 @@ func (p *plan) planReplicas() {
 			if r.GetServerId() != a.ServerID {
 				continue
 			}
-			image := p.st.Images[v.GetBase().GetImageId()]
-			exists := slices.Contains(a.replicas[id], r.GetId())
-			step, imageID := nextForReplica(v, r, exists, image, a.images[v.GetBase().GetImageId()])
-			p.addReplica(step, v, r, imageID)
+			seen := p.seeBase(v)
+			seen.exists = slices.Contains(a.replicas[id], r.GetId())
+			step, behind := nextForReplica(v, r, seen)
+			p.addReplica(step, v, r, behind)
 		}
 	}
 }
 
-func (p *plan) addReplica(step replicaStep, v *argonv1.Volume, r *argonv1.Replica, imageID string) {
+// seeBase looks whether what a volume is made from lies here.
+func (p *plan) seeBase(v *argonv1.Volume) replicaSeen {
+	a, base := p.agent, v.GetBase()
+	if id := base.GetImageId(); id != "" {
+		return replicaSeen{baseRecorded: p.st.Images[id] != nil, hasBase: a.images[id]}
+	}
+	parent := p.st.Volumes[base.GetVolumeId()]
+	snapshot := placement.Snapshot(parent, base.GetSnapshotId())
+	return replicaSeen{
+		baseRecorded: snapshot != nil,
+		hasBase:      slices.Contains(placement.SnapshotServers(parent, snapshot), a.ServerID),
+	}
+}
+
+func (p *plan) addReplica(step replicaStep, v *argonv1.Volume, r *argonv1.Replica, behind bool) {
 	a := p.agent
 	j := job{step: step.String()}
 	switch step {
 	case keep:
 		return
 	case fetchImage:
-		j.run = func(ctx context.Context) error { return a.askForImage(ctx, imageID) }
+		j.run = func(ctx context.Context) error { return a.askForImage(ctx, v.GetBase().GetImageId()) }
 	case createReplica:
-		j.waits, j.run = true, func(ctx context.Context) error { return a.createReplica(ctx, v, r.GetId(), imageID) }
+		j.waits, j.run = true, func(ctx context.Context) error { return a.createReplica(ctx, v, r.GetId(), behind) }
 	case removeReplica:
 		j.run = func(ctx context.Context) error { return a.removeReplica(ctx, v, r.GetId()) }
 	}
@@ -106,11 +131,13 @@ func (a *Agent) askForImage(ctx context.Context, imageID string) error {
 	return nil
 }
 
-func (a *Agent) createReplica(ctx context.Context, v *argonv1.Volume, replicaID uint32, imageID string) error {
+func (a *Agent) createReplica(ctx context.Context, v *argonv1.Volume, replicaID uint32, behind bool) error {
 	volumeID := v.GetMeta().GetId()
-	incarnation, err := a.Replicas.Create(ctx, CreateReplica{
-		VolumeID: volumeID, ReplicaID: replicaID, SizeBytes: v.GetSizeBytes(), ImageID: imageID, Behind: v.GetEpoch() != 0,
-	})
+	req := CreateReplica{VolumeID: volumeID, ReplicaID: replicaID, SizeBytes: v.GetSizeBytes(), Behind: behind}
+	if !behind {
+		req.Base = v.GetBase()
+	}
+	incarnation, err := a.Replicas.Create(ctx, req)
 	if err != nil {
 		err = fmt.Errorf("make replica %d: %w", replicaID, err)
 		a.explain(ctx, v, replicaID, err.Error())
@@ -121,28 +148,28 @@ func (a *Agent) createReplica(ctx context.Context, v *argonv1.Volume, replicaID 
 		a.replicas[volumeID] = append(a.replicas[volumeID], replicaID)
 	}
 	a.mu.Unlock()
-	return a.enlist(ctx, v, replicaID, incarnation)
+	return a.enlist(ctx, v, req, incarnation)
 }
 
-// enlist records that a replica has been made. As long as nobody ever attached
-// the volume, it equals all others; the compare-and-swap makes sure of that,
-// since attaching takes the first epoch. After that it is behind.
-func (a *Agent) enlist(ctx context.Context, v *argonv1.Volume, replicaID uint32, incarnation uint64) error {
-	_, err := a.updateReplica(ctx, v, replicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
+// enlist records that a replica has been made. One that begins as all others do
+// equals them as long as nobody ever attached the volume; the compare-and-swap
+// makes sure of that, since attaching takes the first epoch. Else it is behind.
+func (a *Agent) enlist(ctx context.Context, v *argonv1.Volume, made CreateReplica, incarnation uint64) error {
+	_, err := a.updateReplica(ctx, v, made.ReplicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
 		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_CREATING {
 			return ErrOvertaken
 		}
 		r.State, r.Reason = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, "new: it is copied to next"
-		if v.GetEpoch() == 0 {
+		if v.GetEpoch() == 0 && !made.Behind {
 			r.State, r.Reason = argonv1.ReplicaState_REPLICA_STATE_IN_SYNC, ""
 		}
-		r.Incarnation, r.Since = incarnation, timestamppb.New(a.Now())
+		r.Incarnation, r.Based, r.Since = incarnation, made.Base != nil, timestamppb.New(a.Now())
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("record replica %d: %w", replicaID, err)
+		return fmt.Errorf("record replica %d: %w", made.ReplicaID, err)
 	}
-	a.tell(ctx, volumeEvent(v, argonv1.Severity_SEVERITY_INFO, "replica-created", fmt.Sprintf("replica %d was made", replicaID)))
+	a.tell(ctx, volumeEvent(v, argonv1.Severity_SEVERITY_INFO, "replica-created", fmt.Sprintf("replica %d was made", made.ReplicaID)))
 	return nil
 }
 
@@ -171,6 +198,7 @@ func (a *Agent) removeReplica(ctx context.Context, v *argonv1.Volume, replicaID 
 	}
 	a.mu.Lock()
 	a.replicas[volumeID] = slices.DeleteFunc(a.replicas[volumeID], func(id uint32) bool { return id == replicaID })
+	a.forgetUpkeep(volumeID, replicaID)
 	a.mu.Unlock()
 	_, err := a.updateReplica(ctx, v, replicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
 		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_REMOVING {

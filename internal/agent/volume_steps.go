@@ -14,6 +14,7 @@ import (
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/hypervisor"
+	device "github.com/argon-cluster/argon/internal/volume"
 )
 
 // This file carries out what volume.go decides.
@@ -346,6 +347,9 @@ type Connection struct {
 
 // Disk is where the volume is served.
 func (c *Connection) Disk() hypervisor.Disk { return c.attachment.Disk() }
+
+// Device is the volume itself.
+func (c *Connection) Device() device.Device { return c.attachment.Device() }
 
 // Done is closed when the attachment is over.
 func (c *Connection) Done() <-chan struct{} { return c.attachment.Done() }

@@ -307,37 +307,37 @@ func TestNextForReplica(t *testing.T) {
 		outOfSync = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC
 		removing  = argonv1.ReplicaState_REPLICA_STATE_REMOVING
 	)
-	image := &argonv1.Image{}
+	image, parent := &argonv1.Base{ImageId: "i"}, &argonv1.Base{VolumeId: "p", SnapshotId: 1}
 	tests := []struct {
-		name     string
-		state    argonv1.ReplicaState
-		epoch    uint64
-		imageID  string
-		image    *argonv1.Image
-		hasImage bool
-		exists   bool
-		want     replicaStep
-		from     string
+		name   string
+		state  argonv1.ReplicaState
+		epoch  uint64
+		base   *argonv1.Base
+		seen   replicaSeen
+		want   replicaStep
+		behind bool
 	}{
 		{name: "empty volume", state: creating, want: createReplica},
-		{name: "made before the record said so", state: creating, exists: true, want: createReplica},
-		{name: "from an image", state: creating, imageID: "i", image: image, hasImage: true, want: createReplica, from: "i"},
-		{name: "from an image that is elsewhere", state: creating, imageID: "i", image: image, want: fetchImage, from: "i"},
-		{name: "from an image that is gone", state: creating, imageID: "i", want: keep},
-		{name: "written to already: empty, to be copied to", state: creating, imageID: "i", epoch: 1, want: createReplica},
-		{name: "in sync", state: inSync, exists: true, want: keep},
+		{name: "made before the record said so", state: creating, seen: replicaSeen{exists: true}, want: createReplica},
+		{name: "from an image", state: creating, base: image, seen: replicaSeen{baseRecorded: true, hasBase: true}, want: createReplica},
+		{name: "from an image that is elsewhere", state: creating, base: image, seen: replicaSeen{baseRecorded: true}, want: fetchImage},
+		{name: "from an image that is gone", state: creating, base: image, want: keep},
+		{name: "from a snapshot", state: creating, base: parent, seen: replicaSeen{baseRecorded: true, hasBase: true}, want: createReplica},
+		{name: "from a snapshot that is elsewhere", state: creating, base: parent, seen: replicaSeen{baseRecorded: true}, want: createReplica, behind: true},
+		{name: "written to already: empty, to be copied to", state: creating, base: image, epoch: 1, seen: replicaSeen{baseRecorded: true, hasBase: true}, want: createReplica, behind: true},
+		{name: "in sync", state: inSync, seen: replicaSeen{exists: true}, want: keep},
 		{name: "in sync and missing: nobody may make an empty one pass for it", state: inSync, want: keep},
-		{name: "behind", state: outOfSync, exists: true, epoch: 1, want: keep},
-		{name: "behind and missing", state: outOfSync, epoch: 1, want: createReplica},
-		{name: "to be removed", state: removing, exists: true, want: removeReplica},
+		{name: "behind", state: outOfSync, seen: replicaSeen{exists: true}, epoch: 1, want: keep},
+		{name: "behind and missing", state: outOfSync, epoch: 1, want: createReplica, behind: true},
+		{name: "to be removed", state: removing, seen: replicaSeen{exists: true}, want: removeReplica},
 		{name: "to be removed, gone already", state: removing, want: removeReplica},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			v := &argonv1.Volume{Epoch: tt.epoch, Base: &argonv1.Base{ImageId: tt.imageID}}
-			step, from := nextForReplica(v, &argonv1.Replica{State: tt.state}, tt.exists, tt.image, tt.hasImage)
-			if step != tt.want || from != tt.from {
-				t.Errorf("next is %v from %q, want %v from %q", step, from, tt.want, tt.from)
+			v := &argonv1.Volume{Epoch: tt.epoch, Base: tt.base}
+			step, behind := nextForReplica(v, &argonv1.Replica{State: tt.state}, tt.seen)
+			if step != tt.want || behind != tt.behind {
+				t.Errorf("next is %v, behind %v; want %v, %v", step, behind, tt.want, tt.behind)
 			}
 		})
 	}
@@ -350,20 +350,23 @@ func TestNextForImage(t *testing.T) {
 		name         string
 		image        *argonv1.Image
 		here, source bool
+		needed       bool
 		want         imageStep
 	}{
-		{"not asked", image(), false, true, asIs},
-		{"asked", image(asked), false, true, fetch},
-		{"asked, nobody has it", image(asked), false, false, asIs},
-		{"fetched", image(asked), true, true, confirm},
-		{"ready", image(ready), true, false, asIs},
-		{"ready says the record only", image(ready), false, true, recheck},
-		{"not asked any more", image(), true, true, deleteImage},
-		{"its record is gone", nil, true, false, deleteImage},
+		{"not asked", image(), false, true, false, asIs},
+		{"asked", image(asked), false, true, false, fetch},
+		{"asked, nobody has it", image(asked), false, false, false, asIs},
+		{"fetched", image(asked), true, true, false, confirm},
+		{"ready", image(ready), true, false, false, asIs},
+		{"ready says the record only", image(ready), false, true, false, recheck},
+		{"not asked any more", image(), true, true, false, deleteImage},
+		{"not asked any more, a replica reads from it", image(), true, true, true, keepImage},
+		{"its record is gone", nil, true, false, false, deleteImage},
+		{"its record is gone, a replica reads from it", nil, true, false, true, asIs},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := nextForImage(tt.image, "a", tt.here, tt.source); got != tt.want {
+			if got := nextForImage(tt.image, "a", tt.here, tt.source, tt.needed); got != tt.want {
 				t.Errorf("next is %v, want %v", got, tt.want)
 			}
 		})

@@ -23,6 +23,7 @@ import (
 	"github.com/argon-cluster/argon/internal/controller"
 	"github.com/argon-cluster/argon/internal/hypervisor"
 	"github.com/argon-cluster/argon/internal/hypervisor/fake"
+	device "github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 )
 
@@ -193,7 +194,9 @@ type host struct {
 
 	mu       sync.Mutex
 	replicas map[string][]uint32
+	contents map[string]*contents
 	images   map[string]bool
+	used     uint64 // of 50 GiB
 
 	monitor fake.Monitor
 	agent   *Agent
@@ -223,7 +226,7 @@ func (h *host) start() {
 	view := catalog.NewView(w.store, quiet())
 	h.agent = New(Options{
 		ServerID: h.id, Store: w.store, View: view, Gate: &fakeGate{view: view, id: h.id},
-		Volumes: &fakeVolumes{host: h, crashed: h.crashed}, Replicas: (*fakeReplicas)(h), Images: (*fakeImages)(h),
+		Volumes: &fakeVolumes{host: h, crashed: h.crashed}, Replicas: (*fakeReplicas)(h), Space: (*fakeSpace)(h), Images: (*fakeImages)(h),
 		Ports: fakePorts{}, Dirs: fakeDirs{}, Seeds: fakeSeeds{}, Monitor: &h.monitor, Now: time.Now, Tick: 20 * time.Millisecond, Log: quiet().With("server", h.id),
 	})
 	h.stop, h.done = cancel, make(chan struct{})
@@ -320,8 +323,11 @@ func (r *fakeReplicas) List(context.Context) (map[string][]uint32, error) {
 func (r *fakeReplicas) Create(_ context.Context, req CreateReplica) (uint64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if req.ImageID != "" && !r.images[req.ImageID] {
-		return 0, fmt.Errorf("image %s is not here", req.ImageID)
+	if id := req.Base.GetImageId(); id != "" && !r.images[id] {
+		return 0, fmt.Errorf("image %s is not here", id)
+	}
+	if req.Base != nil {
+		r.content(req.VolumeID, req.ReplicaID).base = 5
 	}
 	if !slices.Contains(r.replicas[req.VolumeID], req.ReplicaID) {
 		r.replicas[req.VolumeID] = append(r.replicas[req.VolumeID], req.ReplicaID)
@@ -337,6 +343,66 @@ func (r *fakeReplicas) Remove(_ context.Context, volumeID string, id uint32) err
 		delete(r.replicas, volumeID)
 	}
 	return nil
+}
+
+// contents are those of a replica: how many steps its base still takes, its
+// snapshots, and how many steps the deleted ones take.
+type contents struct {
+	base      int
+	snapshots []uint32
+	untidy    int
+}
+
+func (r *fakeReplicas) content(volumeID string, id uint32) *contents {
+	key := fmt.Sprint(volumeID, "/", id)
+	if r.contents == nil {
+		r.contents = map[string]*contents{}
+	}
+	if r.contents[key] == nil {
+		r.contents[key] = &contents{}
+	}
+	return r.contents[key]
+}
+
+func (r *fakeReplicas) Inside(volumeID string, id uint32) (bool, []uint32, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.content(volumeID, id)
+	return c.base > 0, slices.Clone(c.snapshots), nil
+}
+
+func (r *fakeReplicas) Forget(volumeID string, id, snapshot uint32) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.content(volumeID, id)
+	c.snapshots = slices.DeleteFunc(c.snapshots, func(s uint32) bool { return s == snapshot })
+	c.untidy += 3
+	return nil
+}
+
+func (r *fakeReplicas) Tidy(_ context.Context, volumeID string, id uint32) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.content(volumeID, id)
+	c.untidy = max(0, c.untidy-1)
+	return c.untidy > 0, nil
+}
+
+func (r *fakeReplicas) DetachBase(_ context.Context, volumeID string, id uint32) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.content(volumeID, id)
+	c.base = max(0, c.base-1)
+	return c.base > 0, nil
+}
+
+// fakeSpace is a host's disk.
+type fakeSpace host
+
+func (s *fakeSpace) Measure() (*argonv1.Usage, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &argonv1.Usage{FreeBytes: 50*gib - s.used, TotalBytes: 100 * gib, ReserveBytes: gib}, nil
 }
 
 // fakeImages are the images on a host's disk.
@@ -436,6 +502,7 @@ type fakeAttachment struct {
 func (a *fakeAttachment) Disk() hypervisor.Disk {
 	return hypervisor.Disk{Socket: "/nowhere/" + a.id + ".nbd", Export: a.id}
 }
+func (a *fakeAttachment) Device() device.Device  { return nil }
 func (a *fakeAttachment) Ready() <-chan struct{} { return a.ready }
 func (a *fakeAttachment) Done() <-chan struct{}  { return a.done }
 

@@ -20,7 +20,8 @@ func (a *app) volumeCommand() *cobra.Command {
   argon volume connect db`,
 		a.volumeCreateCommand(), a.volumeListCommand(), a.volumeShowCommand(), a.volumeRemoveCommand(),
 		a.volumeConnectCommand(), a.volumePromoteCommand(),
-		a.volumeResizeCommand(), a.volumeDetachCommand(), a.volumeScrubCommand())
+		a.volumeResizeCommand(), a.volumeDetachCommand(), a.volumeScrubCommand(),
+		a.volumeExportCommand(), a.volumeImportCommand())
 }
 
 func (a *app) volumeCreateCommand() *cobra.Command {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/argon-cluster/argon/internal/agent"
 	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 	"github.com/argon-cluster/argon/internal/volume/nbd"
 )
@@ -58,6 +59,9 @@ func serial(volumeID string) string {
 
 // Disk implements agent.Attachment.
 func (a *attachment) Disk() hypervisor.Disk { return a.disk }
+
+// Device implements agent.Attachment.
+func (a *attachment) Device() volume.Device { return a.Attachment }
 
 // Err implements agent.Attachment.
 func (a *attachment) Err() error { return startAfresh(a.Attachment.Err()) }

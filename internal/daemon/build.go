@@ -89,6 +89,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 		ServerID: id, Store: m.store, View: m.view, Gate: m.gate,
 		Volumes:  m.volumes,
 		Replicas: replicas{m.replicas},
+		Space:    space{s.Dir, m.replicas, s.paths.images()},
 		Images:   imageCopies{m.images, m.replicas, m.peers, s.Log},
 		Ports:    local,
 		Dirs:     guestDirs{s.paths},

@@ -73,6 +73,15 @@ func (p *peers) Machines(serverID string) (argonv1connect.MachineServiceClient, 
 	return argonv1connect.NewMachineServiceClient(c.http, c.url), nil
 }
 
+// Volumes implements rpc.Peers.
+func (p *peers) Volumes(serverID string) (argonv1connect.VolumeServiceClient, error) {
+	c, err := p.api(serverID)
+	if err != nil {
+		return nil, err
+	}
+	return argonv1connect.NewVolumeServiceClient(c.http, c.url), nil
+}
+
 func (p *peers) images(serverID string) (argonv1connect.ImageServiceClient, error) {
 	c, err := p.api(serverID)
 	if err != nil {

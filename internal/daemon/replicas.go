@@ -1,15 +1,21 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/agent"
+	"github.com/argon-cluster/argon/internal/rpc"
 	"github.com/argon-cluster/argon/internal/volume/layer"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 	"github.com/argon-cluster/argon/internal/volume/replica"
@@ -40,7 +46,9 @@ func (r replicas) List(context.Context) (map[string][]uint32, error) {
 // Create implements agent.Replicas.
 func (r replicas) Create(_ context.Context, req agent.CreateReplica) (incarnation uint64, err error) {
 	spec := replica.CreateSpec{VolumeID: req.VolumeID, ReplicaID: req.ReplicaID, Size: int64(req.SizeBytes), Behind: req.Behind}
-	spec.Base.Image = req.ImageID
+	if b := req.Base; b != nil {
+		spec.Base = layer.BaseRef{Image: b.GetImageId(), Volume: b.GetVolumeId(), Snapshot: b.GetSnapshotId()}
+	}
 	info, err := r.store.Create(spec)
 	return info.Incarnation, err
 }
@@ -48,6 +56,125 @@ func (r replicas) Create(_ context.Context, req agent.CreateReplica) (incarnatio
 // Remove implements agent.Replicas.
 func (r replicas) Remove(_ context.Context, volumeID string, replicaID uint32) error {
 	return r.store.Remove(volumeID, replicaID)
+}
+
+// Inside implements agent.Replicas.
+func (r replicas) Inside(volumeID string, replicaID uint32) (based bool, snapshots []uint32, err error) {
+	rep, err := r.store.Get(volumeID, replicaID)
+	if err != nil {
+		return false, nil, err
+	}
+	for _, s := range rep.Snapshots() {
+		snapshots = append(snapshots, s.ID)
+	}
+	return rep.Based(), snapshots, nil
+}
+
+// Forget implements agent.Replicas.
+func (r replicas) Forget(volumeID string, replicaID, snapshotID uint32) error {
+	rep, err := r.store.Get(volumeID, replicaID)
+	if err != nil {
+		return err
+	}
+	return rep.Forget(snapshotID)
+}
+
+// Tidy implements agent.Replicas.
+func (r replicas) Tidy(ctx context.Context, volumeID string, replicaID uint32) (more bool, err error) {
+	rep, err := r.store.Get(volumeID, replicaID)
+	if err != nil {
+		return false, err
+	}
+	return rep.Tidy(ctx)
+}
+
+// DetachBase implements agent.Replicas.
+func (r replicas) DetachBase(ctx context.Context, volumeID string, replicaID uint32) (more bool, err error) {
+	rep, err := r.store.Get(volumeID, replicaID)
+	if err != nil {
+		return false, err
+	}
+	return rep.DetachBase(ctx)
+}
+
+// OpenSnapshot implements rpc.Volumes.
+func (v *volumes) OpenSnapshot(volumeID string, replicaID, snapshotID uint32) (rpc.SnapshotView, error) {
+	rep, err := v.replicas.Get(volumeID, replicaID)
+	if err != nil {
+		return nil, err
+	}
+	view, err := rep.OpenSnapshot(snapshotID)
+	if err != nil {
+		return nil, err
+	}
+	return snapshotView{view}, nil
+}
+
+// snapshotView is a snapshot in the words of a stream.
+type snapshotView struct{ *layer.View }
+
+// Changed implements stream.Snapshot.
+func (v snapshotView) Changed(since uint64, off, n, grain int64, bits []byte) error {
+	if since == 0 {
+		return v.HasData(off, n, grain, bits)
+	}
+	return v.View.Changed(since, off, n, grain, bits)
+}
+
+// space measures this server's disk; see agent.Space.
+type space struct {
+	dir      string
+	replicas *replica.Store
+	images   string // their directory
+}
+
+// Measure implements agent.Space.
+func (s space) Measure() (*argonv1.Usage, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return nil, fmt.Errorf("finding out the free space of %s: %w", s.dir, err)
+	}
+	block := uint64(st.Bsize)
+	u := &argonv1.Usage{
+		FreeBytes: st.Bavail * block, TotalBytes: (st.Blocks - st.Bfree + st.Bavail) * block, ReserveBytes: reserveBytes,
+	}
+	list := s.replicas.List()
+	slices.SortFunc(list, func(a, b replica.Info) int {
+		return cmp.Or(cmp.Compare(a.VolumeID, b.VolumeID), cmp.Compare(a.ReplicaID, b.ReplicaID))
+	})
+	for _, i := range list {
+		rep, err := s.replicas.Get(i.VolumeID, i.ReplicaID)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		used, snapshots, err := rep.Usage()
+		if err != nil {
+			continue // 〃
+		}
+		u.Replicas = append(u.Replicas, &argonv1.ReplicaUsage{VolumeId: i.VolumeID, ReplicaId: i.ReplicaID, UsedBytes: used, SnapshotBytes: snapshots})
+	}
+	var err error
+	u.ImagesBytes, err = diskUsage(s.images)
+	return u, err
+}
+
+// diskUsage is what the files of a directory take on the disk.
+func diskUsage(dir string) (uint64, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, fmt.Errorf("measuring the images: %w", err)
+	}
+	var sum uint64
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			continue // removed meanwhile
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			sum += uint64(st.Blocks) * 512
+		}
+	}
+	return sum, nil
 }
 
 // dialer reaches replicas, here and on other servers; see mirror.Dialer.

@@ -15,6 +15,7 @@ import (
 	"github.com/argon-cluster/argon/internal/placement"
 	"github.com/argon-cluster/argon/internal/rpc"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
+	"github.com/argon-cluster/argon/internal/volume/replica"
 )
 
 // volumes attaches volumes on this server and serves them on unix sockets.
@@ -22,6 +23,7 @@ type volumes struct {
 	serverID string
 	store    *catalog.Store
 	view     *catalog.View
+	replicas *replica.Store
 	dialer   mirror.Dialer
 	paths    paths
 	news     *news

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -27,6 +28,7 @@ import (
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/catalog/catalogtest"
 	"github.com/argon-cluster/argon/internal/image"
+	"github.com/argon-cluster/argon/internal/volume"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -223,25 +225,89 @@ type fakeVolumes struct {
 	err    error
 	closed chan struct{}
 	facts  ReplicaFacts
+	// disks are what volumes hold, and snapshots what those held, by their ids.
+	disks     map[string]*fakeDisk
+	snapshots map[string]fakeView
 }
 
-func (f *fakeVolumes) Connect(context.Context, string) (Connection, error) {
+func (f *fakeVolumes) Connect(_ context.Context, volumeID string) (Connection, error) {
 	if f.err != nil {
 		return nil, f.err
 	}
-	return fakeConnection{f.closed}, nil
+	return fakeConnection{f.closed, f.disks[volumeID]}, nil
 }
 
 func (f *fakeVolumes) Inspect(context.Context, *argonv1.Volume, *argonv1.Replica) (ReplicaFacts, error) {
 	return f.facts, f.err
 }
 
-type fakeConnection struct{ closed chan struct{} }
+func (f *fakeVolumes) OpenSnapshot(volumeID string, _, snapshotID uint32) (SnapshotView, error) {
+	v, ok := f.snapshots[fmt.Sprint(volumeID, "/", snapshotID)]
+	if !ok {
+		return nil, os.ErrNotExist
+	}
+	return v, nil
+}
 
-func (fakeConnection) URI() string           { return "nbd+unix:///v?socket=/x" }
-func (fakeConnection) Done() <-chan struct{} { return nil }
-func (fakeConnection) Err() error            { return nil }
-func (c fakeConnection) Close()              { close(c.closed) }
+type fakeConnection struct {
+	closed chan struct{}
+	disk   *fakeDisk
+}
+
+func (fakeConnection) URI() string             { return "nbd+unix:///v?socket=/x" }
+func (c fakeConnection) Device() volume.Device { return c.disk }
+func (fakeConnection) Done() <-chan struct{}   { return nil }
+func (fakeConnection) Err() error              { return nil }
+func (c fakeConnection) Close() {
+	if c.closed != nil {
+		close(c.closed)
+	}
+}
+
+// fakeDisk is a device in memory.
+type fakeDisk struct {
+	mu   sync.Mutex
+	data []byte
+	// fails is what the n-th change from now fails with.
+	fails error
+	after int
+}
+
+func (d *fakeDisk) Size() int64 { return int64(len(d.data)) }
+
+func (d *fakeDisk) Submit(r *volume.Request) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.after--; d.fails != nil && d.after < 0 {
+		r.Done(d.fails)
+		return
+	}
+	switch r.Op {
+	case volume.OpWrite:
+		copy(d.data[r.Off:], r.Data)
+	case volume.OpZero:
+		clear(d.data[r.Off : r.Off+r.Len])
+	}
+	r.Done(nil)
+}
+
+// fakeView is a snapshot: regions that differ from zeros are taken for written.
+type fakeView struct{ data, before []byte }
+
+func (v fakeView) ReadAt(p []byte, off int64) error { copy(p, v.data[off:]); return nil }
+func (fakeView) Close() error                       { return nil }
+
+func (v fakeView) Changed(since uint64, off, n, grain int64, bits []byte) error {
+	for at := off; at < off+n; at += grain {
+		end := min(at+grain, off+n)
+		if since == 0 && !allZero(v.data[at:end]) || since > 0 && !bytes.Equal(v.data[at:end], v.before[at:end]) {
+			bits[(at-off)/grain/8] |= 1 << ((at - off) / grain % 8)
+		}
+	}
+	return nil
+}
+
+func allZero(p []byte) bool { return bytes.Equal(p, make([]byte, len(p))) }
 
 // fakeConsoles has one guest, of machine "M": it says "hello" and then what it
 // is told.

@@ -91,6 +91,9 @@ func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.Cr
 		if err := freeVolume(st, v, "making machine "+name); err != nil {
 			return nil, nil, err
 		}
+		if err := filled(v); err != nil {
+			return nil, nil, err
+		}
 		// So that no other machine can take it, and nobody remove it.
 		txn.Put(proto.CloneOf(v))
 		m.VolumeIds = append(m.VolumeIds, v.GetMeta().GetId())

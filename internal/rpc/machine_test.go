@@ -288,7 +288,10 @@ func echo(t *testing.T, stream *connect.BidiStreamForClient[argonv1.ConsoleReque
 // onePeer is server B's API: the same handlers, with B's parts.
 type onePeer struct {
 	machines argonv1connect.MachineServiceClient
+	volumes  argonv1connect.VolumeServiceClient
 }
+
+func (p onePeer) Volumes(string) (argonv1connect.VolumeServiceClient, error) { return p.volumes, nil }
 
 func (p onePeer) Machines(serverID string) (argonv1connect.MachineServiceClient, error) {
 	if serverID != "B" {
@@ -303,7 +306,7 @@ func TestConsoleOfAnotherServer(t *testing.T) {
 	there.ServerID = "B"
 	b := &world{t: t, local: &fakeLocal{parts: &there}}
 	b.serve(ForSocket(New(b.local, w.parts.Log).Handler()))
-	w.parts.Peers = onePeer{b.machines}
+	w.parts.Peers = onePeer{machines: b.machines}
 	echo(t, w.console("B"))
 }
 

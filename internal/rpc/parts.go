@@ -11,6 +11,8 @@ import (
 	"github.com/argon-cluster/argon/api/argon/v1/argonv1connect"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/image"
+	"github.com/argon-cluster/argon/internal/volume"
+	"github.com/argon-cluster/argon/internal/volume/stream"
 )
 
 // Local is this server, whether it is part of a cluster or not. Safe for
@@ -59,6 +61,9 @@ type ImageStore interface {
 	Import(ctx context.Context, id string, r image.Request, progress func(image.Progress)) (*image.Staged, error)
 	Send(ctx context.Context, id string, send func(off int64, data []byte) error) error
 	Open(id string) (*os.File, error)
+	Receive(ctx context.Context, r image.Request, progress func(image.Progress)) (*image.Given, error)
+	Spool() (*os.File, error)
+	QCOW2(ctx context.Context, size int64, fill func(*os.File) error, progress func(image.Progress)) (*os.File, error)
 }
 
 // Volumes attaches volumes on this server, and asks replicas about themselves.
@@ -67,11 +72,22 @@ type Volumes interface {
 	Connect(ctx context.Context, volumeID string) (Connection, error)
 	// Inspect asks a replica, on any server, what it is.
 	Inspect(ctx context.Context, v *argonv1.Volume, r *argonv1.Replica) (ReplicaFacts, error)
+	// OpenSnapshot opens what a replica on this server has of a snapshot.
+	OpenSnapshot(volumeID string, replicaID, snapshotID uint32) (SnapshotView, error)
+}
+
+// SnapshotView is a snapshot as one replica has it. It may end before it is
+// closed, when the snapshot is removed.
+type SnapshotView interface {
+	stream.Snapshot
+	Close() error
 }
 
 // Connection is a volume that is attached here for a user.
 type Connection interface {
 	URI() string
+	// Device is the volume itself.
+	Device() volume.Device
 	// Done is closed when the attachment is over by itself; Err says why.
 	Done() <-chan struct{}
 	Err() error
@@ -106,4 +122,5 @@ type Guests interface {
 // Peers reaches the API of other servers.
 type Peers interface {
 	Machines(serverID string) (argonv1connect.MachineServiceClient, error)
+	Volumes(serverID string) (argonv1connect.VolumeServiceClient, error)
 }

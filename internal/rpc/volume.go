@@ -308,7 +308,7 @@ func (s volumeService) ConnectVolume(ctx context.Context, req *connect.Request[a
 	if !ok {
 		return notFound("volume", req.Msg.GetName())
 	}
-	if err := freeVolume(st, v, "connecting it"); err != nil {
+	if err := errors.Join(freeVolume(st, v, "connecting it"), filled(v)); err != nil {
 		return err
 	}
 	c, err := p.Volumes.Connect(ctx, v.GetMeta().GetId())

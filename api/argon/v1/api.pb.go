@@ -3017,6 +3017,397 @@ func (x *ScrubVolumeResponse) GetNumber() uint64 {
 	return 0
 }
 
+type ExportVolumeRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Empty: as it is now, by a snapshot that is removed afterwards.
+	Snapshot string `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// "raw", "qcow2" or "stream".
+	Format string `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`
+	// Of a stream: only what differs from this snapshot.
+	Since         string `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportVolumeRequest) Reset() {
+	*x = ExportVolumeRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportVolumeRequest) ProtoMessage() {}
+
+func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ExportVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ExportVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ExportVolumeRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *ExportVolumeRequest) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *ExportVolumeRequest) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+type ExportVolumeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*ExportVolumeResponse_Header_
+	//	*ExportVolumeResponse_Data
+	//	*ExportVolumeResponse_Zeros
+	//	*ExportVolumeResponse_Progress
+	Part          isExportVolumeResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportVolumeResponse) Reset() {
+	*x = ExportVolumeResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportVolumeResponse) ProtoMessage() {}
+
+func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportVolumeResponse.ProtoReflect.Descriptor instead.
+func (*ExportVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ExportVolumeResponse) GetPart() isExportVolumeResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *ExportVolumeResponse) GetHeader() *ExportVolumeResponse_Header {
+	if x != nil {
+		if x, ok := x.Part.(*ExportVolumeResponse_Header_); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *ExportVolumeResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*ExportVolumeResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *ExportVolumeResponse) GetZeros() uint64 {
+	if x != nil {
+		if x, ok := x.Part.(*ExportVolumeResponse_Zeros); ok {
+			return x.Zeros
+		}
+	}
+	return 0
+}
+
+func (x *ExportVolumeResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Part.(*ExportVolumeResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+type isExportVolumeResponse_Part interface {
+	isExportVolumeResponse_Part()
+}
+
+type ExportVolumeResponse_Header_ struct {
+	Header *ExportVolumeResponse_Header `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
+}
+
+type ExportVolumeResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type ExportVolumeResponse_Zeros struct {
+	// Nothing but zeros, so many bytes. Of raw only.
+	Zeros uint64 `protobuf:"varint,3,opt,name=zeros,proto3,oneof"`
+}
+
+type ExportVolumeResponse_Progress struct {
+	// How far the server is before the first data comes.
+	Progress *Progress `protobuf:"bytes,4,opt,name=progress,proto3,oneof"`
+}
+
+func (*ExportVolumeResponse_Header_) isExportVolumeResponse_Part() {}
+
+func (*ExportVolumeResponse_Data) isExportVolumeResponse_Part() {}
+
+func (*ExportVolumeResponse_Zeros) isExportVolumeResponse_Part() {}
+
+func (*ExportVolumeResponse_Progress) isExportVolumeResponse_Part() {}
+
+type Progress struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Phase     string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	DoneBytes uint64                 `protobuf:"varint,2,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	// 0: unknown.
+	TotalBytes    uint64 `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Progress) Reset() {
+	*x = Progress{}
+	mi := &file_argon_v1_api_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Progress) ProtoMessage() {}
+
+func (x *Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Progress.ProtoReflect.Descriptor instead.
+func (*Progress) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *Progress) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *Progress) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *Progress) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+type ImportVolumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*ImportVolumeRequest_Header_
+	//	*ImportVolumeRequest_Data
+	Part          isImportVolumeRequest_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportVolumeRequest) Reset() {
+	*x = ImportVolumeRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportVolumeRequest) ProtoMessage() {}
+
+func (x *ImportVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportVolumeRequest.ProtoReflect.Descriptor instead.
+func (*ImportVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *ImportVolumeRequest) GetPart() isImportVolumeRequest_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *ImportVolumeRequest) GetHeader() *ImportVolumeRequest_Header {
+	if x != nil {
+		if x, ok := x.Part.(*ImportVolumeRequest_Header_); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *ImportVolumeRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*ImportVolumeRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isImportVolumeRequest_Part interface {
+	isImportVolumeRequest_Part()
+}
+
+type ImportVolumeRequest_Header_ struct {
+	Header *ImportVolumeRequest_Header `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
+}
+
+type ImportVolumeRequest_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*ImportVolumeRequest_Header_) isImportVolumeRequest_Part() {}
+
+func (*ImportVolumeRequest_Data) isImportVolumeRequest_Part() {}
+
+type ImportVolumeResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Progress *Progress              `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Set in the last one.
+	Volume        *VolumeView `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	Warnings      []string    `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportVolumeResponse) Reset() {
+	*x = ImportVolumeResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportVolumeResponse) ProtoMessage() {}
+
+func (x *ImportVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportVolumeResponse.ProtoReflect.Descriptor instead.
+func (*ImportVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ImportVolumeResponse) GetProgress() *Progress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+func (x *ImportVolumeResponse) GetVolume() *VolumeView {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *ImportVolumeResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 // SnapshotView is a snapshot with what other records say of it.
 type SnapshotView struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -3032,7 +3423,7 @@ type SnapshotView struct {
 
 func (x *SnapshotView) Reset() {
 	*x = SnapshotView{}
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3044,7 +3435,7 @@ func (x *SnapshotView) String() string {
 func (*SnapshotView) ProtoMessage() {}
 
 func (x *SnapshotView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3057,7 +3448,7 @@ func (x *SnapshotView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotView.ProtoReflect.Descriptor instead.
 func (*SnapshotView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *SnapshotView) GetSnapshot() *Snapshot {
@@ -3101,7 +3492,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3113,7 +3504,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3126,7 +3517,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CreateSnapshotRequest) GetVolume() string {
@@ -3166,7 +3557,7 @@ type CreateSnapshotResponse struct {
 
 func (x *CreateSnapshotResponse) Reset() {
 	*x = CreateSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3178,7 +3569,7 @@ func (x *CreateSnapshotResponse) String() string {
 func (*CreateSnapshotResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3191,7 +3582,7 @@ func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CreateSnapshotResponse) GetSnapshots() []*SnapshotView {
@@ -3212,7 +3603,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3224,7 +3615,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3237,7 +3628,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -3263,7 +3654,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3275,7 +3666,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3288,7 +3679,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*SnapshotView {
@@ -3308,7 +3699,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3320,7 +3711,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3333,7 +3724,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -3359,7 +3750,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3371,7 +3762,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3384,7 +3775,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *SnapshotView {
@@ -3409,7 +3800,7 @@ type RemoveSnapshotRequest struct {
 
 func (x *RemoveSnapshotRequest) Reset() {
 	*x = RemoveSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3421,7 +3812,7 @@ func (x *RemoveSnapshotRequest) String() string {
 func (*RemoveSnapshotRequest) ProtoMessage() {}
 
 func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3434,7 +3825,7 @@ func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RemoveSnapshotRequest) GetVolume() string {
@@ -3475,7 +3866,7 @@ type RemoveSnapshotResponse struct {
 
 func (x *RemoveSnapshotResponse) Reset() {
 	*x = RemoveSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +3878,7 @@ func (x *RemoveSnapshotResponse) String() string {
 func (*RemoveSnapshotResponse) ProtoMessage() {}
 
 func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +3891,7 @@ func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *RemoveSnapshotResponse) GetWaitsFor() []string {
@@ -3522,7 +3913,7 @@ type RollBackRequest struct {
 
 func (x *RollBackRequest) Reset() {
 	*x = RollBackRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3534,7 +3925,7 @@ func (x *RollBackRequest) String() string {
 func (*RollBackRequest) ProtoMessage() {}
 
 func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3547,7 +3938,7 @@ func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackRequest.ProtoReflect.Descriptor instead.
 func (*RollBackRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RollBackRequest) GetVolume() string {
@@ -3580,7 +3971,7 @@ type RollBackResponse struct {
 
 func (x *RollBackResponse) Reset() {
 	*x = RollBackResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3592,7 +3983,7 @@ func (x *RollBackResponse) String() string {
 func (*RollBackResponse) ProtoMessage() {}
 
 func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3605,7 +3996,7 @@ func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackResponse.ProtoReflect.Descriptor instead.
 func (*RollBackResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RollBackResponse) GetVolumes() []*VolumeView {
@@ -3626,7 +4017,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3638,7 +4029,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3651,7 +4042,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *MachineView) GetMachine() *Machine {
@@ -3710,7 +4101,7 @@ type CreateMachineRequest struct {
 
 func (x *CreateMachineRequest) Reset() {
 	*x = CreateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3722,7 +4113,7 @@ func (x *CreateMachineRequest) String() string {
 func (*CreateMachineRequest) ProtoMessage() {}
 
 func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3735,7 +4126,7 @@ func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineRequest.ProtoReflect.Descriptor instead.
 func (*CreateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *CreateMachineRequest) GetName() string {
@@ -3874,7 +4265,7 @@ type CreateMachineResponse struct {
 
 func (x *CreateMachineResponse) Reset() {
 	*x = CreateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3886,7 +4277,7 @@ func (x *CreateMachineResponse) String() string {
 func (*CreateMachineResponse) ProtoMessage() {}
 
 func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3899,7 +4290,7 @@ func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineResponse.ProtoReflect.Descriptor instead.
 func (*CreateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *CreateMachineResponse) GetMachine() *MachineView {
@@ -3924,7 +4315,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3936,7 +4327,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3949,7 +4340,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
 }
 
 type ListMachinesResponse struct {
@@ -3961,7 +4352,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3973,7 +4364,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3986,7 +4377,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -4005,7 +4396,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4017,7 +4408,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4030,7 +4421,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *GetMachineRequest) GetName() string {
@@ -4049,7 +4440,7 @@ type GetMachineResponse struct {
 
 func (x *GetMachineResponse) Reset() {
 	*x = GetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4061,7 +4452,7 @@ func (x *GetMachineResponse) String() string {
 func (*GetMachineResponse) ProtoMessage() {}
 
 func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4074,7 +4465,7 @@ func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineResponse.ProtoReflect.Descriptor instead.
 func (*GetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *GetMachineResponse) GetMachine() *MachineView {
@@ -4093,7 +4484,7 @@ type StartMachineRequest struct {
 
 func (x *StartMachineRequest) Reset() {
 	*x = StartMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4105,7 +4496,7 @@ func (x *StartMachineRequest) String() string {
 func (*StartMachineRequest) ProtoMessage() {}
 
 func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4118,7 +4509,7 @@ func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineRequest.ProtoReflect.Descriptor instead.
 func (*StartMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *StartMachineRequest) GetName() string {
@@ -4137,7 +4528,7 @@ type StartMachineResponse struct {
 
 func (x *StartMachineResponse) Reset() {
 	*x = StartMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4149,7 +4540,7 @@ func (x *StartMachineResponse) String() string {
 func (*StartMachineResponse) ProtoMessage() {}
 
 func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4162,7 +4553,7 @@ func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineResponse.ProtoReflect.Descriptor instead.
 func (*StartMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *StartMachineResponse) GetMachine() *MachineView {
@@ -4182,7 +4573,7 @@ type StopMachineRequest struct {
 
 func (x *StopMachineRequest) Reset() {
 	*x = StopMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4194,7 +4585,7 @@ func (x *StopMachineRequest) String() string {
 func (*StopMachineRequest) ProtoMessage() {}
 
 func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4207,7 +4598,7 @@ func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineRequest.ProtoReflect.Descriptor instead.
 func (*StopMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *StopMachineRequest) GetName() string {
@@ -4233,7 +4624,7 @@ type StopMachineResponse struct {
 
 func (x *StopMachineResponse) Reset() {
 	*x = StopMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4245,7 +4636,7 @@ func (x *StopMachineResponse) String() string {
 func (*StopMachineResponse) ProtoMessage() {}
 
 func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4258,7 +4649,7 @@ func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineResponse.ProtoReflect.Descriptor instead.
 func (*StopMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *StopMachineResponse) GetMachine() *MachineView {
@@ -4281,7 +4672,7 @@ type RemoveMachineRequest struct {
 
 func (x *RemoveMachineRequest) Reset() {
 	*x = RemoveMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4293,7 +4684,7 @@ func (x *RemoveMachineRequest) String() string {
 func (*RemoveMachineRequest) ProtoMessage() {}
 
 func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4306,7 +4697,7 @@ func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RemoveMachineRequest) GetName() string {
@@ -4338,7 +4729,7 @@ type RemoveMachineResponse struct {
 
 func (x *RemoveMachineResponse) Reset() {
 	*x = RemoveMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4350,7 +4741,7 @@ func (x *RemoveMachineResponse) String() string {
 func (*RemoveMachineResponse) ProtoMessage() {}
 
 func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4363,7 +4754,7 @@ func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 // What is absent stays as it is.
@@ -4387,7 +4778,7 @@ type SetMachineRequest struct {
 
 func (x *SetMachineRequest) Reset() {
 	*x = SetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +4790,7 @@ func (x *SetMachineRequest) String() string {
 func (*SetMachineRequest) ProtoMessage() {}
 
 func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +4803,7 @@ func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineRequest.ProtoReflect.Descriptor instead.
 func (*SetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *SetMachineRequest) GetName() string {
@@ -4510,7 +4901,7 @@ type SetMachineResponse struct {
 
 func (x *SetMachineResponse) Reset() {
 	*x = SetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4522,7 +4913,7 @@ func (x *SetMachineResponse) String() string {
 func (*SetMachineResponse) ProtoMessage() {}
 
 func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4535,7 +4926,7 @@ func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineResponse.ProtoReflect.Descriptor instead.
 func (*SetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *SetMachineResponse) GetMachine() *MachineView {
@@ -4563,7 +4954,7 @@ type CheckpointMachineRequest struct {
 
 func (x *CheckpointMachineRequest) Reset() {
 	*x = CheckpointMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4575,7 +4966,7 @@ func (x *CheckpointMachineRequest) String() string {
 func (*CheckpointMachineRequest) ProtoMessage() {}
 
 func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4588,7 +4979,7 @@ func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CheckpointMachineRequest) GetName() string {
@@ -4614,7 +5005,7 @@ type CheckpointMachineResponse struct {
 
 func (x *CheckpointMachineResponse) Reset() {
 	*x = CheckpointMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4626,7 +5017,7 @@ func (x *CheckpointMachineResponse) String() string {
 func (*CheckpointMachineResponse) ProtoMessage() {}
 
 func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4639,7 +5030,7 @@ func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CheckpointMachineResponse) GetCheckpoint() *CheckpointView {
@@ -4658,7 +5049,7 @@ type SuspendMachineRequest struct {
 
 func (x *SuspendMachineRequest) Reset() {
 	*x = SuspendMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4670,7 +5061,7 @@ func (x *SuspendMachineRequest) String() string {
 func (*SuspendMachineRequest) ProtoMessage() {}
 
 func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4683,7 +5074,7 @@ func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineRequest.ProtoReflect.Descriptor instead.
 func (*SuspendMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *SuspendMachineRequest) GetName() string {
@@ -4702,7 +5093,7 @@ type SuspendMachineResponse struct {
 
 func (x *SuspendMachineResponse) Reset() {
 	*x = SuspendMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4714,7 +5105,7 @@ func (x *SuspendMachineResponse) String() string {
 func (*SuspendMachineResponse) ProtoMessage() {}
 
 func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4727,7 +5118,7 @@ func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineResponse.ProtoReflect.Descriptor instead.
 func (*SuspendMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *SuspendMachineResponse) GetMachine() *MachineView {
@@ -4750,7 +5141,7 @@ type ResumeMachineRequest struct {
 
 func (x *ResumeMachineRequest) Reset() {
 	*x = ResumeMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4762,7 +5153,7 @@ func (x *ResumeMachineRequest) String() string {
 func (*ResumeMachineRequest) ProtoMessage() {}
 
 func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4775,7 +5166,7 @@ func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineRequest.ProtoReflect.Descriptor instead.
 func (*ResumeMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ResumeMachineRequest) GetName() string {
@@ -4808,7 +5199,7 @@ type ResumeMachineResponse struct {
 
 func (x *ResumeMachineResponse) Reset() {
 	*x = ResumeMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[87]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4820,7 +5211,7 @@ func (x *ResumeMachineResponse) String() string {
 func (*ResumeMachineResponse) ProtoMessage() {}
 
 func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[87]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4833,7 +5224,7 @@ func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineResponse.ProtoReflect.Descriptor instead.
 func (*ResumeMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ResumeMachineResponse) GetMachine() *MachineView {
@@ -4857,7 +5248,7 @@ type CloneMachineRequest struct {
 
 func (x *CloneMachineRequest) Reset() {
 	*x = CloneMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[88]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4869,7 +5260,7 @@ func (x *CloneMachineRequest) String() string {
 func (*CloneMachineRequest) ProtoMessage() {}
 
 func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[88]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4882,7 +5273,7 @@ func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineRequest.ProtoReflect.Descriptor instead.
 func (*CloneMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *CloneMachineRequest) GetName() string {
@@ -4924,7 +5315,7 @@ type CloneMachineResponse struct {
 
 func (x *CloneMachineResponse) Reset() {
 	*x = CloneMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[89]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4936,7 +5327,7 @@ func (x *CloneMachineResponse) String() string {
 func (*CloneMachineResponse) ProtoMessage() {}
 
 func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[89]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4949,7 +5340,7 @@ func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineResponse.ProtoReflect.Descriptor instead.
 func (*CloneMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *CloneMachineResponse) GetMachine() *MachineView {
@@ -4979,7 +5370,7 @@ type MigrateMachineRequest struct {
 
 func (x *MigrateMachineRequest) Reset() {
 	*x = MigrateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[90]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4991,7 +5382,7 @@ func (x *MigrateMachineRequest) String() string {
 func (*MigrateMachineRequest) ProtoMessage() {}
 
 func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[90]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5004,7 +5395,7 @@ func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineRequest.ProtoReflect.Descriptor instead.
 func (*MigrateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *MigrateMachineRequest) GetName() string {
@@ -5037,7 +5428,7 @@ type MigrateMachineResponse struct {
 
 func (x *MigrateMachineResponse) Reset() {
 	*x = MigrateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[91]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5049,7 +5440,7 @@ func (x *MigrateMachineResponse) String() string {
 func (*MigrateMachineResponse) ProtoMessage() {}
 
 func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[91]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5062,7 +5453,7 @@ func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineResponse.ProtoReflect.Descriptor instead.
 func (*MigrateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *MigrateMachineResponse) GetMachine() *MachineView {
@@ -5081,7 +5472,7 @@ type CancelMigrationRequest struct {
 
 func (x *CancelMigrationRequest) Reset() {
 	*x = CancelMigrationRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[92]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5093,7 +5484,7 @@ func (x *CancelMigrationRequest) String() string {
 func (*CancelMigrationRequest) ProtoMessage() {}
 
 func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[92]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5106,7 +5497,7 @@ func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationRequest.ProtoReflect.Descriptor instead.
 func (*CancelMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *CancelMigrationRequest) GetName() string {
@@ -5125,7 +5516,7 @@ type CancelMigrationResponse struct {
 
 func (x *CancelMigrationResponse) Reset() {
 	*x = CancelMigrationResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[93]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5137,7 +5528,7 @@ func (x *CancelMigrationResponse) String() string {
 func (*CancelMigrationResponse) ProtoMessage() {}
 
 func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[93]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5150,7 +5541,7 @@ func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationResponse.ProtoReflect.Descriptor instead.
 func (*CancelMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *CancelMigrationResponse) GetMachine() *MachineView {
@@ -5171,7 +5562,7 @@ type SetFirstBootRequest struct {
 
 func (x *SetFirstBootRequest) Reset() {
 	*x = SetFirstBootRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5183,7 +5574,7 @@ func (x *SetFirstBootRequest) String() string {
 func (*SetFirstBootRequest) ProtoMessage() {}
 
 func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5196,7 +5587,7 @@ func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootRequest.ProtoReflect.Descriptor instead.
 func (*SetFirstBootRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *SetFirstBootRequest) GetName() string {
@@ -5222,7 +5613,7 @@ type SetFirstBootResponse struct {
 
 func (x *SetFirstBootResponse) Reset() {
 	*x = SetFirstBootResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5234,7 +5625,7 @@ func (x *SetFirstBootResponse) String() string {
 func (*SetFirstBootResponse) ProtoMessage() {}
 
 func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5247,7 +5638,7 @@ func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootResponse.ProtoReflect.Descriptor instead.
 func (*SetFirstBootResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *SetFirstBootResponse) GetMachine() *MachineView {
@@ -5270,7 +5661,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5282,7 +5673,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5295,7 +5686,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ConsoleRequest) GetName() string {
@@ -5328,7 +5719,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5340,7 +5731,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5353,7 +5744,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ConsoleResponse) GetData() []byte {
@@ -5377,7 +5768,7 @@ type CheckpointView struct {
 
 func (x *CheckpointView) Reset() {
 	*x = CheckpointView{}
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5389,7 +5780,7 @@ func (x *CheckpointView) String() string {
 func (*CheckpointView) ProtoMessage() {}
 
 func (x *CheckpointView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5402,7 +5793,7 @@ func (x *CheckpointView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointView.ProtoReflect.Descriptor instead.
 func (*CheckpointView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *CheckpointView) GetCheckpoint() *Checkpoint {
@@ -5443,7 +5834,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5455,7 +5846,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5468,7 +5859,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ListCheckpointsRequest) GetMachine() string {
@@ -5487,7 +5878,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5499,7 +5890,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5512,7 +5903,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*CheckpointView {
@@ -5531,7 +5922,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5543,7 +5934,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5556,7 +5947,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *GetCheckpointRequest) GetName() string {
@@ -5575,7 +5966,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5587,7 +5978,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5600,7 +5991,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() *CheckpointView {
@@ -5619,7 +6010,7 @@ type RemoveCheckpointRequest struct {
 
 func (x *RemoveCheckpointRequest) Reset() {
 	*x = RemoveCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5631,7 +6022,7 @@ func (x *RemoveCheckpointRequest) String() string {
 func (*RemoveCheckpointRequest) ProtoMessage() {}
 
 func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5644,7 +6035,7 @@ func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *RemoveCheckpointRequest) GetName() string {
@@ -5662,7 +6053,7 @@ type RemoveCheckpointResponse struct {
 
 func (x *RemoveCheckpointResponse) Reset() {
 	*x = RemoveCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5674,7 +6065,7 @@ func (x *RemoveCheckpointResponse) String() string {
 func (*RemoveCheckpointResponse) ProtoMessage() {}
 
 func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5687,7 +6078,7 @@ func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
 }
 
 type DisplayRequest struct {
@@ -5700,7 +6091,7 @@ type DisplayRequest struct {
 
 func (x *DisplayRequest) Reset() {
 	*x = DisplayRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5712,7 +6103,7 @@ func (x *DisplayRequest) String() string {
 func (*DisplayRequest) ProtoMessage() {}
 
 func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5725,7 +6116,7 @@ func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayRequest.ProtoReflect.Descriptor instead.
 func (*DisplayRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *DisplayRequest) GetName() string {
@@ -5751,7 +6142,7 @@ type DisplayResponse struct {
 
 func (x *DisplayResponse) Reset() {
 	*x = DisplayResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5763,7 +6154,7 @@ func (x *DisplayResponse) String() string {
 func (*DisplayResponse) ProtoMessage() {}
 
 func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5776,7 +6167,7 @@ func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayResponse.ProtoReflect.Descriptor instead.
 func (*DisplayResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *DisplayResponse) GetData() []byte {
@@ -5795,7 +6186,7 @@ type ScreenshotRequest struct {
 
 func (x *ScreenshotRequest) Reset() {
 	*x = ScreenshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5807,7 +6198,7 @@ func (x *ScreenshotRequest) String() string {
 func (*ScreenshotRequest) ProtoMessage() {}
 
 func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5820,7 +6211,7 @@ func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotRequest.ProtoReflect.Descriptor instead.
 func (*ScreenshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ScreenshotRequest) GetName() string {
@@ -5839,7 +6230,7 @@ type ScreenshotResponse struct {
 
 func (x *ScreenshotResponse) Reset() {
 	*x = ScreenshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5851,7 +6242,7 @@ func (x *ScreenshotResponse) String() string {
 func (*ScreenshotResponse) ProtoMessage() {}
 
 func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5864,7 +6255,7 @@ func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotResponse.ProtoReflect.Descriptor instead.
 func (*ScreenshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ScreenshotResponse) GetData() []byte {
@@ -5883,7 +6274,7 @@ type QuiesceMachineRequest struct {
 
 func (x *QuiesceMachineRequest) Reset() {
 	*x = QuiesceMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5895,7 +6286,7 @@ func (x *QuiesceMachineRequest) String() string {
 func (*QuiesceMachineRequest) ProtoMessage() {}
 
 func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5908,7 +6299,7 @@ func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *QuiesceMachineRequest) GetName() string {
@@ -5926,7 +6317,7 @@ type QuiesceMachineResponse struct {
 
 func (x *QuiesceMachineResponse) Reset() {
 	*x = QuiesceMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5938,7 +6329,7 @@ func (x *QuiesceMachineResponse) String() string {
 func (*QuiesceMachineResponse) ProtoMessage() {}
 
 func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5951,7 +6342,7 @@ func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
 }
 
 type ListEventsRequest struct {
@@ -5968,7 +6359,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5980,7 +6371,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5993,7 +6384,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -6033,7 +6424,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6045,7 +6436,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6058,7 +6449,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -6080,7 +6471,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6092,7 +6483,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6105,7 +6496,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -6138,7 +6529,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6150,7 +6541,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6163,7 +6554,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -6192,7 +6583,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6204,7 +6595,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6260,6 +6651,146 @@ func (x *ImportImageRequest_Header) GetSource() string {
 		return x.Source
 	}
 	return ""
+}
+
+type ExportVolumeResponse_Header struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Volume    string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Snapshot  string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	SizeBytes uint64                 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Bytes that are exported.
+	DataBytes     uint64 `protobuf:"varint,4,opt,name=data_bytes,json=dataBytes,proto3" json:"data_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportVolumeResponse_Header) Reset() {
+	*x = ExportVolumeResponse_Header{}
+	mi := &file_argon_v1_api_proto_msgTypes[121]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportVolumeResponse_Header) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportVolumeResponse_Header) ProtoMessage() {}
+
+func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[121]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportVolumeResponse_Header.ProtoReflect.Descriptor instead.
+func (*ExportVolumeResponse_Header) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{57, 0}
+}
+
+func (x *ExportVolumeResponse_Header) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ExportVolumeResponse_Header) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *ExportVolumeResponse_Header) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ExportVolumeResponse_Header) GetDataBytes() uint64 {
+	if x != nil {
+		return x.DataBytes
+	}
+	return 0
+}
+
+type ImportVolumeRequest_Header struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "" (found by looking), "stream", or one that an image can have.
+	Format string `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"`
+	// Bytes that will follow; 0: unknown.
+	SizeBytes uint64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Of a new volume. 0: 2.
+	Replicas      uint32 `protobuf:"varint,4,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportVolumeRequest_Header) Reset() {
+	*x = ImportVolumeRequest_Header{}
+	mi := &file_argon_v1_api_proto_msgTypes[122]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportVolumeRequest_Header) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportVolumeRequest_Header) ProtoMessage() {}
+
+func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[122]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportVolumeRequest_Header.ProtoReflect.Descriptor instead.
+func (*ImportVolumeRequest_Header) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{59, 0}
+}
+
+func (x *ImportVolumeRequest_Header) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImportVolumeRequest_Header) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *ImportVolumeRequest_Header) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ImportVolumeRequest_Header) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
 }
 
 var File_argon_v1_api_proto protoreflect.FileDescriptor
@@ -6456,7 +6987,45 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"[\n" +
 	"\x13ScrubVolumeResponse\x12,\n" +
 	"\x06volume\x18\x01 \x01(\v2\x14.argon.v1.VolumeViewR\x06volume\x12\x16\n" +
-	"\x06number\x18\x02 \x01(\x04R\x06number\"\x88\x01\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\"w\n" +
+	"\x13ExportVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\tR\x06format\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\tR\x05since\"\xbb\x02\n" +
+	"\x14ExportVolumeResponse\x12?\n" +
+	"\x06header\x18\x01 \x01(\v2%.argon.v1.ExportVolumeResponse.HeaderH\x00R\x06header\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x16\n" +
+	"\x05zeros\x18\x03 \x01(\x04H\x00R\x05zeros\x120\n" +
+	"\bprogress\x18\x04 \x01(\v2\x12.argon.v1.ProgressH\x00R\bprogress\x1az\n" +
+	"\x06Header\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x1d\n" +
+	"\n" +
+	"data_bytes\x18\x04 \x01(\x04R\tdataBytesB\x06\n" +
+	"\x04part\"`\n" +
+	"\bProgress\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x02 \x01(\x04R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x03 \x01(\x04R\n" +
+	"totalBytes\"\xe4\x01\n" +
+	"\x13ImportVolumeRequest\x12>\n" +
+	"\x06header\x18\x01 \x01(\v2$.argon.v1.ImportVolumeRequest.HeaderH\x00R\x06header\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x1ao\n" +
+	"\x06Header\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06format\x18\x02 \x01(\tR\x06format\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x1a\n" +
+	"\breplicas\x18\x04 \x01(\rR\breplicasB\x06\n" +
+	"\x04part\"\x90\x01\n" +
+	"\x14ImportVolumeResponse\x12.\n" +
+	"\bprogress\x18\x01 \x01(\v2\x12.argon.v1.ProgressR\bprogress\x12,\n" +
+	"\x06volume\x18\x02 \x01(\v2\x14.argon.v1.VolumeViewR\x06volume\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"\x88\x01\n" +
 	"\fSnapshotView\x12.\n" +
 	"\bsnapshot\x18\x01 \x01(\v2\x12.argon.v1.SnapshotR\bsnapshot\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x18\n" +
@@ -6700,7 +7269,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\bGetImage\x12\x19.argon.v1.GetImageRequest\x1a\x1a.argon.v1.GetImageResponse\x12J\n" +
 	"\vRemoveImage\x12\x1c.argon.v1.RemoveImageRequest\x1a\x1d.argon.v1.RemoveImageResponse\x12I\n" +
 	"\n" +
-	"FetchImage\x12\x1b.argon.v1.FetchImageRequest\x1a\x1c.argon.v1.FetchImageResponse0\x012\xcc\x05\n" +
+	"FetchImage\x12\x1b.argon.v1.FetchImageRequest\x1a\x1c.argon.v1.FetchImageResponse0\x012\xf0\x06\n" +
 	"\rVolumeService\x12M\n" +
 	"\fCreateVolume\x12\x1d.argon.v1.CreateVolumeRequest\x1a\x1e.argon.v1.CreateVolumeResponse\x12J\n" +
 	"\vListVolumes\x12\x1c.argon.v1.ListVolumesRequest\x1a\x1d.argon.v1.ListVolumesResponse\x12D\n" +
@@ -6711,7 +7280,9 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\fResizeVolume\x12\x1d.argon.v1.ResizeVolumeRequest\x1a\x1e.argon.v1.ResizeVolumeResponse\x12G\n" +
 	"\n" +
 	"DetachBase\x12\x1b.argon.v1.DetachBaseRequest\x1a\x1c.argon.v1.DetachBaseResponse\x12J\n" +
-	"\vScrubVolume\x12\x1c.argon.v1.ScrubVolumeRequest\x1a\x1d.argon.v1.ScrubVolumeResponse2\x9c\x03\n" +
+	"\vScrubVolume\x12\x1c.argon.v1.ScrubVolumeRequest\x1a\x1d.argon.v1.ScrubVolumeResponse\x12O\n" +
+	"\fExportVolume\x12\x1d.argon.v1.ExportVolumeRequest\x1a\x1e.argon.v1.ExportVolumeResponse0\x01\x12Q\n" +
+	"\fImportVolume\x12\x1d.argon.v1.ImportVolumeRequest\x1a\x1e.argon.v1.ImportVolumeResponse(\x010\x012\x9c\x03\n" +
 	"\x0fSnapshotService\x12S\n" +
 	"\x0eCreateSnapshot\x12\x1f.argon.v1.CreateSnapshotRequest\x1a .argon.v1.CreateSnapshotResponse\x12P\n" +
 	"\rListSnapshots\x12\x1e.argon.v1.ListSnapshotsRequest\x1a\x1f.argon.v1.ListSnapshotsResponse\x12J\n" +
@@ -6751,7 +7322,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 117)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 124)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*InitRequest)(nil),                    // 0: argon.v1.InitRequest
 	(*InitResponse)(nil),                   // 1: argon.v1.InitResponse
@@ -6809,115 +7380,122 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*DetachBaseResponse)(nil),             // 53: argon.v1.DetachBaseResponse
 	(*ScrubVolumeRequest)(nil),             // 54: argon.v1.ScrubVolumeRequest
 	(*ScrubVolumeResponse)(nil),            // 55: argon.v1.ScrubVolumeResponse
-	(*SnapshotView)(nil),                   // 56: argon.v1.SnapshotView
-	(*CreateSnapshotRequest)(nil),          // 57: argon.v1.CreateSnapshotRequest
-	(*CreateSnapshotResponse)(nil),         // 58: argon.v1.CreateSnapshotResponse
-	(*ListSnapshotsRequest)(nil),           // 59: argon.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),          // 60: argon.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),             // 61: argon.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),            // 62: argon.v1.GetSnapshotResponse
-	(*RemoveSnapshotRequest)(nil),          // 63: argon.v1.RemoveSnapshotRequest
-	(*RemoveSnapshotResponse)(nil),         // 64: argon.v1.RemoveSnapshotResponse
-	(*RollBackRequest)(nil),                // 65: argon.v1.RollBackRequest
-	(*RollBackResponse)(nil),               // 66: argon.v1.RollBackResponse
-	(*MachineView)(nil),                    // 67: argon.v1.MachineView
-	(*CreateMachineRequest)(nil),           // 68: argon.v1.CreateMachineRequest
-	(*CreateMachineResponse)(nil),          // 69: argon.v1.CreateMachineResponse
-	(*ListMachinesRequest)(nil),            // 70: argon.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),           // 71: argon.v1.ListMachinesResponse
-	(*GetMachineRequest)(nil),              // 72: argon.v1.GetMachineRequest
-	(*GetMachineResponse)(nil),             // 73: argon.v1.GetMachineResponse
-	(*StartMachineRequest)(nil),            // 74: argon.v1.StartMachineRequest
-	(*StartMachineResponse)(nil),           // 75: argon.v1.StartMachineResponse
-	(*StopMachineRequest)(nil),             // 76: argon.v1.StopMachineRequest
-	(*StopMachineResponse)(nil),            // 77: argon.v1.StopMachineResponse
-	(*RemoveMachineRequest)(nil),           // 78: argon.v1.RemoveMachineRequest
-	(*RemoveMachineResponse)(nil),          // 79: argon.v1.RemoveMachineResponse
-	(*SetMachineRequest)(nil),              // 80: argon.v1.SetMachineRequest
-	(*SetMachineResponse)(nil),             // 81: argon.v1.SetMachineResponse
-	(*CheckpointMachineRequest)(nil),       // 82: argon.v1.CheckpointMachineRequest
-	(*CheckpointMachineResponse)(nil),      // 83: argon.v1.CheckpointMachineResponse
-	(*SuspendMachineRequest)(nil),          // 84: argon.v1.SuspendMachineRequest
-	(*SuspendMachineResponse)(nil),         // 85: argon.v1.SuspendMachineResponse
-	(*ResumeMachineRequest)(nil),           // 86: argon.v1.ResumeMachineRequest
-	(*ResumeMachineResponse)(nil),          // 87: argon.v1.ResumeMachineResponse
-	(*CloneMachineRequest)(nil),            // 88: argon.v1.CloneMachineRequest
-	(*CloneMachineResponse)(nil),           // 89: argon.v1.CloneMachineResponse
-	(*MigrateMachineRequest)(nil),          // 90: argon.v1.MigrateMachineRequest
-	(*MigrateMachineResponse)(nil),         // 91: argon.v1.MigrateMachineResponse
-	(*CancelMigrationRequest)(nil),         // 92: argon.v1.CancelMigrationRequest
-	(*CancelMigrationResponse)(nil),        // 93: argon.v1.CancelMigrationResponse
-	(*SetFirstBootRequest)(nil),            // 94: argon.v1.SetFirstBootRequest
-	(*SetFirstBootResponse)(nil),           // 95: argon.v1.SetFirstBootResponse
-	(*ConsoleRequest)(nil),                 // 96: argon.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),                // 97: argon.v1.ConsoleResponse
-	(*CheckpointView)(nil),                 // 98: argon.v1.CheckpointView
-	(*ListCheckpointsRequest)(nil),         // 99: argon.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),        // 100: argon.v1.ListCheckpointsResponse
-	(*GetCheckpointRequest)(nil),           // 101: argon.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 102: argon.v1.GetCheckpointResponse
-	(*RemoveCheckpointRequest)(nil),        // 103: argon.v1.RemoveCheckpointRequest
-	(*RemoveCheckpointResponse)(nil),       // 104: argon.v1.RemoveCheckpointResponse
-	(*DisplayRequest)(nil),                 // 105: argon.v1.DisplayRequest
-	(*DisplayResponse)(nil),                // 106: argon.v1.DisplayResponse
-	(*ScreenshotRequest)(nil),              // 107: argon.v1.ScreenshotRequest
-	(*ScreenshotResponse)(nil),             // 108: argon.v1.ScreenshotResponse
-	(*QuiesceMachineRequest)(nil),          // 109: argon.v1.QuiesceMachineRequest
-	(*QuiesceMachineResponse)(nil),         // 110: argon.v1.QuiesceMachineResponse
-	(*ListEventsRequest)(nil),              // 111: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 112: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 113: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 114: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 115: argon.v1.ImportImageRequest.Header
-	nil,                                    // 116: argon.v1.CreateSnapshotRequest.LabelsEntry
-	(*Settings)(nil),                       // 117: argon.v1.Settings
-	(*Cluster)(nil),                        // 118: argon.v1.Cluster
-	(*Server)(nil),                         // 119: argon.v1.Server
-	(*Token)(nil),                          // 120: argon.v1.Token
-	(*Resources)(nil),                      // 121: argon.v1.Resources
-	(*Usage)(nil),                          // 122: argon.v1.Usage
-	(*Image)(nil),                          // 123: argon.v1.Image
-	(*Volume)(nil),                         // 124: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 125: argon.v1.VolumeStatus
-	(*ReplicaUsage)(nil),                   // 126: argon.v1.ReplicaUsage
-	(*Snapshot)(nil),                       // 127: argon.v1.Snapshot
-	(*Machine)(nil),                        // 128: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 129: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 130: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 131: argon.v1.FirstBoot
-	(OnLoss)(0),                            // 132: argon.v1.OnLoss
-	(*Checkpoint)(nil),                     // 133: argon.v1.Checkpoint
-	(*timestamppb.Timestamp)(nil),          // 134: google.protobuf.Timestamp
-	(*Event)(nil),                          // 135: argon.v1.Event
+	(*ExportVolumeRequest)(nil),            // 56: argon.v1.ExportVolumeRequest
+	(*ExportVolumeResponse)(nil),           // 57: argon.v1.ExportVolumeResponse
+	(*Progress)(nil),                       // 58: argon.v1.Progress
+	(*ImportVolumeRequest)(nil),            // 59: argon.v1.ImportVolumeRequest
+	(*ImportVolumeResponse)(nil),           // 60: argon.v1.ImportVolumeResponse
+	(*SnapshotView)(nil),                   // 61: argon.v1.SnapshotView
+	(*CreateSnapshotRequest)(nil),          // 62: argon.v1.CreateSnapshotRequest
+	(*CreateSnapshotResponse)(nil),         // 63: argon.v1.CreateSnapshotResponse
+	(*ListSnapshotsRequest)(nil),           // 64: argon.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),          // 65: argon.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),             // 66: argon.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),            // 67: argon.v1.GetSnapshotResponse
+	(*RemoveSnapshotRequest)(nil),          // 68: argon.v1.RemoveSnapshotRequest
+	(*RemoveSnapshotResponse)(nil),         // 69: argon.v1.RemoveSnapshotResponse
+	(*RollBackRequest)(nil),                // 70: argon.v1.RollBackRequest
+	(*RollBackResponse)(nil),               // 71: argon.v1.RollBackResponse
+	(*MachineView)(nil),                    // 72: argon.v1.MachineView
+	(*CreateMachineRequest)(nil),           // 73: argon.v1.CreateMachineRequest
+	(*CreateMachineResponse)(nil),          // 74: argon.v1.CreateMachineResponse
+	(*ListMachinesRequest)(nil),            // 75: argon.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),           // 76: argon.v1.ListMachinesResponse
+	(*GetMachineRequest)(nil),              // 77: argon.v1.GetMachineRequest
+	(*GetMachineResponse)(nil),             // 78: argon.v1.GetMachineResponse
+	(*StartMachineRequest)(nil),            // 79: argon.v1.StartMachineRequest
+	(*StartMachineResponse)(nil),           // 80: argon.v1.StartMachineResponse
+	(*StopMachineRequest)(nil),             // 81: argon.v1.StopMachineRequest
+	(*StopMachineResponse)(nil),            // 82: argon.v1.StopMachineResponse
+	(*RemoveMachineRequest)(nil),           // 83: argon.v1.RemoveMachineRequest
+	(*RemoveMachineResponse)(nil),          // 84: argon.v1.RemoveMachineResponse
+	(*SetMachineRequest)(nil),              // 85: argon.v1.SetMachineRequest
+	(*SetMachineResponse)(nil),             // 86: argon.v1.SetMachineResponse
+	(*CheckpointMachineRequest)(nil),       // 87: argon.v1.CheckpointMachineRequest
+	(*CheckpointMachineResponse)(nil),      // 88: argon.v1.CheckpointMachineResponse
+	(*SuspendMachineRequest)(nil),          // 89: argon.v1.SuspendMachineRequest
+	(*SuspendMachineResponse)(nil),         // 90: argon.v1.SuspendMachineResponse
+	(*ResumeMachineRequest)(nil),           // 91: argon.v1.ResumeMachineRequest
+	(*ResumeMachineResponse)(nil),          // 92: argon.v1.ResumeMachineResponse
+	(*CloneMachineRequest)(nil),            // 93: argon.v1.CloneMachineRequest
+	(*CloneMachineResponse)(nil),           // 94: argon.v1.CloneMachineResponse
+	(*MigrateMachineRequest)(nil),          // 95: argon.v1.MigrateMachineRequest
+	(*MigrateMachineResponse)(nil),         // 96: argon.v1.MigrateMachineResponse
+	(*CancelMigrationRequest)(nil),         // 97: argon.v1.CancelMigrationRequest
+	(*CancelMigrationResponse)(nil),        // 98: argon.v1.CancelMigrationResponse
+	(*SetFirstBootRequest)(nil),            // 99: argon.v1.SetFirstBootRequest
+	(*SetFirstBootResponse)(nil),           // 100: argon.v1.SetFirstBootResponse
+	(*ConsoleRequest)(nil),                 // 101: argon.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),                // 102: argon.v1.ConsoleResponse
+	(*CheckpointView)(nil),                 // 103: argon.v1.CheckpointView
+	(*ListCheckpointsRequest)(nil),         // 104: argon.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),        // 105: argon.v1.ListCheckpointsResponse
+	(*GetCheckpointRequest)(nil),           // 106: argon.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 107: argon.v1.GetCheckpointResponse
+	(*RemoveCheckpointRequest)(nil),        // 108: argon.v1.RemoveCheckpointRequest
+	(*RemoveCheckpointResponse)(nil),       // 109: argon.v1.RemoveCheckpointResponse
+	(*DisplayRequest)(nil),                 // 110: argon.v1.DisplayRequest
+	(*DisplayResponse)(nil),                // 111: argon.v1.DisplayResponse
+	(*ScreenshotRequest)(nil),              // 112: argon.v1.ScreenshotRequest
+	(*ScreenshotResponse)(nil),             // 113: argon.v1.ScreenshotResponse
+	(*QuiesceMachineRequest)(nil),          // 114: argon.v1.QuiesceMachineRequest
+	(*QuiesceMachineResponse)(nil),         // 115: argon.v1.QuiesceMachineResponse
+	(*ListEventsRequest)(nil),              // 116: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 117: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 118: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 119: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 120: argon.v1.ImportImageRequest.Header
+	(*ExportVolumeResponse_Header)(nil),    // 121: argon.v1.ExportVolumeResponse.Header
+	(*ImportVolumeRequest_Header)(nil),     // 122: argon.v1.ImportVolumeRequest.Header
+	nil,                                    // 123: argon.v1.CreateSnapshotRequest.LabelsEntry
+	(*Settings)(nil),                       // 124: argon.v1.Settings
+	(*Cluster)(nil),                        // 125: argon.v1.Cluster
+	(*Server)(nil),                         // 126: argon.v1.Server
+	(*Token)(nil),                          // 127: argon.v1.Token
+	(*Resources)(nil),                      // 128: argon.v1.Resources
+	(*Usage)(nil),                          // 129: argon.v1.Usage
+	(*Image)(nil),                          // 130: argon.v1.Image
+	(*Volume)(nil),                         // 131: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 132: argon.v1.VolumeStatus
+	(*ReplicaUsage)(nil),                   // 133: argon.v1.ReplicaUsage
+	(*Snapshot)(nil),                       // 134: argon.v1.Snapshot
+	(*Machine)(nil),                        // 135: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 136: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 137: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 138: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 139: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 140: argon.v1.Checkpoint
+	(*timestamppb.Timestamp)(nil),          // 141: google.protobuf.Timestamp
+	(*Event)(nil),                          // 142: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	117, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	118, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	119, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	118, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	119, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	119, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	118, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	119, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	118, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	119, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	124, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	125, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	126, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	125, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	126, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	126, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	125, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	126, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	125, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	126, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
 	16,  // 10: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
-	120, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	120, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	119, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	121, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	122, // 15: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
+	127, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	127, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	126, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	128, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	129, // 15: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
 	16,  // 16: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
 	16,  // 17: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
 	16,  // 18: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
 	16,  // 19: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	115, // 20: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	123, // 21: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	123, // 22: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	123, // 23: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	124, // 24: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	125, // 25: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	126, // 26: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
+	120, // 20: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	130, // 21: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	130, // 22: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	130, // 23: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	131, // 24: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	132, // 25: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	133, // 26: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
 	37,  // 27: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
 	37,  // 28: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
 	37,  // 29: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
@@ -6925,133 +7503,142 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	37,  // 31: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
 	37,  // 32: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
 	37,  // 33: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	127, // 34: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
-	116, // 35: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
-	56,  // 36: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
-	56,  // 37: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
-	56,  // 38: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
-	37,  // 39: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
-	128, // 40: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	129, // 41: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	130, // 42: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	131, // 43: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	132, // 44: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	67,  // 45: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
-	67,  // 46: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
-	67,  // 47: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
-	67,  // 48: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
-	67,  // 49: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	132, // 50: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	67,  // 51: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
-	98,  // 52: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	67,  // 53: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
-	67,  // 54: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
-	67,  // 55: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
-	67,  // 56: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
-	67,  // 57: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
-	131, // 58: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
-	67,  // 59: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
-	133, // 60: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
-	98,  // 61: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
-	98,  // 62: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	134, // 63: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	135, // 64: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	135, // 65: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	0,   // 66: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	2,   // 67: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	4,   // 68: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	6,   // 69: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	8,   // 70: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	10,  // 71: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	12,  // 72: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	14,  // 73: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	17,  // 74: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	19,  // 75: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	21,  // 76: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	27,  // 77: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	29,  // 78: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	31,  // 79: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	33,  // 80: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	35,  // 81: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	38,  // 82: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	40,  // 83: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	42,  // 84: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	44,  // 85: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	46,  // 86: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	48,  // 87: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	50,  // 88: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
-	52,  // 89: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
-	54,  // 90: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
-	57,  // 91: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
-	59,  // 92: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
-	61,  // 93: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
-	63,  // 94: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
-	65,  // 95: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
-	68,  // 96: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	70,  // 97: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	72,  // 98: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	74,  // 99: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	76,  // 100: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	78,  // 101: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	90,  // 102: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
-	92,  // 103: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
-	94,  // 104: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
-	96,  // 105: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	105, // 106: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
-	107, // 107: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
-	109, // 108: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
-	111, // 109: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	113, // 110: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	1,   // 111: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	3,   // 112: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	5,   // 113: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	7,   // 114: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	9,   // 115: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	11,  // 116: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	13,  // 117: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	15,  // 118: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	18,  // 119: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	20,  // 120: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	22,  // 121: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	28,  // 122: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	30,  // 123: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	32,  // 124: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	34,  // 125: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	36,  // 126: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	39,  // 127: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	41,  // 128: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	43,  // 129: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	45,  // 130: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	47,  // 131: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	49,  // 132: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	51,  // 133: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	53,  // 134: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	55,  // 135: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	58,  // 136: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	60,  // 137: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	62,  // 138: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	64,  // 139: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	66,  // 140: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	69,  // 141: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	71,  // 142: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	73,  // 143: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	75,  // 144: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	77,  // 145: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	79,  // 146: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	91,  // 147: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	93,  // 148: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	95,  // 149: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	97,  // 150: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	106, // 151: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
-	108, // 152: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
-	110, // 153: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
-	112, // 154: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	114, // 155: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	111, // [111:156] is the sub-list for method output_type
-	66,  // [66:111] is the sub-list for method input_type
-	66,  // [66:66] is the sub-list for extension type_name
-	66,  // [66:66] is the sub-list for extension extendee
-	0,   // [0:66] is the sub-list for field type_name
+	121, // 34: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
+	58,  // 35: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
+	122, // 36: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
+	58,  // 37: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
+	37,  // 38: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	134, // 39: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
+	123, // 40: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
+	61,  // 41: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
+	61,  // 42: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
+	61,  // 43: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
+	37,  // 44: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
+	135, // 45: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	136, // 46: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	137, // 47: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	138, // 48: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	139, // 49: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	72,  // 50: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
+	72,  // 51: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
+	72,  // 52: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
+	72,  // 53: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
+	72,  // 54: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
+	139, // 55: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	72,  // 56: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
+	103, // 57: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	72,  // 58: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
+	72,  // 59: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
+	72,  // 60: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
+	72,  // 61: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
+	72,  // 62: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
+	138, // 63: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
+	72,  // 64: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
+	140, // 65: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	103, // 66: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
+	103, // 67: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	141, // 68: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	142, // 69: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	142, // 70: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	0,   // 71: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	2,   // 72: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	4,   // 73: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	6,   // 74: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	8,   // 75: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	10,  // 76: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	12,  // 77: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	14,  // 78: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	17,  // 79: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	19,  // 80: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	21,  // 81: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	27,  // 82: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	29,  // 83: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	31,  // 84: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	33,  // 85: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	35,  // 86: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	38,  // 87: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	40,  // 88: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	42,  // 89: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	44,  // 90: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	46,  // 91: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	48,  // 92: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	50,  // 93: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
+	52,  // 94: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
+	54,  // 95: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
+	56,  // 96: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
+	59,  // 97: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
+	62,  // 98: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
+	64,  // 99: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
+	66,  // 100: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
+	68,  // 101: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
+	70,  // 102: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
+	73,  // 103: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	75,  // 104: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	77,  // 105: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	79,  // 106: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	81,  // 107: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	83,  // 108: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	95,  // 109: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
+	97,  // 110: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
+	99,  // 111: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
+	101, // 112: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	110, // 113: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	112, // 114: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	114, // 115: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	116, // 116: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	118, // 117: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	1,   // 118: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	3,   // 119: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	5,   // 120: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	7,   // 121: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	9,   // 122: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	11,  // 123: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	13,  // 124: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	15,  // 125: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	18,  // 126: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	20,  // 127: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	22,  // 128: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	28,  // 129: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	30,  // 130: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	32,  // 131: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	34,  // 132: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	36,  // 133: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	39,  // 134: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	41,  // 135: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	43,  // 136: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	45,  // 137: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	47,  // 138: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	49,  // 139: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	51,  // 140: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	53,  // 141: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	55,  // 142: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	57,  // 143: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
+	60,  // 144: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
+	63,  // 145: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	65,  // 146: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	67,  // 147: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	69,  // 148: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	71,  // 149: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	74,  // 150: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	76,  // 151: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	78,  // 152: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	80,  // 153: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	82,  // 154: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	84,  // 155: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	96,  // 156: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	98,  // 157: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	100, // 158: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	102, // 159: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	111, // 160: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	113, // 161: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	115, // 162: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	117, // 163: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	119, // 164: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	118, // [118:165] is the sub-list for method output_type
+	71,  // [71:118] is the sub-list for method input_type
+	71,  // [71:71] is the sub-list for extension type_name
+	71,  // [71:71] is the sub-list for extension extendee
+	0,   // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }
@@ -7064,14 +7651,24 @@ func file_argon_v1_api_proto_init() {
 		(*ImportImageRequest_Header_)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[80].OneofWrappers = []any{}
+	file_argon_v1_api_proto_msgTypes[57].OneofWrappers = []any{
+		(*ExportVolumeResponse_Header_)(nil),
+		(*ExportVolumeResponse_Data)(nil),
+		(*ExportVolumeResponse_Zeros)(nil),
+		(*ExportVolumeResponse_Progress)(nil),
+	}
+	file_argon_v1_api_proto_msgTypes[59].OneofWrappers = []any{
+		(*ImportVolumeRequest_Header_)(nil),
+		(*ImportVolumeRequest_Data)(nil),
+	}
+	file_argon_v1_api_proto_msgTypes[85].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   117,
+			NumMessages:   124,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

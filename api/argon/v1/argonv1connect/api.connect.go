@@ -114,6 +114,12 @@ const (
 	// VolumeServiceScrubVolumeProcedure is the fully-qualified name of the VolumeService's ScrubVolume
 	// RPC.
 	VolumeServiceScrubVolumeProcedure = "/argon.v1.VolumeService/ScrubVolume"
+	// VolumeServiceExportVolumeProcedure is the fully-qualified name of the VolumeService's
+	// ExportVolume RPC.
+	VolumeServiceExportVolumeProcedure = "/argon.v1.VolumeService/ExportVolume"
+	// VolumeServiceImportVolumeProcedure is the fully-qualified name of the VolumeService's
+	// ImportVolume RPC.
+	VolumeServiceImportVolumeProcedure = "/argon.v1.VolumeService/ImportVolume"
 	// SnapshotServiceCreateSnapshotProcedure is the fully-qualified name of the SnapshotService's
 	// CreateSnapshot RPC.
 	SnapshotServiceCreateSnapshotProcedure = "/argon.v1.SnapshotService/CreateSnapshot"
@@ -757,6 +763,11 @@ type VolumeServiceClient interface {
 	DetachBase(context.Context, *connect.Request[v1.DetachBaseRequest]) (*connect.Response[v1.DetachBaseResponse], error)
 	// Has the replicas compared, in the background.
 	ScrubVolume(context.Context, *connect.Request[v1.ScrubVolumeRequest]) (*connect.Response[v1.ScrubVolumeResponse], error)
+	// The first message says what follows; then comes the data.
+	ExportVolume(context.Context, *connect.Request[v1.ExportVolumeRequest]) (*connect.ServerStreamForClient[v1.ExportVolumeResponse], error)
+	// The first message is the header; data follows. Nothing of it is in the
+	// volume before all of it was received and found whole.
+	ImportVolume(context.Context) *connect.BidiStreamForClient[v1.ImportVolumeRequest, v1.ImportVolumeResponse]
 }
 
 // NewVolumeServiceClient constructs a client for the argon.v1.VolumeService service. By default, it
@@ -824,6 +835,18 @@ func NewVolumeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(volumeServiceMethods.ByName("ScrubVolume")),
 			connect.WithClientOptions(opts...),
 		),
+		exportVolume: connect.NewClient[v1.ExportVolumeRequest, v1.ExportVolumeResponse](
+			httpClient,
+			baseURL+VolumeServiceExportVolumeProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("ExportVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		importVolume: connect.NewClient[v1.ImportVolumeRequest, v1.ImportVolumeResponse](
+			httpClient,
+			baseURL+VolumeServiceImportVolumeProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("ImportVolume")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -838,6 +861,8 @@ type volumeServiceClient struct {
 	resizeVolume   *connect.Client[v1.ResizeVolumeRequest, v1.ResizeVolumeResponse]
 	detachBase     *connect.Client[v1.DetachBaseRequest, v1.DetachBaseResponse]
 	scrubVolume    *connect.Client[v1.ScrubVolumeRequest, v1.ScrubVolumeResponse]
+	exportVolume   *connect.Client[v1.ExportVolumeRequest, v1.ExportVolumeResponse]
+	importVolume   *connect.Client[v1.ImportVolumeRequest, v1.ImportVolumeResponse]
 }
 
 // CreateVolume calls argon.v1.VolumeService.CreateVolume.
@@ -885,6 +910,16 @@ func (c *volumeServiceClient) ScrubVolume(ctx context.Context, req *connect.Requ
 	return c.scrubVolume.CallUnary(ctx, req)
 }
 
+// ExportVolume calls argon.v1.VolumeService.ExportVolume.
+func (c *volumeServiceClient) ExportVolume(ctx context.Context, req *connect.Request[v1.ExportVolumeRequest]) (*connect.ServerStreamForClient[v1.ExportVolumeResponse], error) {
+	return c.exportVolume.CallServerStream(ctx, req)
+}
+
+// ImportVolume calls argon.v1.VolumeService.ImportVolume.
+func (c *volumeServiceClient) ImportVolume(ctx context.Context) *connect.BidiStreamForClient[v1.ImportVolumeRequest, v1.ImportVolumeResponse] {
+	return c.importVolume.CallBidiStream(ctx)
+}
+
 // VolumeServiceHandler is an implementation of the argon.v1.VolumeService service.
 type VolumeServiceHandler interface {
 	// Answers once every replica is made, or says which are not.
@@ -903,6 +938,11 @@ type VolumeServiceHandler interface {
 	DetachBase(context.Context, *connect.Request[v1.DetachBaseRequest]) (*connect.Response[v1.DetachBaseResponse], error)
 	// Has the replicas compared, in the background.
 	ScrubVolume(context.Context, *connect.Request[v1.ScrubVolumeRequest]) (*connect.Response[v1.ScrubVolumeResponse], error)
+	// The first message says what follows; then comes the data.
+	ExportVolume(context.Context, *connect.Request[v1.ExportVolumeRequest], *connect.ServerStream[v1.ExportVolumeResponse]) error
+	// The first message is the header; data follows. Nothing of it is in the
+	// volume before all of it was received and found whole.
+	ImportVolume(context.Context, *connect.BidiStream[v1.ImportVolumeRequest, v1.ImportVolumeResponse]) error
 }
 
 // NewVolumeServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -966,6 +1006,18 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(volumeServiceMethods.ByName("ScrubVolume")),
 		connect.WithHandlerOptions(opts...),
 	)
+	volumeServiceExportVolumeHandler := connect.NewServerStreamHandler(
+		VolumeServiceExportVolumeProcedure,
+		svc.ExportVolume,
+		connect.WithSchema(volumeServiceMethods.ByName("ExportVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	volumeServiceImportVolumeHandler := connect.NewBidiStreamHandler(
+		VolumeServiceImportVolumeProcedure,
+		svc.ImportVolume,
+		connect.WithSchema(volumeServiceMethods.ByName("ImportVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/argon.v1.VolumeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case VolumeServiceCreateVolumeProcedure:
@@ -986,6 +1038,10 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 			volumeServiceDetachBaseHandler.ServeHTTP(w, r)
 		case VolumeServiceScrubVolumeProcedure:
 			volumeServiceScrubVolumeHandler.ServeHTTP(w, r)
+		case VolumeServiceExportVolumeProcedure:
+			volumeServiceExportVolumeHandler.ServeHTTP(w, r)
+		case VolumeServiceImportVolumeProcedure:
+			volumeServiceImportVolumeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1029,6 +1085,14 @@ func (UnimplementedVolumeServiceHandler) DetachBase(context.Context, *connect.Re
 
 func (UnimplementedVolumeServiceHandler) ScrubVolume(context.Context, *connect.Request[v1.ScrubVolumeRequest]) (*connect.Response[v1.ScrubVolumeResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.VolumeService.ScrubVolume is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) ExportVolume(context.Context, *connect.Request[v1.ExportVolumeRequest], *connect.ServerStream[v1.ExportVolumeResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.VolumeService.ExportVolume is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) ImportVolume(context.Context, *connect.BidiStream[v1.ImportVolumeRequest, v1.ImportVolumeResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.VolumeService.ImportVolume is not implemented"))
 }
 
 // SnapshotServiceClient is a client for the argon.v1.SnapshotService service.
