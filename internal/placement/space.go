@@ -7,7 +7,7 @@ import (
 
 // This file says what a server's disk still has room for. Volumes are thin:
 // their sizes are promises, and may come to more than there is
-// (docs/decisions/0013-thin-volumes.md). What counts is what lies there, what is on its way
+// (docs/decisions/0016-thin-volumes.md). What counts is what lies there, what is on its way
 // there, and the reserve.
 
 // Reserve is what is kept free of a disk of that size: a twentieth, at most
