@@ -42,6 +42,11 @@ type guestSeen struct {
 	resumedAt    time.Time
 	// info is what its agent says; nil if none answers.
 	info *argonv1.GuestInfo
+	// shares are what it was last given; unshared: that is not known, as it was
+	// found running. sharesDetail says what of them can't be.
+	shares       hypervisor.Shares
+	unshared     bool
+	sharesDetail string
 }
 
 // machineSeen is what is known here of a machine.
@@ -81,19 +86,30 @@ const (
 	pressAgain
 	kill
 	resume
+	// share gives a guest the shares that its record says.
+	share
 	// reap forgets a guest whose process is gone, and what follows from the
 	// way it went.
 	reap
 )
 
 func (s machineStep) String() string {
-	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "reap"}[s]
+	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "share", "reap"}[s]
 }
 
 // belongs tells whether a machine is to be run by this server, as far as
 // places go.
 func belongs(m *argonv1.Machine, serverID string) bool {
 	return m != nil && m.GetServerId() == serverID && serverID != ""
+}
+
+// wanted is what is wanted of a machine where it is: one that is to move has to
+// stop here first.
+func wanted(m *argonv1.Machine) argonv1.Wanted {
+	if m.GetMove() != nil && m.GetMove().GetPlacement() == m.GetPlacement() && m.GetWanted() == argonv1.Wanted_WANTED_RUNNING {
+		return argonv1.Wanted_WANTED_STOPPED
+	}
+	return m.GetWanted()
 }
 
 // nextForMachine names a machine's next step, and the placement of the guest
@@ -107,7 +123,7 @@ func nextForMachine(m *argonv1.Machine, serverID string, seen machineSeen, allow
 	if len(seen.guests) > 0 || !allowed || now.Before(seen.retryAt) || !seen.disks.ready {
 		return rest, 0
 	}
-	if belongs(m, serverID) && m.GetWanted() == argonv1.Wanted_WANTED_RUNNING {
+	if belongs(m, serverID) && wanted(m) == argonv1.Wanted_WANTED_RUNNING {
 		return start, m.GetPlacement()
 	}
 	return rest, 0
@@ -125,13 +141,25 @@ func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksS
 	case !current, disks.over != "", g.status.State == hypervisor.ShutDown:
 		return kill
 	}
-	if m.GetWanted() != argonv1.Wanted_WANTED_RUNNING {
+	if wanted(m) != argonv1.Wanted_WANTED_RUNNING {
 		return nextForStop(m, g, now)
 	}
 	if standsStill(g) && (!disks.full || now.Sub(g.resumedAt) >= resumeEvery) && now.Sub(g.resumedAt) >= firstPause {
 		return resume
 	}
+	if g.unshared || g.shares != sharesOf(m) {
+		return share
+	}
 	return rest
+}
+
+// sharesOf are the shares that a machine's guest should have.
+func sharesOf(m *argonv1.Machine) hypervisor.Shares {
+	s := m.GetShares()
+	return hypervisor.Shares{
+		CPUPercent: s.GetCpuPercent(), CPUWeight: s.GetCpuWeight(),
+		DiskIOPS: s.GetDiskIops(), DiskBytesPerSecond: s.GetDiskBytesPerSecond(),
+	}
 }
 
 // nextForStop ends a guest: by its agent or its power button, by the button once

@@ -132,6 +132,11 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 		j.run = func(ctx context.Context) error { return a.kill(ctx, m, g, why) }
 	case resume:
 		j.run = func(ctx context.Context) error { return a.resume(ctx, g) }
+	case share:
+		// A failure must not hold up what else there is to do.
+		key = "shares/" + id
+		j.step += fmt.Sprint(sharesOf(m))
+		j.run = func(ctx context.Context) error { return a.share(ctx, g, sharesOf(m)) }
 	case reap:
 		allowed := p.allowed
 		j.run = func(ctx context.Context) error { return a.reap(ctx, m, g, allowed) }
@@ -184,7 +189,7 @@ func (a *Agent) differs(o observation, m *argonv1.Machine, now time.Time) bool {
 func (a *Agent) report(ctx context.Context, seen *argonv1.Machine, serverName string, o observation) error {
 	var old *argonv1.MachineStatus
 	m, err := a.Store.Machines.Update(ctx, seen.GetMeta().GetId(), func(m *argonv1.Machine) error {
-		if !belongs(m, a.ServerID) || m.GetPlacement() != seen.GetPlacement() || m.GetWanted() != seen.GetWanted() {
+		if !belongs(m, a.ServerID) || m.GetPlacement() != seen.GetPlacement() || wanted(m) != wanted(seen) {
 			return ErrOvertaken
 		}
 		old = m.GetStatus()
@@ -221,7 +226,7 @@ func (a *Agent) adopt(ctx context.Context, id string, m *argonv1.Machine, g *gue
 		}
 	}
 	a.mu.Lock()
-	g.found, g.info = true, m.GetStatus().GetGuest()
+	g.found, g.unshared, g.info = true, true, m.GetStatus().GetGuest()
 	a.mu.Unlock()
 	a.take(g, handle)
 	return nil
@@ -252,7 +257,7 @@ func (a *Agent) start(ctx context.Context, m *argonv1.Machine) error {
 	if err := a.announce(ctx, id, placement); err != nil {
 		return err
 	}
-	g := &guest{id: GuestID(id, placement), guestSeen: guestSeen{placement: placement, acceleration: accel}}
+	g := &guest{id: GuestID(id, placement), guestSeen: guestSeen{placement: placement, acceleration: accel, unshared: sharesOf(m) != hypervisor.Shares{}}}
 	spec, err := a.spec(ctx, m, g)
 	if err == nil {
 		var handle hypervisor.Guest
@@ -273,7 +278,7 @@ func (a *Agent) start(ctx context.Context, m *argonv1.Machine) error {
 // that was moved or stopped in the meantime is not started.
 func (a *Agent) announce(ctx context.Context, id string, placement uint64) error {
 	_, err := a.Store.Machines.Update(ctx, id, func(m *argonv1.Machine) error {
-		if !belongs(m, a.ServerID) || m.GetPlacement() != placement || m.GetWanted() != argonv1.Wanted_WANTED_RUNNING {
+		if !belongs(m, a.ServerID) || m.GetPlacement() != placement || wanted(m) != argonv1.Wanted_WANTED_RUNNING {
 			return ErrOvertaken
 		}
 		observation{state: stateStarting}.apply(m, a.ServerID, a.Now())
@@ -300,7 +305,7 @@ func (a *Agent) spec(ctx context.Context, m *argonv1.Machine, g *guest) (hypervi
 	}
 	spec := hypervisor.Spec{
 		ID: g.id, Name: m.GetMeta().GetName(), CPUs: int(m.GetCpus()), MemoryBytes: int64(m.GetMemoryBytes()),
-		Acceleration: g.acceleration, Ports: ports, Dir: dir, Firmware: hypervisor.Firmware(m.GetFirmware()),
+		Acceleration: g.acceleration, Shares: sharesOf(m), Ports: ports, Dir: dir, Firmware: hypervisor.Firmware(m.GetFirmware()),
 	}
 	for _, n := range m.GetNetworks() {
 		spec.Networks = append(spec.Networks, hypervisor.Network{MAC: n.GetMac()})
@@ -320,6 +325,21 @@ func (a *Agent) spec(ctx context.Context, m *argonv1.Machine, g *guest) (hypervi
 		spec.Disks = append(spec.Disks, v.attachment.Disk())
 	}
 	return spec, nil
+}
+
+// share gives a guest its shares. What this server or this guest can't have is
+// told in its status, and not tried again until it is wanted otherwise.
+func (a *Agent) share(ctx context.Context, g *guest, shares hypervisor.Shares) error {
+	detail := ""
+	err := g.handle.SetShares(ctx, shares)
+	switch {
+	case errors.Is(err, hypervisor.ErrCannotLimit), errors.Is(err, hypervisor.ErrOldGuest):
+		detail = err.Error()
+	case err != nil:
+		return fmt.Errorf("set its shares: %w", err)
+	}
+	a.note(func() { g.shares, g.unshared, g.sharesDetail = shares, false, detail })
+	return nil
 }
 
 func (a *Agent) pressPower(ctx context.Context, g *guest) error {
@@ -421,7 +441,7 @@ func (a *Agent) note(change func()) {
 // at once; one that just went is started again, after pauses that grow.
 func (a *Agent) reap(ctx context.Context, m *argonv1.Machine, g *guest, allowed bool) error {
 	byItself := belongs(m, a.ServerID) && m.GetPlacement() == g.placement &&
-		m.GetWanted() == argonv1.Wanted_WANTED_RUNNING && g.powerDownAt.IsZero() && !g.killed
+		wanted(m) == argonv1.Wanted_WANTED_RUNNING && g.powerDownAt.IsZero() && !g.killed
 	var crash string
 	switch {
 	case byItself && g.poweredOff:
@@ -454,7 +474,7 @@ func (a *Agent) stayOff(ctx context.Context, m *argonv1.Machine) error {
 	const why = "powered off from inside"
 	placement := m.GetPlacement()
 	_, err := a.Store.Machines.Update(ctx, m.GetMeta().GetId(), func(m *argonv1.Machine) error {
-		if !belongs(m, a.ServerID) || m.GetPlacement() != placement || m.GetWanted() != argonv1.Wanted_WANTED_RUNNING {
+		if !belongs(m, a.ServerID) || m.GetPlacement() != placement || wanted(m) != argonv1.Wanted_WANTED_RUNNING {
 			return ErrOvertaken
 		}
 		m.Wanted = argonv1.Wanted_WANTED_STOPPED

@@ -29,6 +29,12 @@ func placed(wanted argonv1.Wanted) *argonv1.Machine {
 	}
 }
 
+// shared gives a machine shares.
+func shared(m *argonv1.Machine) *argonv1.Machine {
+	m.Shares = &argonv1.Shares{CpuPercent: 50, CpuWeight: 10, DiskIops: 100, DiskBytesPerSecond: 1 << 20}
+	return m
+}
+
 // runningGuest is an adopted guest of placement 3.
 func runningGuest() guestSeen {
 	return guestSeen{placement: 3, adopted: true, status: hypervisor.Status{State: hypervisor.Running}}
@@ -57,6 +63,10 @@ func TestNextForMachine(t *testing.T) {
 		{name: "not when stopped", machine: placed(wantStopped), seen: ready, want: rest},
 		{name: "not when removed", machine: placed(wantRemoved), seen: ready, want: rest},
 		{name: "not here", machine: &argonv1.Machine{ServerId: "b", Wanted: wantRunning, Placement: 3}, seen: ready, want: rest},
+		{name: "its shares are others now", machine: shared(placed(wantRunning)), seen: with(func(*guestSeen) {}), want: share},
+		{name: "its shares are not known", machine: placed(wantRunning), seen: with(func(g *guestSeen) { g.unshared = true }), want: share},
+		{name: "it has its shares", machine: shared(placed(wantRunning)), seen: with(func(g *guestSeen) { g.shares = sharesOf(shared(placed(wantRunning))) }), want: rest},
+		{name: "a stop comes first", machine: shared(placed(wantStopped)), seen: with(func(*guestSeen) {}), want: pressPower},
 		{name: "not anywhere", machine: &argonv1.Machine{Wanted: wantRunning, Placement: 3}, seen: ready, want: rest},
 		{name: "runs", machine: placed(wantRunning), seen: with(func(*guestSeen) {}), want: rest},
 		{name: "runs, without a lease: the guard sees to it", machine: placed(wantRunning), seen: with(func(*guestSeen) {}), barred: true, want: rest},

@@ -28,6 +28,8 @@ type observation struct {
 	reason       string
 	acceleration hypervisor.Acceleration
 	guest        *argonv1.GuestInfo
+	// shares says what of its shares can't be.
+	shares string
 }
 
 // observe says how a machine that belongs here does. ok is false while
@@ -47,9 +49,9 @@ func observe(m *argonv1.Machine, serverID string, seen machineSeen, allowed bool
 		return observeGuest(m, g, seen.disks), true
 	}
 	switch {
-	case m.GetWanted() != argonv1.Wanted_WANTED_RUNNING && seen.disks.held:
+	case wanted(m) != argonv1.Wanted_WANTED_RUNNING && seen.disks.held:
 		return observation{state: stateStopping, reason: whyStopped(m)}, true
-	case m.GetWanted() != argonv1.Wanted_WANTED_RUNNING:
+	case wanted(m) != argonv1.Wanted_WANTED_RUNNING:
 		return observation{state: stateStopped, reason: whyStopped(m)}, true
 	case !allowed:
 		return observation{}, false
@@ -68,9 +70,9 @@ func whyStopped(m *argonv1.Machine) string {
 }
 
 func observeGuest(m *argonv1.Machine, g guestSeen, disks disksSeen) observation {
-	o := observation{state: stateRunning, acceleration: g.acceleration, guest: g.info}
+	o := observation{state: stateRunning, acceleration: g.acceleration, guest: g.info, shares: g.sharesDetail}
 	switch {
-	case m.GetWanted() != argonv1.Wanted_WANTED_RUNNING || !g.powerDownAt.IsZero():
+	case wanted(m) != argonv1.Wanted_WANTED_RUNNING || !g.powerDownAt.IsZero():
 		o.state = stateStopping
 	case g.status.State == hypervisor.ShutDown:
 		o.state, o.reason = stateStopping, "powered off from inside"
@@ -89,13 +91,15 @@ func (o observation) apply(m *argonv1.Machine, serverID string, now time.Time) b
 	next := &argonv1.MachineStatus{
 		State: o.state, ServerId: serverID, Placement: m.GetPlacement(), Reason: o.reason,
 		Acceleration: string(o.acceleration), Starts: old.GetStarts(), Since: old.GetSince(),
-		Guest: o.guest,
+		Guest:        o.guest,
+		SharesDetail: o.shares,
 	}
 	if runs(o.state) && next.Acceleration == "" {
 		next.Acceleration = old.GetAcceleration()
 	}
 	same := old.GetState() == next.State && old.GetServerId() == serverID && old.GetPlacement() == next.Placement
-	if same && old.GetReason() == next.Reason && old.GetAcceleration() == next.Acceleration && proto.Equal(old.GetGuest(), next.Guest) {
+	if same && old.GetReason() == next.Reason && old.GetAcceleration() == next.Acceleration && proto.Equal(old.GetGuest(), next.Guest) &&
+		old.GetSharesDetail() == o.shares {
 		return false
 	}
 	if !same {

@@ -77,8 +77,8 @@ func demandFor(st *catalog.State, v *argonv1.Volume, serverID string, seen volum
 		if hasGuest && !mayStay {
 			continue
 		}
-		wanted := belongs(m, serverID) && m.GetWanted() == argonv1.Wanted_WANTED_RUNNING
-		if hasGuest || wanted {
+		wants := belongs(m, serverID) && wanted(m) == argonv1.Wanted_WANTED_RUNNING
+		if hasGuest || wants {
 			return demand{use: forMachine, machineID: m.GetMeta().GetId(), guestRuns: hasGuest}
 		}
 	}

@@ -84,6 +84,15 @@ func (g *Group) Set(l Limits) error {
 	return errs
 }
 
+// SetProcessors sets the limits of processors only.
+func (g *Group) SetProcessors(l Limits) error {
+	var errs error
+	for _, f := range processorFiles(l, g.tree.dirs, g.tree.cpu) {
+		errs = errors.Join(errs, write(filepath.Join(f.dir, g.name), f.name, f.value))
+	}
+	return errs
+}
+
 // limitFile is one file to be written.
 type limitFile struct{ dir, name, value string }
 
@@ -93,6 +102,10 @@ const cpuPeriod = 100_000
 // limitFiles says what to write, for each version. What has a controller of
 // version 1 has none of version 2.
 func limitFiles(l Limits, d Dirs, hasCPU, hasMemory bool) []limitFile {
+	return append(processorFiles(l, d, hasCPU), memoryFiles(l, d, hasMemory)...)
+}
+
+func processorFiles(l Limits, d Dirs, has bool) []limitFile {
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
 	weight := int64(l.CPUWeight)
 	if weight == 0 {
@@ -109,7 +122,7 @@ func limitFiles(l Limits, d Dirs, hasCPU, hasMemory bool) []limitFile {
 			files, limitFile{v1, "cpu.cfs_period_us", number(cpuPeriod)}, limitFile{v1, "cpu.cfs_quota_us", number(quota)},
 			limitFile{v1, "cpu.shares", number(max(2, weight*1024/100))},
 		)
-	case hasCPU:
+	case has:
 		most := "max"
 		if quota > 0 {
 			most = number(quota)
@@ -118,14 +131,19 @@ func limitFiles(l Limits, d Dirs, hasCPU, hasMemory bool) []limitFile {
 			files, limitFile{d.V2, "cpu.max", most + " " + number(cpuPeriod)}, limitFile{d.V2, "cpu.weight", number(weight)},
 		)
 	}
+	return files
+}
+
+func memoryFiles(l Limits, d Dirs, has bool) []limitFile {
+	var files []limitFile
 	switch v1 := d.V1[memory]; {
 	case v1 != "" && l.MemoryBytes == 0:
 		files = append(files, limitFile{v1, "memory.limit_in_bytes", "-1"})
 	case v1 != "":
 		files = append(files, limitFile{v1, "memory.limit_in_bytes", strconv.FormatUint(l.MemoryBytes, 10)})
-	case hasMemory && l.MemoryBytes == 0:
+	case has && l.MemoryBytes == 0:
 		files = append(files, limitFile{d.V2, "memory.max", "max"})
-	case hasMemory:
+	case has:
 		files = append(files, limitFile{d.V2, "memory.max", strconv.FormatUint(l.MemoryBytes, 10)})
 	}
 	return files

@@ -156,6 +156,11 @@ func (f *fakeAPI) CreateMachine(_ context.Context, r *connect.Request[argonv1.Cr
 func (f *fakeAPI) GetMachine(context.Context, *connect.Request[argonv1.GetMachineRequest]) (*connect.Response[argonv1.GetMachineResponse], error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if len(f.states) == 0 { // whoever looks whether to go on finds that it was stopped
+		v := machine(argonv1.MachineState_MACHINE_STATE_STOPPED)
+		v.Machine.Wanted = argonv1.Wanted_WANTED_STOPPED
+		return answer(&argonv1.GetMachineResponse{Machine: v})
+	}
 	state := f.states[0]
 	f.states = f.states[min(1, len(f.states)-1):]
 	return answer(&argonv1.GetMachineResponse{Machine: machine(state)})

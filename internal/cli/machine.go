@@ -20,7 +20,7 @@ func (a *app) machineCommand() *cobra.Command {
   argon machine console web`,
 		a.machineCreateCommand(), a.machineListCommand(), a.machineShowCommand(),
 		a.machineStartCommand(), a.machineStopCommand(), a.machineSnapshotCommand(), a.machineRemoveCommand(), a.machineConsoleCommand(),
-		a.machineFirstBootCommand(), a.machineVNCCommand(), a.machineScreenshotCommand())
+		a.machineFirstBootCommand(), a.machineVNCCommand(), a.machineScreenshotCommand(), a.machineSetCommand())
 }
 
 func (a *app) machineCreateCommand() *cobra.Command {
@@ -30,6 +30,7 @@ func (a *app) machineCreateCommand() *cobra.Command {
 	var ports []string
 	var stopTimeout time.Duration
 	var wait waitFlags
+	var shares shareFlags
 	cmd := &cobra.Command{
 		Use:   "create NAME",
 		Short: "Make a machine and start it",
@@ -59,6 +60,7 @@ default for its image.`,
 	flags.StringVar(&req.Firmware, "firmware", "bios", "bios or uefi")
 	flags.Uint32Var(&req.Networks, "networks", 1, "how many network interfaces; ports are published from the first")
 	flags.BoolVar(&req.Stopped, "stopped", false, "do not start it")
+	shares.add(flags)
 	flags.DurationVar(&stopTimeout, "stop-timeout", time.Minute, "how long a stop may take before it is forced")
 	wait.add(cmd)
 	boot.add(cmd)
@@ -88,6 +90,7 @@ default for its image.`,
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Name, req.MemoryBytes, req.DiskBytes = args[0], uint64(memory), uint64(disk)
 		leaveOpen(cmd, req)
+		req.Shares = shares.shares()
 		progress := a.startProgress("making machine " + req.GetName())
 		res, err := client.Call(ctx, c.Machines.CreateMachine, req)
 		progress.Stop()
@@ -203,6 +206,8 @@ var machineDetails = []column[*argonv1.MachineView]{
 	{"first boot", func(v *argonv1.MachineView) cell { return plain(formatFirstBoot(v.GetMachine().GetFirstBoot())) }},
 	{"hostname", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetStatus().GetGuest().GetHostname()) }},
 	{"os", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetStatus().GetGuest().GetOs()) }},
+	{"shares", func(v *argonv1.MachineView) cell { return plain(formatShares(v.GetMachine().GetShares())) }},
+	{"not as wanted", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetStatus().GetSharesDetail()) }},
 	{"starts", func(v *argonv1.MachineView) cell { return number(v.GetMachine().GetStatus().GetStarts()) }},
 	{"created", func(v *argonv1.MachineView) cell { return plain(formatTime(v.GetMachine().GetMeta().GetCreated())) }},
 	{"id", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetMeta().GetId()) }},

@@ -57,19 +57,27 @@ func (a *app) serverShowCommand() *cobra.Command {
 
 func (a *app) serverRemoveCommand() *cobra.Command {
 	var force bool
+	var sure confirmFlag
 	cmd := &cobra.Command{
 		Use:   "rm NAME...",
 		Short: "Remove servers from the cluster",
-		Long: `Removes servers from the cluster. Refused while one runs machines or holds the
-only in-sync replica of a volume, unless it is lost and --force is given.`,
-		Example: `  argon server rm s4
+		Long: `Removes servers from the cluster. Refused while one that is alive has machines
+or replicas: drain it first. One that is lost is removed if nothing is lost with
+it; --force says what would be, and removes it all the same.`,
+		Example: `  argon server drain s4 --evacuate && argon server rm s4
   argon server rm s4 --force   # it burned down`,
 		Args:              takesSome("NAME"),
 		ValidArgsFunction: a.complete(serverNames),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "remove a lost server with what only it had")
+	sure.add(cmd)
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		return a.forEach(args, "server %s removed", func(name string) error {
+			if force {
+				if err := a.confirmRemoval(ctx, c, sure, name); err != nil {
+					return err
+				}
+			}
 			_, err := client.Call(ctx, c.Servers.RemoveServer, &argonv1.RemoveServerRequest{Name: name, Force: force})
 			return err
 		})
@@ -77,15 +85,36 @@ only in-sync replica of a volume, unless it is lost and --force is given.`,
 	return cmd
 }
 
+// confirmRemoval says what the removal by force costs, if anything.
+func (a *app) confirmRemoval(ctx context.Context, c *client.Client, sure confirmFlag, name string) error {
+	res, err := client.Call(ctx, c.Servers.GetServer, &argonv1.GetServerRequest{Name: name})
+	if err != nil {
+		return err
+	}
+	costs := res.GetServer().GetRemovalCosts()
+	if len(costs) == 0 || res.GetServer().GetAlive() {
+		return nil // nothing to ask, or it will be refused
+	}
+	if err := a.confirm(sure, append([]string{"with server " + name + " goes what it has:"}, costs...), name); err != nil {
+		return fmt.Errorf("removing server %s: %w", name, err)
+	}
+	return nil
+}
+
 func (a *app) serverColumns() []column[*argonv1.ServerView] {
 	type view = *argonv1.ServerView
 	return []column[view]{
 		{"name", func(v view) cell { return plain(v.GetServer().GetMeta().GetName()) }},
 		{"state", func(v view) cell {
-			if v.GetAlive() {
-				return cell{"alive", green}
+			switch {
+			case !v.GetAlive():
+				return cell{"lost", red}
+			case len(v.GetDraining()) > 0:
+				return cell{"draining", yellow}
+			case v.GetServer().GetDrain() != nil:
+				return cell{"drained", yellow}
 			}
-			return cell{"lost", red}
+			return cell{"alive", green}
 		}},
 		{"address", func(v view) cell { return plain(v.GetServer().GetAddress()) }},
 		{"zone", func(v view) cell { return plain(v.GetServer().GetZone()) }},
@@ -118,6 +147,7 @@ var serverDetails = []column[*argonv1.ServerView]{
 		return plain(formatBytes(v.GetAllocated().GetDiskBytes()) + ", if all volumes and images here were full")
 	}},
 	{"acceleration", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetAcceleration()) }},
+	{"still to leave", func(v *argonv1.ServerView) cell { return plain(strings.Join(v.GetDraining(), "; ")) }},
 	{"containment", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetContainment()) }},
 	{"confinement", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetConfinement()) }},
 	{"version", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetVersion()) }},

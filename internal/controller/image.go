@@ -26,11 +26,14 @@ func (p *planner) image(i *argonv1.Image) {
 		if p.st.Servers[c.GetServerId()] != nil && placement.ImageNeeded(p.st, i.GetMeta().GetId(), c.GetServerId()) {
 			return false
 		}
+		if p.evacuated(c.GetServerId()) && p.readyElsewhere(i, c) {
+			return true
+		}
 		return p.writtenOff(c.GetServerId()) && (p.st.Servers[c.GetServerId()] == nil || p.readyElsewhere(i, c))
 	})
 	var stay, never []string
 	for _, c := range next.GetCopies() {
-		if never = append(never, c.GetServerId()); !p.writtenOff(c.GetServerId()) {
+		if never = append(never, c.GetServerId()); !p.writtenOff(c.GetServerId()) && !p.evacuated(c.GetServerId()) {
 			stay = append(stay, c.GetServerId())
 		}
 	}

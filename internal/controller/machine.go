@@ -25,9 +25,7 @@ func (p *planner) machine(m *argonv1.Machine) {
 			p.unplace(m)
 		}
 	case argonv1.Wanted_WANTED_RUNNING:
-		if m.GetServerId() == "" || p.lost(m.GetServerId()) {
-			p.place(m)
-		}
+		p.running(m)
 	}
 }
 
@@ -59,7 +57,7 @@ func (p *planner) unplace(m *argonv1.Machine) {
 	if m.GetServerId() != "" && p.lost(m.GetServerId()) {
 		reason = fmt.Sprintf("its server %s was lost", p.name(m.GetServerId()))
 	}
-	next.ServerId = ""
+	next.ServerId, next.Move = "", nil
 	p.endMigration(next, "the machine was stopped")
 	p.setStatus(next, argonv1.MachineState_MACHINE_STATE_STOPPED, reason)
 	p.putMachine(m, next, "is stopped and gives its server back")
@@ -71,7 +69,10 @@ func (p *planner) place(m *argonv1.Machine) {
 	p.endMigration(next, fmt.Sprintf("server %s was lost", p.name(m.GetServerId())))
 	var events []*argonv1.Event
 	prefix := ""
-	if m.GetServerId() != "" {
+	switch {
+	case m.GetServerId() != "" && !p.lost(m.GetServerId()):
+		prefix = fmt.Sprintf("moved off server %s", p.name(m.GetServerId()))
+	case m.GetServerId() != "":
 		prefix = fmt.Sprintf("server %s is lost", p.name(m.GetServerId()))
 		if !strings.HasPrefix(m.GetStatus().GetReason(), prefix) {
 			events = append(events, machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-lost", prefix))

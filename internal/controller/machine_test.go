@@ -84,7 +84,7 @@ func TestMachines(t *testing.T) {
 				f.machine("m", "a", run, running).MemoryBytes = 64 * gib
 				return f
 			},
-			want:   &wantMachine{"a", 3, pending, "server a is lost; no server has 64 GiB of memory free; the most is 18 GiB on server b"},
+			want:   &wantMachine{"a", 3, pending, "server a is lost; no server has 65 GiB of memory free, its 64 GiB and what running it takes; the most is 18 GiB on server b"},
 			events: []string{"machine-lost", "machine-unplaceable"},
 		},
 		{

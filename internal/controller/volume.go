@@ -95,7 +95,8 @@ func (p *planner) forget(v *argonv1.Volume) {
 }
 
 // replace asks for new replicas where there are fewer than wanted, not
-// counting those whose servers have been lost for longer than the grace time.
+// counting those whose servers have been lost for longer than the grace time or
+// are evacuated.
 // The old ones stay until the new ones are in sync: one that returns in time
 // may still be the better copy.
 func (p *planner) replace(v *argonv1.Volume) []*argonv1.Event {
@@ -104,7 +105,7 @@ func (p *planner) replace(v *argonv1.Volume) []*argonv1.Event {
 	for _, r := range v.GetReplicas() {
 		switch {
 		case r.GetState() == removing:
-		case p.writtenOff(r.GetServerId()):
+		case p.writtenOff(r.GetServerId()), p.evacuated(r.GetServerId()):
 			given = append(given, r)
 		default:
 			stay = append(stay, r.GetServerId())
@@ -131,8 +132,13 @@ func (p *planner) replace(v *argonv1.Volume) []*argonv1.Event {
 		message := fmt.Sprintf("replica %d is made on server %s", id, p.name(serverID))
 		severity := argonv1.Severity_SEVERITY_INFO
 		if i < len(given) {
-			message = fmt.Sprintf("server %s has been away for long; %s", p.name(given[i].GetServerId()), message)
-			severity = argonv1.Severity_SEVERITY_WARNING
+			why := "has been away for long"
+			if from := given[i].GetServerId(); p.writtenOff(from) {
+				severity = argonv1.Severity_SEVERITY_WARNING
+			} else {
+				why = "is evacuated"
+			}
+			message = fmt.Sprintf("server %s %s; %s", p.name(given[i].GetServerId()), why, message)
 		}
 		events = append(events, volumeEvent(v, severity, "replica-placed", message))
 	}
@@ -150,7 +156,7 @@ func (p *planner) copyable(v *argonv1.Volume) bool {
 
 // dropSurplus asks for replicas to be deleted, one by one, once as many as are
 // wanted are in sync on servers that live: first those that are not in sync,
-// then those whose server is lost, then one whose loss keeps the others in as
+// then those whose server is lost or evacuated, then one whose loss keeps the others in as
 // many zones as possible, the newest first.
 func (p *planner) dropSurplus(v *argonv1.Volume) {
 	for {
@@ -160,7 +166,7 @@ func (p *planner) dropSurplus(v *argonv1.Volume) {
 				continue
 			}
 			all = append(all, r)
-			if r.GetState() == inSync && placement.Alive(p.st, r.GetServerId()) {
+			if r.GetState() == inSync && placement.Alive(p.st, r.GetServerId()) && !p.evacuated(r.GetServerId()) {
 				good = append(good, r)
 			}
 		}
@@ -192,7 +198,7 @@ func (p *planner) sparest(good []*argonv1.Replica) func(a, b *argonv1.Replica) i
 		switch {
 		case r.GetState() != inSync:
 			return 0
-		case !placement.Alive(p.st, r.GetServerId()):
+		case !placement.Alive(p.st, r.GetServerId()), p.evacuated(r.GetServerId()):
 			return 1
 		}
 		return 2

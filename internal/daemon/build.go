@@ -72,6 +72,9 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 			return publications(m.view.State()), changed
 		},
 		LocalPort: local.lookup,
+		Rate: func(machineID string) uint64 {
+			return m.view.State().Machines[machineID].GetShares().GetNetworkBytesPerSecond()
+		},
 		Dial: func(ctx context.Context, serverID string) (net.Conn, error) {
 			return m.peers.dialData(ctx, serverID, network.ALPN)
 		},

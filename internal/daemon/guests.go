@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/argon-cluster/argon/internal/cgroup"
 	"github.com/argon-cluster/argon/internal/guard"
+	"github.com/argon-cluster/argon/internal/hypervisor"
 	"github.com/argon-cluster/argon/internal/hypervisor/qemu"
 )
 
@@ -80,8 +82,19 @@ func (l launcher) Start(ctx context.Context, p qemu.Process) (int, error) {
 		return 0, err
 	}
 	return l.guard.Start(ctx, guard.Process{
-		ID: p.ID, Path: p.Path, Args: p.Args, Dir: p.Dir, LogPath: p.LogPath, User: user, Groups: l.confine.groups,
+		ID: p.ID, Path: p.Path, Args: p.Args, Dir: p.Dir, LogPath: p.LogPath, User: user, Groups: l.confine.groups, Limits: p.Limits,
 	})
+}
+
+func (l launcher) Limit(ctx context.Context, id string, limits cgroup.Limits) error {
+	err := l.guard.Limit(ctx, id, limits)
+	switch {
+	case errors.Is(err, guard.ErrOlder) && limits == (cgroup.Limits{}):
+		return nil
+	case errors.Is(err, guard.ErrOlder), errors.Is(err, guard.ErrCannotLimit):
+		return fmt.Errorf("%w: %w", hypervisor.ErrCannotLimit, err)
+	}
+	return err
 }
 
 func (l launcher) Kill(ctx context.Context, id string) error { return l.guard.Kill(ctx, id) }

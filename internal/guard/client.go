@@ -167,7 +167,8 @@ func (c *Client) Kill(ctx context.Context, id string) error {
 	return err
 }
 
-// Limit changes the limits of a guest that runs.
+// Limit changes the limits of processors of a guest that runs. ErrCannotLimit when
+// this host has nothing to do so with.
 func (c *Client) Limit(ctx context.Context, id string, l cgroup.Limits) error {
 	err := ErrOlder
 	if c.Knows("limit") {

@@ -24,6 +24,8 @@ var (
 	ErrDeadline = errors.New("this server has no lease, so no guest may run")
 	// ErrExists: a guest of this id runs.
 	ErrExists = errors.New("a guest of this id runs already")
+	// ErrCannotLimit: this host has nothing to limit guests with.
+	ErrCannotLimit = errors.New("this server can't limit processors")
 	// ErrOlder: the guard does not understand this.
 	ErrOlder = errors.New("the guard is older than the daemon: restart the server as a whole to have a new one")
 )

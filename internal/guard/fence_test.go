@@ -201,6 +201,16 @@ func TestDeadlineIsLowered(t *testing.T) {
 	w.must("done b")
 }
 
+func TestCannotLimit(t *testing.T) {
+	w := newWorld(t, "", noGroups)
+	w.must("deadline 1h")
+	w.must("start a")
+	w.must("limit a 0") // asks for nothing
+	if got := w.ask("limit a 30"); !strings.Contains(got, ErrCannotLimit.Error()) {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestLimit(t *testing.T) {
 	w := newWorld(t, "")
 	if about := w.ask("about"); !strings.Contains(about, "processors") {

@@ -124,7 +124,7 @@ func (g *guests) about() *About {
 	return a
 }
 
-// limit changes the limits of a guest that runs.
+// limit changes the limits of processors of a guest that runs.
 func (g *guests) limit(id string, l cgroup.Limits) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -132,10 +132,18 @@ func (g *guests) limit(id string, l cgroup.Limits) error {
 	switch {
 	case one == nil || one.pid == 0:
 		return fmt.Errorf("guest %s does not run", id)
-	case one.group == nil:
-		return nil
+	case !canLimit(g.groups):
+		if l == (cgroup.Limits{}) {
+			return nil
+		}
+		return fmt.Errorf("%w: it has %s", ErrCannotLimit, g.groups.Describe())
 	}
-	return one.group.Set(l)
+	return one.group.SetProcessors(l)
+}
+
+func canLimit(t *cgroup.Tree) bool {
+	processors, _ := t.Limits()
+	return processors
 }
 
 // killAll sends the signals; the caller holds mu. All groups at once first: a

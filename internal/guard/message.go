@@ -64,7 +64,7 @@ type answer struct {
 }
 
 // codes are the errors that callers decide by, as they travel.
-var codes = map[string]error{"deadline": ErrDeadline, "exists": ErrExists}
+var codes = map[string]error{"deadline": ErrDeadline, "exists": ErrExists, "limit": ErrCannotLimit}
 
 // fail puts an error into an answer.
 func (a *answer) fail(err error) {

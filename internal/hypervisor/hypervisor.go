@@ -34,6 +34,7 @@ type Spec struct {
 	// Machine is the monitor's name of the kind of machine; empty: the newest.
 	// A guest that goes on from a memory must be of the kind that this is of.
 	Machine string
+	Shares  Shares
 	// Disks, the boot disk first.
 	Disks []Disk
 	// Seed is the file of a small disk for the guest's first boot, which the
@@ -178,6 +179,9 @@ type Guest interface {
 	// else once all is there, and the guest still stands still. After an error
 	// it may stand still, too; Resume goes on.
 	Save(ctx context.Context, live bool) (Saved, error)
+	// SetShares changes them while it runs. ErrCannotLimit when the server has
+	// nothing to do so with; what it can is set all the same.
+	SetShares(ctx context.Context, s Shares) error
 	// Kill ends it at once and returns when it is gone.
 	Kill(ctx context.Context) error
 	// Send copies the guest's state to where conn leads while the guest goes

@@ -40,6 +40,9 @@ type Options struct {
 	// Busy is told when a port can not be listened on, once until it could.
 	Busy func(Publication, error)
 	Log  *slog.Logger
+	// Rate is how many bytes per second a machine's published ports may carry
+	// each way; 0: no limit. nil: nobody has one.
+	Rate func(machineID string) uint64
 	// MaxConns bounds the connections carried at once, each way of counting:
 	// those accepted here, and the tunnels served here.
 	MaxConns int
@@ -54,6 +57,7 @@ type Ports struct {
 	o         Options
 	accepted  chan struct{} // one token for each accepted connection
 	tunnelled chan struct{}
+	rates     rates
 
 	mu        sync.Mutex
 	listeners map[uint16]*listener
@@ -74,6 +78,7 @@ func NewPorts(o Options) *Ports {
 		o:         o,
 		accepted:  make(chan struct{}, o.MaxConns),
 		tunnelled: make(chan struct{}, o.MaxConns),
+		rates:     rates{limit: o.Rate},
 		listeners: map[uint16]*listener{},
 	}
 }
@@ -270,7 +275,12 @@ func (p *Ports) reachLocal(ctx context.Context, t Target) (net.Conn, error) {
 		return nil, fmt.Errorf("machine %s: port %d is not forwarded here", t.MachineID, t.GuestPort)
 	}
 	var d net.Dialer
-	return d.DialContext(ctx, "tcp", address)
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	// The dialling's end is not the connection's.
+	return p.rates.of(context.WithoutCancel(ctx), t.MachineID, conn), nil
 }
 
 // ServeTunnel serves a tunnel that another server opened, until it ends or ctx

@@ -34,11 +34,11 @@ func PlaceMachine(st *catalog.State, m *argonv1.Machine) (serverID string, err e
 	for _, c := range all {
 		if c.id() == m.GetServerId() {
 			c.free.Cpus += m.GetCpus()
-			c.free.MemoryBytes += m.GetMemoryBytes()
+			c.free.MemoryBytes += MemoryOn(c.server, m)
 		}
 	}
 	fit := slices.DeleteFunc(slices.Clone(all), func(c candidate) bool {
-		return c.free.GetMemoryBytes() < m.GetMemoryBytes() || c.free.GetCpus() < m.GetCpus()
+		return c.free.GetMemoryBytes() < MemoryOn(c.server, m) || c.free.GetCpus() < m.GetCpus()
 	})
 	if len(fit) == 0 {
 		return "", tooBig(all, m)
@@ -72,7 +72,7 @@ func nearBytes(st *catalog.State, m *argonv1.Machine) map[string]uint64 {
 // memory and CPUs.
 func load(c candidate, m *argonv1.Machine) float64 {
 	have := c.server.GetCapacity()
-	memory := 1 - float64(c.free.GetMemoryBytes()-m.GetMemoryBytes())/float64(max(1, have.GetMemoryBytes()))
+	memory := 1 - float64(c.free.GetMemoryBytes()-MemoryOn(c.server, m))/float64(max(1, have.GetMemoryBytes()))
 	cpus := 1 - float64(c.free.GetCpus()-m.GetCpus())/float64(max(1, have.GetCpus()*CPUOvercommit))
 	return max(memory, cpus)
 }
@@ -86,9 +86,9 @@ func tooBig(all []candidate, m *argonv1.Machine) error {
 		return cmp.Or(cmp.Compare(a.free.GetCpus(), b.free.GetCpus()), byName(b, a))
 	})
 	switch {
-	case roomy.free.GetMemoryBytes() < m.GetMemoryBytes():
-		return fmt.Errorf("no server has %s of memory free; the most is %s on server %s",
-			humanize.IBytes(m.GetMemoryBytes()), humanize.IBytes(roomy.free.GetMemoryBytes()), roomy.name())
+	case roomy.free.GetMemoryBytes() < MemoryOn(roomy.server, m):
+		return fmt.Errorf("no server has %s of memory free, its %s and what running it takes; the most is %s on server %s",
+			humanize.IBytes(MemoryOn(roomy.server, m)), humanize.IBytes(m.GetMemoryBytes()), humanize.IBytes(roomy.free.GetMemoryBytes()), roomy.name())
 	case quick.free.GetCpus() < m.GetCpus():
 		return fmt.Errorf("no server has %d CPUs free; the most is %d on server %s (each CPU is promised to %d at most)",
 			m.GetCpus(), quick.free.GetCpus(), quick.name(), CPUOvercommit)

@@ -16,6 +16,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/hypervisor"
 )
 
 // CPUOvercommit is how many virtual CPUs one CPU of a server may be promised
@@ -28,6 +29,16 @@ func Alive(st *catalog.State, serverID string) bool {
 	return st.Leases[serverID] != nil
 }
 
+// MemoryOn is what a machine takes of a server's memory: its own, and what running
+// it takes there.
+func MemoryOn(s *argonv1.Server, m *argonv1.Machine) uint64 {
+	accel := hypervisor.TCG
+	if s.GetAcceleration() == string(hypervisor.KVM) && m.GetAcceleration() != string(hypervisor.TCG) {
+		accel = hypervisor.KVM
+	}
+	return m.GetMemoryBytes() + uint64(hypervisor.Overhead(int(m.GetCpus()), int64(m.GetMemoryBytes()), accel))
+}
+
 // Allocated is what the records give away on a server: the CPUs and memory of
 // every machine placed there, running or not (the controller takes a stopped
 // machine off its server), or on its way there, and the full size of every
@@ -38,7 +49,7 @@ func Allocated(st *catalog.State, serverID string) *argonv1.Resources {
 	for _, m := range st.Machines {
 		if m.GetServerId() == serverID || m.GetMigration().GetToServerId() == serverID {
 			given.Cpus += m.GetCpus()
-			given.MemoryBytes += m.GetMemoryBytes()
+			given.MemoryBytes += MemoryOn(st.Servers[serverID], m)
 		}
 	}
 	for _, v := range st.Volumes {
@@ -98,12 +109,12 @@ type candidate struct {
 func (c candidate) id() string   { return c.server.GetMeta().GetId() }
 func (c candidate) name() string { return c.server.GetMeta().GetName() }
 
-// candidates lists the servers that hold their lease and carry more than a
-// vote, in the order of their names.
+// candidates lists the servers that hold their lease, carry more than a vote and
+// are not drained, in the order of their names.
 func candidates(st *catalog.State) []candidate {
 	var cs []candidate
 	for id, s := range st.Servers {
-		if Alive(st, id) && !s.GetWitness() {
+		if Alive(st, id) && !s.GetWitness() && s.GetDrain() == nil {
 			promised := float64(Allocated(st, id).GetDiskBytes()) / float64(max(1, s.GetCapacity().GetDiskBytes()))
 			cs = append(cs, candidate{server: s, free: Free(st, id), promised: promised})
 		}

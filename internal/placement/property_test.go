@@ -49,7 +49,7 @@ func TestMachinesNeverExceedCapacity(t *testing.T) {
 			if err != nil {
 				for _, s := range f.Servers {
 					free := Free(f.State, s.GetMeta().GetId())
-					if Alive(f.State, s.GetMeta().GetId()) && !s.GetWitness() && free.GetCpus() >= m.GetCpus() && free.GetMemoryBytes() >= m.GetMemoryBytes() {
+					if Alive(f.State, s.GetMeta().GetId()) && !s.GetWitness() && free.GetCpus() >= m.GetCpus() && free.GetMemoryBytes() >= MemoryOn(s, m) {
 						t.Fatalf("refused (%v) although %v has %v free", err, s.GetMeta().GetName(), free)
 					}
 				}

@@ -120,17 +120,15 @@ func checkMachine(req *argonv1.CreateMachineRequest) error {
 	if req.Acceleration == "" {
 		req.Acceleration = "auto"
 	}
-	switch m := req.GetMemoryBytes(); {
-	case req.GetCpus() > maxCPUs:
-		return invalid("machine %s: %d CPUs: at most %d", name, req.GetCpus(), maxCPUs)
-	case m%mib != 0:
-		return invalid("machine %s: %d bytes of memory are not a multiple of 1 MiB", name, m)
-	case m < minMemory || m > maxMemory:
-		return invalid("machine %s: %s of memory: give %s to %s", name, humanize.IBytes(m), humanize.IBytes(minMemory), humanize.IBytes(maxMemory))
+	if err := checkSize(name, req.GetCpus(), req.GetMemoryBytes(), req.GetStopTimeoutSeconds()); err != nil {
+		return err
+	}
+	if err := checkShares(name, req.GetCpus(), req.GetShares()); err != nil {
+		return err
+	}
+	switch {
 	case !slices.Contains([]string{"auto", "kvm", "tcg"}, req.GetAcceleration()):
 		return invalid("machine %s: acceleration %q: use auto, kvm or tcg", name, req.GetAcceleration())
-	case req.GetStopTimeoutSeconds() > maxStopTimeout:
-		return invalid("machine %s: a stop timeout of %d s: at most %d", name, req.GetStopTimeoutSeconds(), maxStopTimeout)
 	case len(req.GetVolumes()) > maxDisks || req.GetImage() != "" && len(req.GetVolumes()) == maxDisks:
 		return invalid("machine %s: %d disks: at most %d", name, len(req.GetVolumes())+min(len(req.GetImage()), 1), maxDisks)
 	case req.GetNetworks() > maxNetworks:
@@ -151,6 +149,21 @@ func checkMachine(req *argonv1.CreateMachineRequest) error {
 		return err
 	}
 	return checkPorts(name, req.GetPorts())
+}
+
+// checkSize checks what can be changed later, too.
+func checkSize(name string, cpus uint32, memory uint64, stopTimeout uint32) error {
+	switch {
+	case cpus < 1 || cpus > maxCPUs:
+		return invalid("machine %s: %d CPUs: give 1 to %d", name, cpus, maxCPUs)
+	case memory%mib != 0:
+		return invalid("machine %s: %d bytes of memory are not a multiple of 1 MiB", name, memory)
+	case memory < minMemory || memory > maxMemory:
+		return invalid("machine %s: %s of memory: give %s to %s", name, humanize.IBytes(memory), humanize.IBytes(minMemory), humanize.IBytes(maxMemory))
+	case stopTimeout < 1 || stopTimeout > maxStopTimeout:
+		return invalid("machine %s: a stop timeout of %d s: give 1 to %d", name, stopTimeout, maxStopTimeout)
+	}
+	return nil
 }
 
 func checkPorts(machine string, ports []*argonv1.PublishedPort) error {

@@ -154,8 +154,10 @@ func TestMayRemoveServer(t *testing.T) {
 	}{
 		"lost, nothing on it":         {},
 		"alive, nothing on it":        {changes: changes{alive}},
-		"alive, another has the data": {changes: changes{alive, both}},
-		"runs a machine":              {changes: changes{machine}, says: "runs machine web"},
+		"alive, another has the data": {changes: changes{alive, both}, says: "server drain a --evacuate"},
+		"lost, another has the data":  {changes: changes{both}},
+		"runs a machine":              {changes: changes{alive, machine}, says: "server drain a"},
+		"a machine is lost with it":   {changes: changes{machine}, says: "runs machine web"},
 		"has the only replica":        {changes: changes{alive, sole}, says: "only replica in sync of volume data"},
 		"lost with the only replica":  {changes: changes{sole}, says: "--force"},
 		"forced, lost":                {changes: changes{machine, sole}, force: true},

@@ -77,6 +77,7 @@ func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.Cr
 		StopTimeoutSeconds: req.GetStopTimeoutSeconds(),
 		FirstBoot:          nextFirstBoot(nil, req.GetFirstBoot()),
 		Firmware:           req.GetFirmware(),
+		Shares:             req.GetShares(),
 		Status:             &argonv1.MachineStatus{State: argonv1.MachineState_MACHINE_STATE_PENDING, Since: timestamppb.New(p.Now())},
 	}
 	m.Networks = networks(m.GetMeta().GetId(), req.GetNetworks())

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -74,24 +75,32 @@ func mayRemove(st *catalog.State, s *argonv1.Server, force bool) error {
 	if force {
 		return nil
 	}
-	var machines, volumes []string
+	var machines, volumes, replicas []string
 	for _, m := range sorted(st.Machines) {
 		if m.GetServerId() == id {
 			machines = append(machines, m.GetMeta().GetName())
 		}
 	}
 	for _, v := range sorted(st.Volumes) {
-		if !v.GetRemoving() && onlyInSync(v, id) {
+		switch {
+		case v.GetRemoving():
+		case onlyInSync(v, id):
 			volumes = append(volumes, v.GetMeta().GetName())
+		case slices.Contains(placement.Holders(v), id):
+			replicas = append(replicas, v.GetMeta().GetName())
 		}
 	}
 	switch {
+	case len(machines) > 0 && alive:
+		return precondition("server %s runs %s: `argon server drain %s` moves them away", name, some("machine", machines), name)
 	case len(machines) > 0:
 		return precondition("server %s runs %s: stop or remove them first", name, some("machine", machines))
 	case len(volumes) > 0 && alive:
-		return precondition("server %s keeps the only replica in sync of %s: wait until others are, or remove them", name, some("volume", volumes))
+		return precondition("server %s keeps the only replica in sync of %s: `argon server drain %s --evacuate` makes others first", name, some("volume", volumes), name)
 	case len(volumes) > 0:
 		return precondition("server %s keeps the only replica in sync of %s: start it, or give its data up with --force", name, some("volume", volumes))
+	case len(replicas) > 0 && alive:
+		return precondition("server %s keeps replicas of %s: `argon server drain %s --evacuate` moves them away", name, some("volume", replicas), name)
 	}
 	return nil
 }

@@ -47,6 +47,8 @@ func serverView(st *catalog.State, s *argonv1.Server) *argonv1.ServerView {
 			}
 		}
 	}
+	v.Draining = draining(st, s)
+	v.RemovalCosts = removalCosts(st, s)
 	return v
 }
 

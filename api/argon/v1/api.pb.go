@@ -7257,11 +7257,13 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"ListTokens\x12\x1b.argon.v1.ListTokensRequest\x1a\x1c.argon.v1.ListTokensResponse\x12J\n" +
 	"\vDeleteToken\x12\x1c.argon.v1.DeleteTokenRequest\x1a\x1d.argon.v1.DeleteTokenResponse\x12k\n" +
-	"\x16IssueClientCertificate\x12'.argon.v1.IssueClientCertificateRequest\x1a(.argon.v1.IssueClientCertificateResponse2\xf0\x01\n" +
+	"\x16IssueClientCertificate\x12'.argon.v1.IssueClientCertificateRequest\x1a(.argon.v1.IssueClientCertificateResponse2\x91\x03\n" +
 	"\rServerService\x12J\n" +
 	"\vListServers\x12\x1c.argon.v1.ListServersRequest\x1a\x1d.argon.v1.ListServersResponse\x12D\n" +
 	"\tGetServer\x12\x1a.argon.v1.GetServerRequest\x1a\x1b.argon.v1.GetServerResponse\x12M\n" +
-	"\fRemoveServer\x12\x1d.argon.v1.RemoveServerRequest\x1a\x1e.argon.v1.RemoveServerResponse2\x81\x03\n" +
+	"\fRemoveServer\x12\x1d.argon.v1.RemoveServerRequest\x1a\x1e.argon.v1.RemoveServerResponse\x12J\n" +
+	"\vDrainServer\x12\x1c.argon.v1.DrainServerRequest\x1a\x1d.argon.v1.DrainServerResponse\x12S\n" +
+	"\x0eActivateServer\x12\x1f.argon.v1.ActivateServerRequest\x1a .argon.v1.ActivateServerResponse2\x81\x03\n" +
 	"\fImageService\x12N\n" +
 	"\vImportImage\x12\x1c.argon.v1.ImportImageRequest\x1a\x1d.argon.v1.ImportImageResponse(\x010\x01\x12G\n" +
 	"\n" +
@@ -7288,7 +7290,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\rListSnapshots\x12\x1e.argon.v1.ListSnapshotsRequest\x1a\x1f.argon.v1.ListSnapshotsResponse\x12J\n" +
 	"\vGetSnapshot\x12\x1c.argon.v1.GetSnapshotRequest\x1a\x1d.argon.v1.GetSnapshotResponse\x12S\n" +
 	"\x0eRemoveSnapshot\x12\x1f.argon.v1.RemoveSnapshotRequest\x1a .argon.v1.RemoveSnapshotResponse\x12A\n" +
-	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\x8d\b\n" +
+	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\xd6\b\n" +
 	"\x0eMachineService\x12P\n" +
 	"\rCreateMachine\x12\x1e.argon.v1.CreateMachineRequest\x1a\x1f.argon.v1.CreateMachineResponse\x12M\n" +
 	"\fListMachines\x12\x1d.argon.v1.ListMachinesRequest\x1a\x1e.argon.v1.ListMachinesResponse\x12G\n" +
@@ -7299,7 +7301,9 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\rRemoveMachine\x12\x1e.argon.v1.RemoveMachineRequest\x1a\x1f.argon.v1.RemoveMachineResponse\x12S\n" +
 	"\x0eMigrateMachine\x12\x1f.argon.v1.MigrateMachineRequest\x1a .argon.v1.MigrateMachineResponse\x12V\n" +
 	"\x0fCancelMigration\x12 .argon.v1.CancelMigrationRequest\x1a!.argon.v1.CancelMigrationResponse\x12M\n" +
-	"\fSetFirstBoot\x12\x1d.argon.v1.SetFirstBootRequest\x1a\x1e.argon.v1.SetFirstBootResponse\x12B\n" +
+	"\fSetFirstBoot\x12\x1d.argon.v1.SetFirstBootRequest\x1a\x1e.argon.v1.SetFirstBootResponse\x12G\n" +
+	"\n" +
+	"SetMachine\x12\x1b.argon.v1.SetMachineRequest\x1a\x1c.argon.v1.SetMachineResponse\x12B\n" +
 	"\aConsole\x12\x18.argon.v1.ConsoleRequest\x1a\x19.argon.v1.ConsoleResponse(\x010\x01\x12B\n" +
 	"\aDisplay\x12\x18.argon.v1.DisplayRequest\x1a\x19.argon.v1.DisplayResponse(\x010\x01\x12I\n" +
 	"\n" +
@@ -7551,91 +7555,97 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	17,  // 79: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
 	19,  // 80: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
 	21,  // 81: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	27,  // 82: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	29,  // 83: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	31,  // 84: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	33,  // 85: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	35,  // 86: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	38,  // 87: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	40,  // 88: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	42,  // 89: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	44,  // 90: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	46,  // 91: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	48,  // 92: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	50,  // 93: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
-	52,  // 94: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
-	54,  // 95: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
-	56,  // 96: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
-	59,  // 97: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
-	62,  // 98: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
-	64,  // 99: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
-	66,  // 100: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
-	68,  // 101: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
-	70,  // 102: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
-	73,  // 103: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	75,  // 104: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	77,  // 105: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	79,  // 106: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	81,  // 107: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	83,  // 108: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	95,  // 109: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
-	97,  // 110: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
-	99,  // 111: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
-	101, // 112: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	110, // 113: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
-	112, // 114: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
-	114, // 115: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
-	116, // 116: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	118, // 117: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	1,   // 118: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	3,   // 119: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	5,   // 120: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	7,   // 121: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	9,   // 122: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	11,  // 123: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	13,  // 124: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	15,  // 125: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	18,  // 126: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	20,  // 127: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	22,  // 128: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	28,  // 129: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	30,  // 130: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	32,  // 131: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	34,  // 132: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	36,  // 133: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	39,  // 134: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	41,  // 135: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	43,  // 136: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	45,  // 137: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	47,  // 138: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	49,  // 139: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	51,  // 140: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	53,  // 141: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	55,  // 142: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	57,  // 143: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
-	60,  // 144: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
-	63,  // 145: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	65,  // 146: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	67,  // 147: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	69,  // 148: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	71,  // 149: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	74,  // 150: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	76,  // 151: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	78,  // 152: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	80,  // 153: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	82,  // 154: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	84,  // 155: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	96,  // 156: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	98,  // 157: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	100, // 158: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	102, // 159: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	111, // 160: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
-	113, // 161: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
-	115, // 162: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
-	117, // 163: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	119, // 164: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	118, // [118:165] is the sub-list for method output_type
-	71,  // [71:118] is the sub-list for method input_type
+	23,  // 82: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
+	25,  // 83: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
+	27,  // 84: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	29,  // 85: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	31,  // 86: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	33,  // 87: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	35,  // 88: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	38,  // 89: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	40,  // 90: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	42,  // 91: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	44,  // 92: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	46,  // 93: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	48,  // 94: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	50,  // 95: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
+	52,  // 96: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
+	54,  // 97: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
+	56,  // 98: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
+	59,  // 99: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
+	62,  // 100: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
+	64,  // 101: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
+	66,  // 102: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
+	68,  // 103: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
+	70,  // 104: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
+	73,  // 105: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	75,  // 106: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	77,  // 107: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	79,  // 108: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	81,  // 109: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	83,  // 110: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	95,  // 111: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
+	97,  // 112: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
+	99,  // 113: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
+	85,  // 114: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
+	101, // 115: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	110, // 116: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	112, // 117: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	114, // 118: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	116, // 119: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	118, // 120: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	1,   // 121: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	3,   // 122: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	5,   // 123: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	7,   // 124: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	9,   // 125: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	11,  // 126: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	13,  // 127: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	15,  // 128: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	18,  // 129: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	20,  // 130: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	22,  // 131: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	24,  // 132: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
+	26,  // 133: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
+	28,  // 134: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	30,  // 135: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	32,  // 136: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	34,  // 137: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	36,  // 138: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	39,  // 139: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	41,  // 140: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	43,  // 141: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	45,  // 142: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	47,  // 143: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	49,  // 144: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	51,  // 145: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	53,  // 146: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	55,  // 147: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	57,  // 148: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
+	60,  // 149: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
+	63,  // 150: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	65,  // 151: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	67,  // 152: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	69,  // 153: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	71,  // 154: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	74,  // 155: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	76,  // 156: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	78,  // 157: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	80,  // 158: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	82,  // 159: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	84,  // 160: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	96,  // 161: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	98,  // 162: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	100, // 163: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	86,  // 164: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
+	102, // 165: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	111, // 166: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	113, // 167: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	115, // 168: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	117, // 169: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	119, // 170: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	121, // [121:171] is the sub-list for method output_type
+	71,  // [71:121] is the sub-list for method input_type
 	71,  // [71:71] is the sub-list for extension type_name
 	71,  // [71:71] is the sub-list for extension extendee
 	0,   // [0:71] is the sub-list for field type_name

@@ -48,7 +48,7 @@ func (m *Monitor) Start(_ context.Context, spec hypervisor.Spec) (hypervisor.Gue
 		m.guests = map[string]*Guest{}
 	}
 	m.starts++
-	g := &Guest{monitor: m, id: spec.ID, pid: m.starts, done: make(chan struct{})}
+	g := &Guest{monitor: m, id: spec.ID, pid: m.starts, done: make(chan struct{}), shares: spec.Shares}
 	first := hypervisor.Running
 	if spec.Incoming {
 		first = hypervisor.Receiving
@@ -128,6 +128,7 @@ type Guest struct {
 	mu     sync.Mutex
 	status hypervisor.Status
 	deaf   bool
+	shares hypervisor.Shares
 	info   *hypervisor.Info
 	frozen bool
 	line   *Line
@@ -190,6 +191,28 @@ func (g *Guest) PressPower(ctx context.Context) error { return g.PowerDown(ctx) 
 func (g *Guest) Resume(context.Context) error {
 	g.Set(hypervisor.Status{State: hypervisor.Running})
 	return nil
+}
+
+// SetShares implements hypervisor.Guest. It has nothing to keep a
+// cap of NoLimit with.
+func (g *Guest) SetShares(_ context.Context, s hypervisor.Shares) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.shares = s
+	if s.CPUPercent == NoLimit {
+		return hypervisor.ErrCannotLimit
+	}
+	return nil
+}
+
+// NoLimit is a cap that the fake has nothing to keep with.
+const NoLimit = 13
+
+// Shares are what was set last.
+func (g *Guest) Shares() hypervisor.Shares {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.shares
 }
 
 // Kill implements hypervisor.Guest.

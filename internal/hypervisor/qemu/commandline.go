@@ -58,6 +58,11 @@ func commandLine(s hypervisor.Spec) ([]string, error) {
 		}
 		args = append(args, firmware...)
 	}
+	disks, err := json.Marshal(map[string]any{"qom-type": "throttle-group", "id": throttleID, "limits": throttleLimits(s.Shares)})
+	if err != nil {
+		return nil, fmt.Errorf("limits of disks: %w", err)
+	}
+	args = append(args, "-object", string(disks))
 	for i, d := range s.Disks {
 		disk, err := diskArgs(i, d)
 		if err != nil {
@@ -122,7 +127,7 @@ func accelerate(a hypervisor.Acceleration) []string {
 		return []string{"-accel", "kvm", "-cpu", "host"}
 	}
 	// Five-level page tables only make emulation slower.
-	return []string{"-accel", "tcg,thread=multi", "-cpu", "max,la57=off"}
+	return []string{"-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", hypervisor.TranslationBytes>>20), "-cpu", "max,la57=off"}
 }
 
 // diskArgs attaches a volume. QEMU connects again by itself when the volume's
@@ -133,12 +138,16 @@ func accelerate(a hypervisor.Acceleration) []string {
 func diskArgs(i int, d hypervisor.Disk) ([]string, error) {
 	node := fmt.Sprintf("disk%d", i)
 	backend, err := json.Marshal(map[string]any{
-		"driver": "nbd", "node-name": node,
-		"server": map[string]string{"type": "unix", "path": d.Socket},
-		"export": d.Export, "discard": "unmap",
-		"cache":           map[string]bool{"direct": true},
-		"reconnect-delay": int64(reconnectFor / time.Second),
-		"open-timeout":    int64(openFor / time.Second),
+		"driver": "throttle", "node-name": node, "throttle-group": throttleID,
+		"file": map[string]any{
+			"driver": "nbd", "node-name": node + "-nbd",
+			"server": map[string]string{"type": "unix", "path": d.Socket},
+			"export": d.Export, "discard": "unmap",
+			"cache":           map[string]bool{"direct": true},
+			"reconnect-delay": int64(reconnectFor / time.Second),
+			"open-timeout":    int64(openFor / time.Second),
+		},
+		"discard": "unmap", "cache": map[string]bool{"direct": true},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("disk %d: %w", i, err)

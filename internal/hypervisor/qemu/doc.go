@@ -23,6 +23,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/argon-cluster/argon/internal/cgroup"
 )
 
 // Launcher starts processes that outlive this one. Safe for concurrent use.
@@ -33,6 +35,9 @@ type Launcher interface {
 	// Kill ends it and returns when it is gone; one that is not there is gone.
 	Kill(ctx context.Context, id string) error
 	List(ctx context.Context) ([]Running, error)
+	// Limit changes a process's limits of processors; those of memory stay.
+	// hypervisor.ErrCannotLimit when this host can't.
+	Limit(ctx context.Context, id string, l cgroup.Limits) error
 	// Done is closed when it is gone, or is not known.
 	Done(id string) <-chan struct{}
 }
@@ -43,6 +48,7 @@ type Process struct {
 	Args     []string
 	Dir      string
 	LogPath  string
+	Limits   cgroup.Limits
 }
 
 // Running is what runs.

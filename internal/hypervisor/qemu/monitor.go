@@ -85,7 +85,7 @@ func (m *Monitor) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.G
 	if err != nil {
 		return nil, err
 	}
-	pid, err := m.opts.Launcher.Start(ctx, Process{ID: spec.ID, Path: path, Args: args, Dir: spec.Dir, LogPath: ownLog(spec.Dir)})
+	pid, err := m.opts.Launcher.Start(ctx, Process{ID: spec.ID, Path: path, Args: args, Dir: spec.Dir, LogPath: ownLog(spec.Dir), Limits: limits(spec)})
 	if err != nil {
 		return nil, fmt.Errorf("starting QEMU: %w", err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/argon-cluster/argon/internal/cgroup"
 	"github.com/argon-cluster/argon/internal/hypervisor"
 	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/nbd"
@@ -54,6 +55,8 @@ type processes struct {
 	mu   sync.Mutex
 	wg   sync.WaitGroup
 	byID map[string]*process
+	// limits are what was set last.
+	limits cgroup.Limits
 }
 
 type process struct {
@@ -75,6 +78,7 @@ func (l *processes) Start(_ context.Context, p Process) (int, error) {
 	one := &process{cmd, make(chan struct{})}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.limits = p.Limits
 	l.byID[p.ID] = one
 	l.wg.Go(func() {
 		_ = cmd.Wait()
@@ -108,6 +112,17 @@ func (l *processes) List(context.Context) ([]Running, error) {
 		list = append(list, Running{id, p.cmd.Process.Pid})
 	}
 	return list, nil
+}
+
+// Limit keeps the limits for the test to see.
+func (l *processes) Limit(_ context.Context, id string, limits cgroup.Limits) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.limits = limits
+	if l.byID[id] == nil {
+		return errors.New("it does not run")
+	}
+	return nil
 }
 
 func (l *processes) Done(id string) <-chan struct{} {

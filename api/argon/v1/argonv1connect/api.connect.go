@@ -76,6 +76,12 @@ const (
 	// ServerServiceRemoveServerProcedure is the fully-qualified name of the ServerService's
 	// RemoveServer RPC.
 	ServerServiceRemoveServerProcedure = "/argon.v1.ServerService/RemoveServer"
+	// ServerServiceDrainServerProcedure is the fully-qualified name of the ServerService's DrainServer
+	// RPC.
+	ServerServiceDrainServerProcedure = "/argon.v1.ServerService/DrainServer"
+	// ServerServiceActivateServerProcedure is the fully-qualified name of the ServerService's
+	// ActivateServer RPC.
+	ServerServiceActivateServerProcedure = "/argon.v1.ServerService/ActivateServer"
 	// ImageServiceImportImageProcedure is the fully-qualified name of the ImageService's ImportImage
 	// RPC.
 	ImageServiceImportImageProcedure = "/argon.v1.ImageService/ImportImage"
@@ -162,6 +168,9 @@ const (
 	// MachineServiceSetFirstBootProcedure is the fully-qualified name of the MachineService's
 	// SetFirstBoot RPC.
 	MachineServiceSetFirstBootProcedure = "/argon.v1.MachineService/SetFirstBoot"
+	// MachineServiceSetMachineProcedure is the fully-qualified name of the MachineService's SetMachine
+	// RPC.
+	MachineServiceSetMachineProcedure = "/argon.v1.MachineService/SetMachine"
 	// MachineServiceConsoleProcedure is the fully-qualified name of the MachineService's Console RPC.
 	MachineServiceConsoleProcedure = "/argon.v1.MachineService/Console"
 	// MachineServiceDisplayProcedure is the fully-qualified name of the MachineService's Display RPC.
@@ -448,6 +457,10 @@ type ServerServiceClient interface {
 	// Refused while it holds the only in-sync replica of a volume or runs
 	// machines, unless force is set and its lease is gone.
 	RemoveServer(context.Context, *connect.Request[v1.RemoveServerRequest]) (*connect.Response[v1.RemoveServerResponse], error)
+	// Records that a server is to be emptied; its progress is in the view.
+	DrainServer(context.Context, *connect.Request[v1.DrainServerRequest]) (*connect.Response[v1.DrainServerResponse], error)
+	// Lets a drained server take machines and replicas again.
+	ActivateServer(context.Context, *connect.Request[v1.ActivateServerRequest]) (*connect.Response[v1.ActivateServerResponse], error)
 }
 
 // NewServerServiceClient constructs a client for the argon.v1.ServerService service. By default, it
@@ -479,14 +492,28 @@ func NewServerServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(serverServiceMethods.ByName("RemoveServer")),
 			connect.WithClientOptions(opts...),
 		),
+		drainServer: connect.NewClient[v1.DrainServerRequest, v1.DrainServerResponse](
+			httpClient,
+			baseURL+ServerServiceDrainServerProcedure,
+			connect.WithSchema(serverServiceMethods.ByName("DrainServer")),
+			connect.WithClientOptions(opts...),
+		),
+		activateServer: connect.NewClient[v1.ActivateServerRequest, v1.ActivateServerResponse](
+			httpClient,
+			baseURL+ServerServiceActivateServerProcedure,
+			connect.WithSchema(serverServiceMethods.ByName("ActivateServer")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // serverServiceClient implements ServerServiceClient.
 type serverServiceClient struct {
-	listServers  *connect.Client[v1.ListServersRequest, v1.ListServersResponse]
-	getServer    *connect.Client[v1.GetServerRequest, v1.GetServerResponse]
-	removeServer *connect.Client[v1.RemoveServerRequest, v1.RemoveServerResponse]
+	listServers    *connect.Client[v1.ListServersRequest, v1.ListServersResponse]
+	getServer      *connect.Client[v1.GetServerRequest, v1.GetServerResponse]
+	removeServer   *connect.Client[v1.RemoveServerRequest, v1.RemoveServerResponse]
+	drainServer    *connect.Client[v1.DrainServerRequest, v1.DrainServerResponse]
+	activateServer *connect.Client[v1.ActivateServerRequest, v1.ActivateServerResponse]
 }
 
 // ListServers calls argon.v1.ServerService.ListServers.
@@ -504,6 +531,16 @@ func (c *serverServiceClient) RemoveServer(ctx context.Context, req *connect.Req
 	return c.removeServer.CallUnary(ctx, req)
 }
 
+// DrainServer calls argon.v1.ServerService.DrainServer.
+func (c *serverServiceClient) DrainServer(ctx context.Context, req *connect.Request[v1.DrainServerRequest]) (*connect.Response[v1.DrainServerResponse], error) {
+	return c.drainServer.CallUnary(ctx, req)
+}
+
+// ActivateServer calls argon.v1.ServerService.ActivateServer.
+func (c *serverServiceClient) ActivateServer(ctx context.Context, req *connect.Request[v1.ActivateServerRequest]) (*connect.Response[v1.ActivateServerResponse], error) {
+	return c.activateServer.CallUnary(ctx, req)
+}
+
 // ServerServiceHandler is an implementation of the argon.v1.ServerService service.
 type ServerServiceHandler interface {
 	ListServers(context.Context, *connect.Request[v1.ListServersRequest]) (*connect.Response[v1.ListServersResponse], error)
@@ -511,6 +548,10 @@ type ServerServiceHandler interface {
 	// Refused while it holds the only in-sync replica of a volume or runs
 	// machines, unless force is set and its lease is gone.
 	RemoveServer(context.Context, *connect.Request[v1.RemoveServerRequest]) (*connect.Response[v1.RemoveServerResponse], error)
+	// Records that a server is to be emptied; its progress is in the view.
+	DrainServer(context.Context, *connect.Request[v1.DrainServerRequest]) (*connect.Response[v1.DrainServerResponse], error)
+	// Lets a drained server take machines and replicas again.
+	ActivateServer(context.Context, *connect.Request[v1.ActivateServerRequest]) (*connect.Response[v1.ActivateServerResponse], error)
 }
 
 // NewServerServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -538,6 +579,18 @@ func NewServerServiceHandler(svc ServerServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(serverServiceMethods.ByName("RemoveServer")),
 		connect.WithHandlerOptions(opts...),
 	)
+	serverServiceDrainServerHandler := connect.NewUnaryHandler(
+		ServerServiceDrainServerProcedure,
+		svc.DrainServer,
+		connect.WithSchema(serverServiceMethods.ByName("DrainServer")),
+		connect.WithHandlerOptions(opts...),
+	)
+	serverServiceActivateServerHandler := connect.NewUnaryHandler(
+		ServerServiceActivateServerProcedure,
+		svc.ActivateServer,
+		connect.WithSchema(serverServiceMethods.ByName("ActivateServer")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/argon.v1.ServerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ServerServiceListServersProcedure:
@@ -546,6 +599,10 @@ func NewServerServiceHandler(svc ServerServiceHandler, opts ...connect.HandlerOp
 			serverServiceGetServerHandler.ServeHTTP(w, r)
 		case ServerServiceRemoveServerProcedure:
 			serverServiceRemoveServerHandler.ServeHTTP(w, r)
+		case ServerServiceDrainServerProcedure:
+			serverServiceDrainServerHandler.ServeHTTP(w, r)
+		case ServerServiceActivateServerProcedure:
+			serverServiceActivateServerHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -565,6 +622,14 @@ func (UnimplementedServerServiceHandler) GetServer(context.Context, *connect.Req
 
 func (UnimplementedServerServiceHandler) RemoveServer(context.Context, *connect.Request[v1.RemoveServerRequest]) (*connect.Response[v1.RemoveServerResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ServerService.RemoveServer is not implemented"))
+}
+
+func (UnimplementedServerServiceHandler) DrainServer(context.Context, *connect.Request[v1.DrainServerRequest]) (*connect.Response[v1.DrainServerResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ServerService.DrainServer is not implemented"))
+}
+
+func (UnimplementedServerServiceHandler) ActivateServer(context.Context, *connect.Request[v1.ActivateServerRequest]) (*connect.Response[v1.ActivateServerResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ServerService.ActivateServer is not implemented"))
 }
 
 // ImageServiceClient is a client for the argon.v1.ImageService service.
@@ -1292,6 +1357,8 @@ type MachineServiceClient interface {
 	CancelMigration(context.Context, *connect.Request[v1.CancelMigrationRequest]) (*connect.Response[v1.CancelMigrationResponse], error)
 	// Gives a machine another first boot, from its next start on.
 	SetFirstBoot(context.Context, *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error)
+	// Changes what a machine is made of; answers what waits for its next start.
+	SetMachine(context.Context, *connect.Request[v1.SetMachineRequest]) (*connect.Response[v1.SetMachineResponse], error)
 	// The serial console, from any server. The first message names the machine.
 	Console(context.Context) *connect.BidiStreamForClient[v1.ConsoleRequest, v1.ConsoleResponse]
 	// The screen, keyboard and pointer, as VNC (RFC 6143), from any server. The
@@ -1370,6 +1437,12 @@ func NewMachineServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(machineServiceMethods.ByName("SetFirstBoot")),
 			connect.WithClientOptions(opts...),
 		),
+		setMachine: connect.NewClient[v1.SetMachineRequest, v1.SetMachineResponse](
+			httpClient,
+			baseURL+MachineServiceSetMachineProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("SetMachine")),
+			connect.WithClientOptions(opts...),
+		),
 		console: connect.NewClient[v1.ConsoleRequest, v1.ConsoleResponse](
 			httpClient,
 			baseURL+MachineServiceConsoleProcedure,
@@ -1408,6 +1481,7 @@ type machineServiceClient struct {
 	migrateMachine  *connect.Client[v1.MigrateMachineRequest, v1.MigrateMachineResponse]
 	cancelMigration *connect.Client[v1.CancelMigrationRequest, v1.CancelMigrationResponse]
 	setFirstBoot    *connect.Client[v1.SetFirstBootRequest, v1.SetFirstBootResponse]
+	setMachine      *connect.Client[v1.SetMachineRequest, v1.SetMachineResponse]
 	console         *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
 	display         *connect.Client[v1.DisplayRequest, v1.DisplayResponse]
 	screenshot      *connect.Client[v1.ScreenshotRequest, v1.ScreenshotResponse]
@@ -1459,6 +1533,11 @@ func (c *machineServiceClient) SetFirstBoot(ctx context.Context, req *connect.Re
 	return c.setFirstBoot.CallUnary(ctx, req)
 }
 
+// SetMachine calls argon.v1.MachineService.SetMachine.
+func (c *machineServiceClient) SetMachine(ctx context.Context, req *connect.Request[v1.SetMachineRequest]) (*connect.Response[v1.SetMachineResponse], error) {
+	return c.setMachine.CallUnary(ctx, req)
+}
+
 // Console calls argon.v1.MachineService.Console.
 func (c *machineServiceClient) Console(ctx context.Context) *connect.BidiStreamForClient[v1.ConsoleRequest, v1.ConsoleResponse] {
 	return c.console.CallBidiStream(ctx)
@@ -1494,6 +1573,8 @@ type MachineServiceHandler interface {
 	CancelMigration(context.Context, *connect.Request[v1.CancelMigrationRequest]) (*connect.Response[v1.CancelMigrationResponse], error)
 	// Gives a machine another first boot, from its next start on.
 	SetFirstBoot(context.Context, *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error)
+	// Changes what a machine is made of; answers what waits for its next start.
+	SetMachine(context.Context, *connect.Request[v1.SetMachineRequest]) (*connect.Response[v1.SetMachineResponse], error)
 	// The serial console, from any server. The first message names the machine.
 	Console(context.Context, *connect.BidiStream[v1.ConsoleRequest, v1.ConsoleResponse]) error
 	// The screen, keyboard and pointer, as VNC (RFC 6143), from any server. The
@@ -1568,6 +1649,12 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 		connect.WithSchema(machineServiceMethods.ByName("SetFirstBoot")),
 		connect.WithHandlerOptions(opts...),
 	)
+	machineServiceSetMachineHandler := connect.NewUnaryHandler(
+		MachineServiceSetMachineProcedure,
+		svc.SetMachine,
+		connect.WithSchema(machineServiceMethods.ByName("SetMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
 	machineServiceConsoleHandler := connect.NewBidiStreamHandler(
 		MachineServiceConsoleProcedure,
 		svc.Console,
@@ -1612,6 +1699,8 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 			machineServiceCancelMigrationHandler.ServeHTTP(w, r)
 		case MachineServiceSetFirstBootProcedure:
 			machineServiceSetFirstBootHandler.ServeHTTP(w, r)
+		case MachineServiceSetMachineProcedure:
+			machineServiceSetMachineHandler.ServeHTTP(w, r)
 		case MachineServiceConsoleProcedure:
 			machineServiceConsoleHandler.ServeHTTP(w, r)
 		case MachineServiceDisplayProcedure:
@@ -1663,6 +1752,10 @@ func (UnimplementedMachineServiceHandler) CancelMigration(context.Context, *conn
 
 func (UnimplementedMachineServiceHandler) SetFirstBoot(context.Context, *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.SetFirstBoot is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) SetMachine(context.Context, *connect.Request[v1.SetMachineRequest]) (*connect.Response[v1.SetMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.SetMachine is not implemented"))
 }
 
 func (UnimplementedMachineServiceHandler) Console(context.Context, *connect.BidiStream[v1.ConsoleRequest, v1.ConsoleResponse]) error {

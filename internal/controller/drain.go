@@ -1,0 +1,120 @@
+package controller
+
+import (
+	"cmp"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/placement"
+)
+
+// This file empties servers that are drained. How a machine gets from one server
+// to another is its agent's: the plan only gives the order (Machine.move), and
+// takes it back once the machine has arrived.
+
+// defaultParallel is how many machines leave a server at once.
+const defaultParallel = 2
+
+// running sees to it that a machine that should run has a server, and another
+// one when that is drained.
+func (p *planner) running(m *argonv1.Machine) {
+	switch {
+	case m.GetServerId() == "", p.lost(m.GetServerId()):
+		p.place(m)
+	case p.leaves(m) && p.atRest(m):
+		if why := p.nowhere(m); why != "" {
+			p.stays(m, why) // stopped, until there is room
+			return
+		}
+		p.place(m)
+	case p.arrived(m):
+		p.endMove(m)
+	case p.drained(m.GetServerId()) && m.GetMove() == nil && m.GetMigration() == nil:
+		p.beginMove(m)
+	}
+}
+
+// leaves tells whether a machine has the order to leave the server that it is on.
+func (p *planner) leaves(m *argonv1.Machine) bool {
+	return m.GetMove() != nil && m.GetMove().GetPlacement() == m.GetPlacement()
+}
+
+// arrived tells whether a machine that moved has settled where it was placed,
+// well or not: its place among those that move at once is free again.
+func (p *planner) arrived(m *argonv1.Machine) bool {
+	if m.GetMove() == nil || p.leaves(m) || m.GetStatus().GetPlacement() != m.GetPlacement() {
+		return false
+	}
+	switch m.GetStatus().GetState() {
+	case argonv1.MachineState_MACHINE_STATE_RUNNING, argonv1.MachineState_MACHINE_STATE_PAUSED, argonv1.MachineState_MACHINE_STATE_FAILED:
+		return true
+	}
+	return false
+}
+
+func (p *planner) drained(serverID string) bool { return p.st.Servers[serverID].GetDrain() != nil }
+
+// evacuated tells whether replicas are to leave a server, too.
+func (p *planner) evacuated(serverID string) bool {
+	return p.st.Servers[serverID].GetDrain().GetEvacuate()
+}
+
+// beginMove orders a machine to leave, if there is a place for it and not too many
+// are under way already. A machine that fits nowhere stays and runs.
+func (p *planner) beginMove(m *argonv1.Machine) {
+	from := m.GetServerId()
+	limit := int(cmp.Or(p.st.Servers[from].GetDrain().GetParallel(), defaultParallel))
+	if p.moving(from) >= limit {
+		return
+	}
+	if why := p.nowhere(m); why != "" {
+		p.stays(m, why)
+		return
+	}
+	next := proto.CloneOf(m)
+	next.Move = &argonv1.Move{FromServerId: from, Placement: m.GetPlacement(), Since: timestamppb.New(p.now)}
+	message := fmt.Sprintf("leaves server %s, which is drained", p.name(from))
+	p.putMachine(m, next, message, machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-moves", message))
+}
+
+// nowhere says why a machine could not run elsewhere now; empty if it could.
+func (p *planner) nowhere(m *argonv1.Machine) string {
+	if waits := p.waitsForDisk(m); waits != "" {
+		return waits
+	}
+	if _, err := placement.PlaceMachine(p.st, m); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// moving counts the machines on their way from a server.
+func (p *planner) moving(from string) int {
+	n := 0
+	for _, m := range p.st.Machines {
+		if m.GetMove() != nil && m.GetMove().GetFromServerId() == from {
+			n++
+		}
+	}
+	return n
+}
+
+// stays tells why a machine can't leave a drained server, once.
+func (p *planner) stays(m *argonv1.Machine, why string) {
+	message := fmt.Sprintf("stays on server %s, which is drained: %s", p.name(m.GetServerId()), why)
+	p.act(Action{
+		Why: fmt.Sprintf("machine %s %s", m.GetMeta().GetName(), message), OnlyNews: true,
+		Events: []*argonv1.Event{machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-stays", message)},
+	})
+}
+
+// endMove takes the order back.
+func (p *planner) endMove(m *argonv1.Machine) {
+	next := proto.CloneOf(m)
+	next.Move = nil
+	message := fmt.Sprintf("moved from server %s to %s", p.name(m.GetMove().GetFromServerId()), p.name(m.GetServerId()))
+	p.putMachine(m, next, message, machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-moved", message))
+}
