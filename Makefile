@@ -69,6 +69,17 @@ SEED ?= 0
 soak: needs-test ## five servers that fail for MINUTES while volumes are used (root); SEED=N repeats a run
 	go test -timeout 0 ./test/soak -run TestSoak -v -minutes $(MINUTES) -seed $(SEED)
 
+FUZZTIME ?= 30s
+
+.PHONY: fuzz
+fuzz: ## every fuzz test, FUZZTIME each, one after the other
+	@set -e; for file in $$(git grep -l '^func Fuzz' -- '*_test.go'); do \
+		for name in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*).*/\1/p' $$file); do \
+			echo "$$name ($$(dirname $$file))"; \
+			go test ./$$(dirname $$file) -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME); \
+		done; \
+	done
+
 .PHONY: bench
 bench: needs-test build $(GUEST) ## failover, start, idle and volume measurements; needs-ceph to compare with Ceph
 	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -run '^$$' -bench . -benchtime 1x -timeout 120m ./bench/...

@@ -247,6 +247,13 @@ func FuzzHandshake(f *testing.F) {
 		optionBytes(proto.OptSetMetaContext, lengthened("")+"\x00\x00\x00\x01"+lengthened(proto.BaseAllocation)),
 		optionBytes(proto.OptExportName, "")))
 	f.Add(slices.Concat(clientFlags, optionBytes(proto.OptList, ""), optionBytes(proto.OptAbort, "")))
+	for _, opt := range []proto.Option{proto.OptInfo, proto.OptGo, proto.OptListMetaContext, proto.OptSetMetaContext} {
+		f.Add(slices.Concat(clientFlags, optionBytes(proto.OptStructuredReply, ""),
+			optionBytes(opt, lengthened("disk")+"\x00\x02\x00\x01\x00\x03"),
+			optionBytes(opt, lengthened("disk")+"\x00\x00\x00\x02"+lengthened("base:")+lengthened("qemu:allocation-depth")),
+			optionBytes(opt, "\xff\xff\xff\xffdisk"), optionBytes(proto.OptGo, lengthened("disk")+"\x00\x00")))
+	}
+	f.Add(slices.Concat(clientFlags, optionBytes(proto.OptStartTLS, ""), optionBytes(11, "x"), optionBytes(proto.OptExportName, "disk")))
 	f.Fuzz(func(t *testing.T, client []byte) {
 		out, s, err := haggle(client)
 		if len(out) < greetingSize {
@@ -272,6 +279,11 @@ func FuzzTransmission(f *testing.F) {
 		{Command: proto.CmdWriteZeroes, Flags: proto.CmdFlagFastZero, Len: 1 << 19},
 		{Command: proto.CmdBlockStatus, Len: 1 << 20, Flags: proto.CmdFlagReqOne},
 		{Command: proto.CmdTrim, Off: 1<<64 - 512, Len: 1024},
+		{Command: proto.CmdWriteZeroes, Flags: proto.CmdFlagNoHole | proto.CmdFlagFUA, Off: 512, Len: 1 << 19},
+		{Command: proto.CmdWriteZeroes, Flags: proto.CmdFlagNoHole | proto.CmdFlagFastZero, Len: 512},
+		{Command: proto.CmdRead, Flags: proto.CmdFlagDF, Off: 1<<20 - 512, Len: 1<<32 - 512},
+		{Command: proto.CmdBlockStatus, Off: 512, Len: 1<<32 - 512},
+		{Command: proto.CmdCache, Len: 4096},
 	} {
 		b := append(h.Append(nil), make([]byte, 512)...)
 		f.Add(append(b, proto.Request{Command: proto.CmdDisc}.Append(nil)...), true)
