@@ -39,6 +39,7 @@ type job struct {
 	ledger *Ledger
 	rng    *rand.Rand
 	fio    fio
+	size   int64 // that the operator has asked for
 
 	sessions atomic.Uint64 // that read all that they found
 	progress atomic.Uint64 // requests answered
@@ -47,7 +48,7 @@ type job struct {
 
 func newJob(w *world, n int, name string) *job {
 	return &job{
-		w: w, name: name,
+		w: w, name: name, size: volumeSize,
 		ledger: NewLedger(uint64(n+1), 0, ledgerSize/CellSize, w.seed),
 		rng:    rand.New(rand.NewPCG(w.seed, uint64(100+n))),
 	}

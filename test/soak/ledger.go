@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 )
 
@@ -38,6 +39,7 @@ type Ledger struct {
 	cells  []cell
 	number uint64 // of the newest record
 	acks   uint64 // how many were acknowledged
+	open   []*Picture
 	stats  Stats
 }
 
@@ -47,14 +49,15 @@ type Stats struct{ Writes, Reads, Flushes, Unknown, Cells uint64 }
 // cell is the book of one cell.
 type cell struct {
 	busy    bool
-	flushed mark   // what a flush covers, the newest
-	later   []mark // what was begun since, oldest first
+	flushed *mark   // what a flush covers, the newest
+	later   []*mark // what was begun since, oldest first
 }
 
 // mark is a record in the book. Records of zeros are trims.
 type mark struct {
 	number uint64
 	zeros  bool
+	since  uint64 // how many were acknowledged when it was begun
 	ack    uint64 // when it was acknowledged or read, 0: not known to be there
 }
 
@@ -62,7 +65,7 @@ type mark struct {
 func NewLedger(tag uint64, off int64, n int, seed uint64) *Ledger {
 	l := &Ledger{tag: tag, off: off, rng: rand.New(rand.NewPCG(seed, tag)), cells: make([]cell, n)}
 	for i := range l.cells {
-		l.cells[i].flushed = mark{zeros: true}
+		l.cells[i].flushed = &mark{zeros: true}
 	}
 	return l
 }
@@ -112,7 +115,11 @@ func (l *Ledger) Begin() *Op {
 	o.number = l.number
 	for i := range o.n {
 		c := &l.cells[o.first+i]
-		c.later = append(c.later, mark{number: o.number, zeros: o.Data == nil})
+		m := &mark{number: o.number, zeros: o.Data == nil, since: l.acks}
+		c.later = append(c.later, m)
+		for _, p := range l.open {
+			p.cells[o.first+i] = append(p.cells[o.first+i], m)
+		}
 		if o.Data != nil {
 			l.fill(o.Data[i*CellSize:(i+1)*CellSize], o.first+i, o.number)
 		}
@@ -185,8 +192,7 @@ func (l *Ledger) End(o *Op, ok bool) error {
 	l.acks++
 	for i := range o.n {
 		c := &l.cells[o.first+i]
-		newest := &c.later[len(c.later)-1]
-		newest.ack = l.acks
+		c.later[len(c.later)-1].ack = l.acks
 		if o.Kind == WriteFUA {
 			c.settle(l.acks)
 		}
@@ -204,7 +210,7 @@ func (l *Ledger) settle(covers uint64) {
 func (c *cell) settle(covers uint64) {
 	for i := len(c.later) - 1; i >= 0; i-- {
 		if ack := c.later[i].ack; ack > 0 && ack <= covers {
-			c.flushed, c.later = c.later[i], append([]mark(nil), c.later[i+1:]...)
+			c.flushed, c.later = c.later[i], slices.Clone(c.later[i+1:])
 			return
 		}
 	}
@@ -265,7 +271,9 @@ func (l *Ledger) observeCell(index int, data []byte) error {
 	for i := len(c.later) - 1; i >= max(from, 0); i-- {
 		if l.holds(data, index, c.later[i]) {
 			c.later = c.later[:i+1] // what came later did not happen
-			c.later[i].ack = l.acks
+			if c.later[i].ack == 0 {
+				c.later[i].ack = l.acks
+			}
 			return nil
 		}
 	}
@@ -302,7 +310,7 @@ func (l *Ledger) fill(b []byte, index int, number uint64) {
 	}
 }
 
-func (l *Ledger) holds(data []byte, index int, m mark) bool {
+func (l *Ledger) holds(data []byte, index int, m *mark) bool {
 	want := make([]byte, CellSize)
 	if !m.zeros {
 		l.fill(want, index, m.number)
@@ -332,7 +340,7 @@ func (c *cell) describe(from int) string {
 	return text
 }
 
-func (m mark) String() string {
+func (m *mark) String() string {
 	text := fmt.Sprint(m.number)
 	if m.zeros {
 		text = "zeros " + text

@@ -26,6 +26,9 @@ func (b book) begin(kind Kind) *Op {
 		if o.Kind != Read && o.Kind != Flush { // as if it never was
 			c := &b.l.cells[0]
 			c.later = c.later[:len(c.later)-1]
+			for _, p := range b.l.open {
+				p.cells[0] = p.cells[0][:len(p.cells[0])-1]
+			}
 		}
 		for i := range o.n {
 			b.l.cells[o.first+i].busy = false
@@ -206,4 +209,68 @@ func TestLedgerAgreesWithADisk(t *testing.T) {
 			t.Fatal("a lost write was not found")
 		}
 	})
+}
+
+// snap takes a picture while f goes on.
+func (b book) snap(f func()) *Picture {
+	p := b.l.Expose()
+	f()
+	p.Close()
+	return p
+}
+
+func TestPictureHoldsAnInstantOfItsExposure(t *testing.T) {
+	b := newBook(t)
+	before := b.do(Write)
+	b.do(Flush)
+	var during *Op
+	p := b.snap(func() { during = b.do(Write); b.do(Flush) })
+	after := b.do(Write)
+	for name, tc := range map[string]struct {
+		data []byte
+		ok   bool
+	}{
+		"before": {before.Data, true}, "during": {during.Data, true}, "after": {after.Data, false}, "nothing": {make([]byte, CellSize), false},
+	} {
+		if err := p.Check(tc.data); err == nil != tc.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What was acknowledged before something else was begun that the picture has,
+// the picture has, too.
+func TestPictureKeepsTheOrder(t *testing.T) {
+	l := NewLedger(1, 0, 2, 1)
+	disk := func(marks ...*mark) []byte {
+		data := make([]byte, 2*CellSize)
+		for i, m := range marks {
+			if m != nil {
+				l.fill(data[i*CellSize:(i+1)*CellSize], i, m.number)
+			}
+		}
+		return data
+	}
+	write := func(i int) *mark { // one cell
+		l.number++
+		m := &mark{number: l.number, since: l.acks}
+		l.cells[i].later = append(l.cells[i].later, m)
+		for _, p := range l.open {
+			p.cells[i] = append(p.cells[i], m)
+		}
+		l.acks++
+		m.ack = l.acks
+		return m
+	}
+	p := l.Expose()
+	first, second := write(0), write(1)
+	p.Close()
+	for _, right := range [][]byte{disk(nil, nil), disk(first, nil), disk(first, second)} {
+		if err := p.Check(right); err != nil {
+			t.Error(err)
+		}
+	}
+	if p.Check(disk(nil, second)) == nil {
+		t.Error("the second without the first was said to be right")
+	}
 }

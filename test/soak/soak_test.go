@@ -74,6 +74,8 @@ func TestSoak(t *testing.T) {
 	for _, j := range w.jobs {
 		working.Go(func() { j.run(ctx) })
 	}
+	o := newOperator(w)
+	working.Go(func() { o.run(ctx) })
 	if err := w.carryOut(ctx, Schedule(*seed, servers, during), during); err != nil {
 		t.Error(err)
 	}
@@ -83,8 +85,12 @@ func TestSoak(t *testing.T) {
 	working.Wait()
 	for _, j := range w.jobs {
 		w.check(j)
-		t.Logf("%s: %v", j.name, j)
+		w.say("%s: %v", j.name, j)
+		if err := o.check(t.Context(), j); err != nil {
+			t.Errorf("%s: %v", j.name, err)
+		}
 	}
+	w.say("the operator: %v", o.done)
 }
 
 // say prints what happens, with the time since the beginning.
