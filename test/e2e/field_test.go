@@ -5,6 +5,9 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -297,4 +300,122 @@ func startInOrder(t *testing.T, c *harness.Cluster, order []int) {
 	ctx, cancel := context.WithTimeout(t.Context(), harness.Patience)
 	defer cancel()
 	must(t, c.WaitReady(ctx))
+}
+
+// A snapshot of a volume that is being written holds what the volume held at
+// one instant of the time that it took, on every server, also when the volume
+// has been written, trimmed and grown since.
+func TestSnapshotHoldsAnInstant(t *testing.T) {
+	c := harness.Up(t, devcluster.Options{Servers: 3})
+	c.Argon(c.S(1), "volume", "create", "data", "--size", "64MiB")
+	home := replicaOf(t, c, "data")
+	l := soak.NewLedger(1, 0, 16<<20/soak.CellSize, 1)
+	u := use(c, home, "data")
+	w := write(t, l, u.Client)
+	pictures := make(map[string]*soak.Picture)
+	for _, name := range []string{"a", "b", "c"} {
+		w.more(c, 500)
+		p := l.Expose()
+		c.Argon(home, "snapshot", "create", "data", name)
+		p.Close()
+		pictures[name] = p
+		w.more(c, 500)
+	}
+	for name, p := range pictures {
+		clone := "of-" + name
+		c.Argon(home, "volume", "create", clone, "--snapshot", "data/"+name)
+		looksLike(c, home, clone, p)
+	}
+	w.stop()
+	u.end()
+	sameEverywhere(c, home, "data", l)
+}
+
+// looksLike reads a clone on each server that has a replica of it.
+func looksLike(c *harness.Cluster, s *devcluster.Server, clone string, p *soak.Picture) {
+	c.T.Helper()
+	c.Healthy(s, clone)
+	v, err := c.Volume(s, clone)
+	if err != nil {
+		c.T.Fatal(err)
+	}
+	for _, r := range v.GetVolume().GetReplicas() {
+		on := c.ByID(s, r.GetServerId())
+		u := use(c, on, clone)
+		data := make([]byte, p.Size())
+		const chunk = 1 << 20
+		for off := 0; off < len(data); off += chunk {
+			if _, err := u.ReadAt(data[off:min(off+chunk, len(data))], int64(off)); err != nil {
+				c.T.Fatal(err)
+			}
+		}
+		if err := p.Check(data); err != nil {
+			c.T.Errorf("%s, read on %s: %v", clone, on.Name, err)
+		}
+		u.end()
+	}
+}
+
+// A file of one replica is damaged where nobody looks: what a layer holds, or
+// the table that says what it holds. A scrub finds the first and mends it from
+// the copy that is as it was recorded; a replica without its table is not
+// trusted, and copied to. Elsewhere such a replica was served, and its damage
+// became the volume's: longhorn/longhorn#1298.
+func TestDamagedLayer(t *testing.T) {
+	for name, tc := range map[string]struct {
+		file   string // of the replica
+		off, n int64
+		found  string // the event that must tell of it
+	}{
+		"data": {"layer-00000000.data", 24 << 20, 64 << 10, "replica-mended"},
+		// What the layers above do not hold, the lowest does: no data hangs on it.
+		"table of the lowest layer":  {"layer-00000000.table", 0, 8192, ""},
+		"table of the highest layer": {"layer-00000001.table", 0, 8192, "resync-started"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := harness.Up(t, devcluster.Options{Servers: 3})
+			c.Argon(c.S(1), "volume", "create", "data", "--size", "64MiB")
+			home := replicaOf(t, c, "data")
+			far := withReplica(c, home, "data", home)
+			l := soak.NewLedger(1, 0, 16<<20/soak.CellSize, 1)
+			u := use(c, home, "data")
+			fillWith(t, u.Client, 16<<20, 32<<20)
+			w := write(t, l, u.Client)
+			w.more(c, 300)
+			c.Argon(home, "snapshot", "create", "data", "a")
+			w.more(c, 300)
+			w.stop()
+			sum := sumOf(t, u.Client)
+			u.end()
+			c.Argon(home, "volume", "scrub", "data", "--wait") // records what is right
+
+			must(t, far.Kill(t.Context()))
+			damage(t, far, tc.file, tc.off, tc.n)
+			must(t, far.Start(t.Context()))
+			c.Argon(home, "volume", "scrub", "data", "--wait")
+			c.Eventually("an event says "+tc.found, func() bool { return strings.Contains(c.Argon(home, "events"), tc.found) })
+			sameEverywhere(c, home, "data", l)
+			u = use(c, far, "data")
+			defer u.end()
+			if sumOf(t, u.Client) != sum {
+				t.Error("the volume holds something else than before the damage")
+			}
+		})
+	}
+}
+
+// damage writes nonsense into a file of a server's only replica.
+func damage(t *testing.T, s *devcluster.Server, file string, off, n int64) {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(s.Dir, "volumes", "*", "*", file))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%s of the replica on %s: %q, %v", file, s.Name, found, err)
+	}
+	f, err := os.OpenFile(found[0], os.O_WRONLY, 0)
+	must(t, err)
+	defer f.Close()
+	nonsense := make([]byte, n)
+	_, _ = rand.Read(nonsense)
+	_, err = f.WriteAt(nonsense, off)
+	must(t, err)
 }
