@@ -58,6 +58,8 @@ type Client struct {
 	Machines  argonv1connect.MachineServiceClient
 	Events    argonv1connect.EventServiceClient
 
+	Checkpoints argonv1connect.CheckpointServiceClient
+
 	transport *http.Transport
 }
 
@@ -99,14 +101,15 @@ func Dial(o Options) (*Client, error) {
 func newClient(transport *http.Transport, url string) *Client {
 	h := &http.Client{Transport: transport}
 	return &Client{
-		Cluster:   argonv1connect.NewClusterServiceClient(h, url),
-		Servers:   argonv1connect.NewServerServiceClient(h, url),
-		Images:    argonv1connect.NewImageServiceClient(h, url),
-		Volumes:   argonv1connect.NewVolumeServiceClient(h, url),
-		Snapshots: argonv1connect.NewSnapshotServiceClient(h, url),
-		Machines:  argonv1connect.NewMachineServiceClient(h, url),
-		Events:    argonv1connect.NewEventServiceClient(h, url),
-		transport: transport,
+		Cluster:     argonv1connect.NewClusterServiceClient(h, url),
+		Servers:     argonv1connect.NewServerServiceClient(h, url),
+		Images:      argonv1connect.NewImageServiceClient(h, url),
+		Volumes:     argonv1connect.NewVolumeServiceClient(h, url),
+		Snapshots:   argonv1connect.NewSnapshotServiceClient(h, url),
+		Checkpoints: argonv1connect.NewCheckpointServiceClient(h, url),
+		Machines:    argonv1connect.NewMachineServiceClient(h, url),
+		Events:      argonv1connect.NewEventServiceClient(h, url),
+		transport:   transport,
 	}
 }
 

@@ -169,6 +169,7 @@ func (a *Agent) pass(ctx context.Context, st *catalog.State) time.Duration {
 	p.planProbe()
 	p.planVolumes()
 	p.planMachines()
+	p.planCheckpoints()
 	p.planReplicas()
 	p.planUpkeep()
 	p.planUsage()

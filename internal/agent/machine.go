@@ -47,6 +47,10 @@ type guestSeen struct {
 	shares       hypervisor.Shares
 	unshared     bool
 	sharesDetail string
+	// wokenFrom is the checkpoint that this run has made it of.
+	wokenFrom string
+	// saving: it stands still for a checkpoint.
+	saving bool
 }
 
 // machineSeen is what is known here of a machine.
@@ -91,10 +95,15 @@ const (
 	// reap forgets a guest whose process is gone, and what follows from the
 	// way it went.
 	reap
+	// check looks whether the checkpoint that a machine is to go on from is
+	// whole, and has its disks made what they were.
+	check
+	// wake makes a guest of a checkpoint's memory.
+	wake
 )
 
 func (s machineStep) String() string {
-	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "share", "reap"}[s]
+	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "share", "reap", "check", "wake"}[s]
 }
 
 // belongs tells whether a machine is to be run by this server, as far as
@@ -120,10 +129,13 @@ func nextForMachine(m *argonv1.Machine, serverID string, seen machineSeen, allow
 			return step, g.placement
 		}
 	}
-	if len(seen.guests) > 0 || !allowed || now.Before(seen.retryAt) || !seen.disks.ready {
+	if len(seen.guests) > 0 || !allowed || now.Before(seen.retryAt) || !belongs(m, serverID) || wanted(m) != argonv1.Wanted_WANTED_RUNNING {
 		return rest, 0
 	}
-	if belongs(m, serverID) && wanted(m) == argonv1.Wanted_WANTED_RUNNING {
+	switch {
+	case m.GetWake() != nil:
+		return nextForSleeper(m, seen.disks), m.GetPlacement()
+	case seen.disks.ready:
 		return start, m.GetPlacement()
 	}
 	return rest, 0
@@ -138,11 +150,16 @@ func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksS
 		return reap
 	case !g.adopted:
 		return adopt
-	case !current, disks.over != "", g.status.State == hypervisor.ShutDown:
+	case !current, disks.over != "", g.status.State == hypervisor.ShutDown, superseded(m, g):
 		return kill
+	case m.GetWanted() == argonv1.Wanted_WANTED_SUSPENDED, g.saving:
+		return rest // until its memory is saved, or can't be
 	}
 	if wanted(m) != argonv1.Wanted_WANTED_RUNNING {
 		return nextForStop(m, g, now)
+	}
+	if leftStanding(m, g) && now.Sub(g.resumedAt) >= firstPause {
+		return resume
 	}
 	if standsStill(g) && (!disks.full || now.Sub(g.resumedAt) >= resumeEvery) && now.Sub(g.resumedAt) >= firstPause {
 		return resume
@@ -184,7 +201,7 @@ func nextForStop(m *argonv1.Machine, g guestSeen, now time.Time) machineStep {
 }
 
 // standsStill tells whether a guest was stopped by an I/O error: its disk was
-// full. A guest that was paused by request stays so.
+// full.
 func standsStill(g guestSeen) bool {
 	return g.status.State == hypervisor.Paused && g.status.Detail == "io-error"
 }

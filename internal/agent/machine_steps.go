@@ -137,6 +137,12 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 		key = "shares/" + id
 		j.step += fmt.Sprint(sharesOf(m))
 		j.run = func(ctx context.Context) error { return a.share(ctx, g, sharesOf(m)) }
+	case check:
+		c, st := p.st.Checkpoints[m.GetWake().GetCheckpointId()], p.st
+		j.waits, j.run = true, func(ctx context.Context) error { return a.check(ctx, st, m, c) }
+	case wake:
+		c := p.st.Checkpoints[m.GetWake().GetCheckpointId()]
+		j.waits, j.run = true, func(ctx context.Context) error { return a.wakeUp(ctx, m, c) }
 	case reap:
 		allowed := p.allowed
 		j.run = func(ctx context.Context) error { return a.reap(ctx, m, g, allowed) }

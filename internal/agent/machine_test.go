@@ -40,6 +40,25 @@ func runningGuest() guestSeen {
 	return guestSeen{placement: 3, adopted: true, status: hypervisor.Status{State: hypervisor.Running}}
 }
 
+func standing(g *guestSeen) { g.status = hypervisor.Status{State: hypervisor.Paused, Detail: "paused"} }
+
+// on is a machine that is placed here, with changes.
+func on(wanted argonv1.Wanted, changes ...func(*argonv1.Machine)) *argonv1.Machine {
+	m := placed(wanted)
+	for _, change := range changes {
+		change(m)
+	}
+	return m
+}
+
+const wantSuspended = argonv1.Wanted_WANTED_SUSPENDED
+
+func wakes(checkpoint string) func(*argonv1.Machine) {
+	return func(m *argonv1.Machine) { m.Wake = &argonv1.Wake{CheckpointId: checkpoint} }
+}
+
+func checked(m *argonv1.Machine) { m.Wake.Checked = true }
+
 func TestNextForMachine(t *testing.T) {
 	with := func(change func(*guestSeen)) machineSeen {
 		g := runningGuest()
@@ -87,7 +106,19 @@ func TestNextForMachine(t *testing.T) {
 		{name: "stops for too long", machine: placed(wantStopped), seen: with(func(g *guestSeen) { g.powerDownAt = noon.Add(-10 * time.Second) }), want: kill},
 		{name: "stop by force", machine: func() *argonv1.Machine { m := placed(wantStopped); m.ForceStop = true; return m }(), seen: with(func(*guestSeen) {}), want: kill},
 		{name: "disk was full, has room", machine: placed(wantRunning), seen: with(ioError), want: resume},
-		{name: "paused by request", machine: placed(wantRunning), seen: with(func(g *guestSeen) { g.status = hypervisor.Status{State: hypervisor.Paused, Detail: "paused"} }), want: rest},
+		{name: "left standing by who is gone", machine: placed(wantRunning), seen: with(standing), want: resume},
+		{name: "stands still for a checkpoint", machine: placed(wantRunning), seen: with(func(g *guestSeen) { standing(g); g.saving = true }), want: rest},
+		{name: "stands still on its way", machine: on(wantRunning, func(m *argonv1.Machine) { m.Migration = &argonv1.Migration{} }), seen: with(standing), want: rest},
+		{name: "to be suspended", machine: placed(wantSuspended), seen: with(standing), want: rest},
+		{name: "suspended", machine: on(wantSuspended, wakes("c")), seen: with(standing), want: kill},
+		{name: "suspended, without a guest", machine: on(wantSuspended, wakes("c")), seen: ready, want: rest},
+		{name: "its memory was in a guest of an earlier run", machine: on(wantRunning, wakes("c")), seen: with(standing), want: kill},
+		{name: "woken, as the view does not show yet", machine: on(wantRunning, wakes("c")), seen: with(func(g *guestSeen) { g.wokenFrom = "c" }), want: rest},
+		{name: "woken, and suspended again", machine: on(wantSuspended, wakes("d")), seen: with(func(g *guestSeen) { g.wokenFrom = "c" }), want: kill},
+		{name: "to go on, not checked", machine: on(wantRunning, wakes("c")), seen: machineSeen{}, want: check},
+		{name: "to go on, no lease", machine: on(wantRunning, wakes("c")), seen: ready, barred: true, want: rest},
+		{name: "to go on, disks not ready", machine: on(wantRunning, wakes("c"), checked), seen: machineSeen{}, want: rest},
+		{name: "to go on", machine: on(wantRunning, wakes("c"), checked), seen: ready, want: wake},
 		{name: "resumed just now", machine: placed(wantRunning), seen: with(func(g *guestSeen) { ioError(g); g.resumedAt = noon.Add(-time.Millisecond) }), want: rest},
 		{name: "disk is full", machine: placed(wantRunning), seen: func() machineSeen {
 			s := with(func(g *guestSeen) { ioError(g); g.resumedAt = noon.Add(-2 * time.Second) })

@@ -34,6 +34,12 @@ type Volumes interface {
 	// a unix socket. It returns once the epoch is taken; the attachment
 	// serves when Ready is closed. ctx bounds only the taking.
 	Attach(ctx context.Context, req AttachRequest) (Attachment, error)
+	// Instant takes part in a group of snapshots of volumes that this server has
+	// attached, whose group_size counts one more than there are volumes. It
+	// calls stop once all of them are ready, before any stands still, and
+	// returns when all do: then nothing written afterwards is in any of the
+	// snapshots.
+	Instant(ctx context.Context, group string, volumes int, stop func(context.Context) error) error
 }
 
 // AttachRequest says what to attach, and what that was decided by.

@@ -20,6 +20,9 @@ const (
 	stateStopping = argonv1.MachineState_MACHINE_STATE_STOPPING
 	stateStopped  = argonv1.MachineState_MACHINE_STATE_STOPPED
 	stateFailed   = argonv1.MachineState_MACHINE_STATE_FAILED
+
+	stateSuspending = argonv1.MachineState_MACHINE_STATE_SUSPENDING
+	stateSuspended  = argonv1.MachineState_MACHINE_STATE_SUSPENDED
 )
 
 // observation is a machine's state as this server sees it.
@@ -49,6 +52,8 @@ func observe(m *argonv1.Machine, serverID string, seen machineSeen, allowed bool
 		return observeGuest(m, g, seen.disks), true
 	}
 	switch {
+	case m.GetWanted() == argonv1.Wanted_WANTED_SUSPENDED:
+		return observeSuspended(m, seen.disks)
 	case wanted(m) != argonv1.Wanted_WANTED_RUNNING && seen.disks.held:
 		return observation{state: stateStopping, reason: whyStopped(m)}, true
 	case wanted(m) != argonv1.Wanted_WANTED_RUNNING:
@@ -59,6 +64,19 @@ func observe(m *argonv1.Machine, serverID string, seen machineSeen, allowed bool
 		return observation{state: stateFailed, reason: seen.failure}, true
 	}
 	return observation{state: stateStarting, reason: seen.disks.waits}, true
+}
+
+// observeSuspended says how a machine without a guest does that is to be
+// suspended. One whose memory is not in the store has lost it, and is about to be
+// wanted running again.
+func observeSuspended(m *argonv1.Machine, disks disksSeen) (o observation, ok bool) {
+	switch {
+	case m.GetWake() == nil:
+		return observation{}, false
+	case disks.held:
+		return observation{state: stateSuspending}, true
+	}
+	return observation{state: stateSuspended}, true
 }
 
 // whyStopped keeps the reason of a stop until the next start.
@@ -72,6 +90,10 @@ func whyStopped(m *argonv1.Machine) string {
 func observeGuest(m *argonv1.Machine, g guestSeen, disks disksSeen) observation {
 	o := observation{state: stateRunning, acceleration: g.acceleration, guest: g.info, shares: g.sharesDetail}
 	switch {
+	case m.GetWanted() == argonv1.Wanted_WANTED_SUSPENDED:
+		o.state = stateSuspending
+	case g.saving:
+		// It stands still for a moment only.
 	case wanted(m) != argonv1.Wanted_WANTED_RUNNING || !g.powerDownAt.IsZero():
 		o.state = stateStopping
 	case g.status.State == hypervisor.ShutDown:
@@ -120,7 +142,7 @@ func (o observation) hasGuest() bool {
 
 // runs tells whether a guest exists in a state.
 func runs(s argonv1.MachineState) bool {
-	return s == stateRunning || s == statePaused || s == stateStopping
+	return s == stateRunning || s == statePaused || s == stateStopping || s == stateSuspending
 }
 
 // tell is the event that goes with a change of status; nil if none does.
@@ -145,6 +167,8 @@ func tell(m *argonv1.Machine, old *argonv1.MachineStatus, serverName string) *ar
 				fmt.Sprintf("runs on %s (%s), and stands still: %s", serverName, now.GetAcceleration(), now.GetReason()))
 		}
 		return machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-paused", "stands still: "+now.GetReason())
+	case stateSuspended:
+		return machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-suspended", "its memory is in the store")
 	case stateStopped:
 		return machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-stopped", cmp.Or(now.GetReason(), "stopped"))
 	case stateFailed:

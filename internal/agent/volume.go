@@ -77,7 +77,7 @@ func demandFor(st *catalog.State, v *argonv1.Volume, serverID string, seen volum
 		if hasGuest && !mayStay {
 			continue
 		}
-		wants := belongs(m, serverID) && wanted(m) == argonv1.Wanted_WANTED_RUNNING
+		wants := belongs(m, serverID) && wanted(m) == argonv1.Wanted_WANTED_RUNNING && !sleepsAfter(m)
 		if hasGuest || wants {
 			return demand{use: forMachine, machineID: m.GetMeta().GetId(), guestRuns: hasGuest}
 		}

@@ -25,6 +25,7 @@ import (
 	"github.com/argon-cluster/argon/internal/hypervisor/fake"
 	device "github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
+	"github.com/argon-cluster/argon/internal/volume/volumetest"
 )
 
 // This file is a cluster for tests: a real etcd, the real controller and
@@ -42,7 +43,10 @@ type world struct {
 	hosts map[string]*host
 
 	mu      sync.Mutex
-	holders map[string]*fakeAttachment // by volume
+	holders map[string]*fakeAttachment       // by volume
+	content map[string]*volumetest.MemDevice // by volume, for those with memory
+	// atInstant, if it is set, is called while a guest stands still.
+	atInstant func() error
 }
 
 func newWorld(t *testing.T, servers ...string) *world {
@@ -57,7 +61,7 @@ func newWorld(t *testing.T, servers ...string) *world {
 	}
 	w := &world{
 		t: t, cli: cli, store: store, view: catalog.NewView(store, quiet()),
-		hosts: map[string]*host{}, holders: map[string]*fakeAttachment{},
+		hosts: map[string]*host{}, holders: map[string]*fakeAttachment{}, content: map[string]*volumetest.MemDevice{},
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = w.view.Run(ctx) })
@@ -445,6 +449,21 @@ func (i *fakeImages) Remove(_ context.Context, id string) error {
 	return nil
 }
 
+// contentOf is what a volume holds, on whatever server: nil if nobody looks.
+func (w *world) contentOf(v *argonv1.Volume) *volumetest.MemDevice {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	id := v.GetMeta().GetId()
+	if v.GetCheckpointId() == "" {
+		return nil
+	}
+	if w.content[id] == nil {
+		w.content[id] = volumetest.New(8<<20, 1)
+		w.t.Cleanup(func() { _ = w.content[id].Close() })
+	}
+	return w.content[id]
+}
+
 // fakeVolumes attaches volumes by the rules of mirror, without any data. A
 // replica that is behind is copied to as soon as its server lives.
 type fakeVolumes struct {
@@ -469,7 +488,7 @@ func (f *fakeVolumes) Attach(ctx context.Context, req AttachRequest) (Attachment
 		return nil, err
 	}
 	a := &fakeAttachment{
-		volumes: f, id: req.VolumeID, epoch: v.GetEpoch(), ready: make(chan struct{}), done: make(chan struct{}), stopped: make(chan struct{}),
+		MemDevice: w.contentOf(v), volumes: f, id: req.VolumeID, epoch: v.GetEpoch(), ready: make(chan struct{}), done: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	w.mu.Lock()
 	old := w.holders[a.id]
@@ -484,7 +503,37 @@ func (f *fakeVolumes) Attach(ctx context.Context, req AttachRequest) (Attachment
 	return a, nil
 }
 
+// Instant implements Volumes: all snapshots of the group are taken at once.
+func (f *fakeVolumes) Instant(ctx context.Context, group string, _ int, stop func(context.Context) error) error {
+	if err := stop(ctx); err != nil {
+		return err
+	}
+	if at := f.host.world.atInstant; at != nil {
+		if err := at(); err != nil {
+			return err
+		}
+	}
+	w := f.host.world
+	for id := range w.view.State().Volumes {
+		_, err := w.store.Volumes.Update(ctx, id, func(v *argonv1.Volume) error {
+			err := catalog.ErrUnchanged
+			for _, s := range v.GetSnapshots() {
+				if s.GetGroup() == group {
+					s.State, err = argonv1.SnapshotState_SNAPSHOT_STATE_READY, nil
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 type fakeAttachment struct {
+	*volumetest.MemDevice // what the volume holds
+
 	volumes *fakeVolumes
 	id      string
 	epoch   uint64

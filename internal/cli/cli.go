@@ -84,7 +84,7 @@ several), or with --server and a client certificate to any server.`,
 	flags.StringVar(&a.certs, "certs", "", "directory of the client certificate for --server (default $ARGON_CERTS or ~/.config/argon)")
 	root.AddCommand(
 		a.serverCommand(), a.initCommand(), a.joinCommand(), a.tokenCommand(), a.statusCommand(),
-		a.imageCommand(), a.volumeCommand(), a.snapshotCommand(), a.machineCommand(), a.eventsCommand(),
+		a.imageCommand(), a.volumeCommand(), a.snapshotCommand(), a.checkpointCommand(), a.machineCommand(), a.eventsCommand(),
 		a.clientCommand(), a.devCommand(), a.demoCommand(), a.versionCommand(),
 	)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%v", err) })

@@ -20,6 +20,7 @@ func (a *app) machineCommand() *cobra.Command {
   argon machine console web`,
 		a.machineCreateCommand(), a.machineListCommand(), a.machineShowCommand(),
 		a.machineStartCommand(), a.machineStopCommand(), a.machineSnapshotCommand(), a.machineRemoveCommand(), a.machineConsoleCommand(),
+		a.machineCheckpointCommand(), a.machineSuspendCommand(), a.machineResumeCommand(), a.machineCloneCommand(),
 		a.machineFirstBootCommand(), a.machineVNCCommand(), a.machineScreenshotCommand(), a.machineSetCommand())
 }
 
@@ -31,6 +32,7 @@ func (a *app) machineCreateCommand() *cobra.Command {
 	var stopTimeout time.Duration
 	var wait waitFlags
 	var shares shareFlags
+	var keep keeping
 	cmd := &cobra.Command{
 		Use:   "create NAME",
 		Short: "Make a machine and start it",
@@ -63,6 +65,7 @@ default for its image.`,
 	shares.add(flags)
 	flags.DurationVar(&stopTimeout, "stop-timeout", time.Minute, "how long a stop may take before it is forced")
 	wait.add(cmd)
+	keep.add(cmd)
 	boot.add(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("firmware", cobra.FixedCompletions([]string{"bios", "uefi"}, cobra.ShellCompDirectiveNoFileComp))
 	a.completeFlag(cmd, "image", imageNames)
@@ -73,6 +76,10 @@ default for its image.`,
 		if req.Ports, err = parsePorts(ports); err != nil {
 			return usage(cmd, "%v", err)
 		}
+		if req.OnLoss, req.CheckpointEverySeconds, err = keep.read(cmd); err != nil {
+			return err
+		}
+		req.CheckpointsKept = keep.kept
 		if req.StopTimeoutSeconds, err = wholeSeconds(stopTimeout); err != nil {
 			return usage(cmd, "--stop-timeout %v: %v", stopTimeout, err)
 		}
@@ -208,6 +215,14 @@ var machineDetails = []column[*argonv1.MachineView]{
 	{"os", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetStatus().GetGuest().GetOs()) }},
 	{"shares", func(v *argonv1.MachineView) cell { return plain(formatShares(v.GetMachine().GetShares())) }},
 	{"not as wanted", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetStatus().GetSharesDetail()) }},
+	{"on loss", func(v *argonv1.MachineView) cell { return plain(enumWord(v.GetMachine().GetOnLoss(), "ON_LOSS_")) }},
+	{"checkpoints", func(v *argonv1.MachineView) cell {
+		m := v.GetMachine()
+		if m.GetCheckpointEverySeconds() == 0 {
+			return plain("")
+		}
+		return plain(fmt.Sprintf("every %v, %d kept", time.Duration(m.GetCheckpointEverySeconds())*time.Second, m.GetCheckpointsKept()))
+	}},
 	{"starts", func(v *argonv1.MachineView) cell { return number(v.GetMachine().GetStatus().GetStarts()) }},
 	{"created", func(v *argonv1.MachineView) cell { return plain(formatTime(v.GetMachine().GetMeta().GetCreated())) }},
 	{"id", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetMeta().GetId()) }},

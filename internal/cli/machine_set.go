@@ -86,6 +86,8 @@ next start, and the command says so. What no server could give is refused.`,
 	flags.Uint32Var(&cpus, "cpus", 0, "virtual processors")
 	flags.Var(&memory, "memory", "such as 1GiB")
 	flags.DurationVar(&stopTimeout, "stop-timeout", 0, "how long a stop may take before it is forced")
+	var keep keeping
+	keep.add(cmd)
 	req := &argonv1.SetMachineRequest{}
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		any := false
@@ -107,6 +109,13 @@ next start, and the command says so. What no server could give is refused.`,
 			}
 			req.StopTimeoutSeconds = &seconds
 		}
+		policy, every, err := keep.read(cmd)
+		if err != nil {
+			return err
+		}
+		give(given("on-loss"), &req.OnLoss, policy)
+		give(given("checkpoint-every"), &req.CheckpointEverySeconds, every)
+		give(given("keep"), &req.CheckpointsKept, keep.kept)
 		if !any {
 			return usage(cmd, "nothing to change: give at least one flag")
 		}

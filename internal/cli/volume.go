@@ -100,8 +100,10 @@ func (a *app) volumeListCommand() *cobra.Command {
 		Args: noArgs,
 	}
 	f := addFormat(cmd)
+	var all bool
+	cmd.Flags().BoolVar(&all, "all", false, "also those that hold the memory of checkpoints")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
-		res, err := client.Call(ctx, c.Volumes.ListVolumes, &argonv1.ListVolumesRequest{})
+		res, err := client.Call(ctx, c.Volumes.ListVolumes, &argonv1.ListVolumesRequest{All: all})
 		if err != nil {
 			return err
 		}

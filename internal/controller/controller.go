@@ -92,6 +92,9 @@ func (o Options) act(ctx context.Context, actions []Action) error {
 // ones.
 func (o Options) change(ctx context.Context, a Action) (ok bool, err error) {
 	txn := o.Store.Txn()
+	for _, rec := range a.Create {
+		txn.Create(rec)
+	}
 	for _, rec := range a.Put {
 		txn.Put(rec)
 	}
@@ -99,7 +102,7 @@ func (o Options) change(ctx context.Context, a Action) (ok bool, err error) {
 		txn.Delete(rec)
 	}
 	err = txn.Commit(ctx)
-	if errors.Is(err, catalog.ErrConflict) || errors.Is(err, catalog.ErrNotFound) {
+	if errors.Is(err, catalog.ErrConflict) || errors.Is(err, catalog.ErrNotFound) || errors.Is(err, catalog.ErrExists) {
 		o.Log.Debug("a change was overtaken", "change", a.Why)
 		return false, nil
 	}

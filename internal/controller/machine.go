@@ -24,6 +24,15 @@ func (p *planner) machine(m *argonv1.Machine) {
 		if p.atRest(m) {
 			p.unplace(m)
 		}
+	case argonv1.Wanted_WANTED_SUSPENDED:
+		switch {
+		case m.GetWake() == nil && !p.beingSuspended(m):
+			next := proto.CloneOf(m)
+			next.Wanted = argonv1.Wanted_WANTED_RUNNING
+			p.putMachine(m, next, "is not being suspended any more")
+		case m.GetWake() != nil && m.GetServerId() != "" && p.atRest(m):
+			p.unplace(m)
+		}
 	case argonv1.Wanted_WANTED_RUNNING:
 		p.running(m)
 	}
@@ -35,8 +44,11 @@ func (p *planner) atRest(m *argonv1.Machine) bool {
 	if m.GetServerId() == "" || p.lost(m.GetServerId()) {
 		return true
 	}
-	s := m.GetStatus()
-	return s.GetState() == argonv1.MachineState_MACHINE_STATE_STOPPED &&
+	s, rests := m.GetStatus(), argonv1.MachineState_MACHINE_STATE_STOPPED
+	if m.GetWanted() == argonv1.Wanted_WANTED_SUSPENDED {
+		rests = argonv1.MachineState_MACHINE_STATE_SUSPENDED
+	}
+	return s.GetState() == rests &&
 		s.GetServerId() == m.GetServerId() && s.GetPlacement() == m.GetPlacement()
 }
 
@@ -59,8 +71,12 @@ func (p *planner) unplace(m *argonv1.Machine) {
 	}
 	next.ServerId, next.Move = "", nil
 	p.endMigration(next, "the machine was stopped")
-	p.setStatus(next, argonv1.MachineState_MACHINE_STATE_STOPPED, reason)
-	p.putMachine(m, next, "is stopped and gives its server back")
+	state, what := argonv1.MachineState_MACHINE_STATE_STOPPED, "is stopped"
+	if m.GetWanted() == argonv1.Wanted_WANTED_SUSPENDED {
+		state, what = argonv1.MachineState_MACHINE_STATE_SUSPENDED, "is suspended"
+	}
+	p.setStatus(next, state, reason)
+	p.putMachine(m, next, what+" and gives its server back")
 }
 
 // place finds a server for a machine that has none, or whose server is lost.
@@ -77,13 +93,14 @@ func (p *planner) place(m *argonv1.Machine) {
 		if !strings.HasPrefix(m.GetStatus().GetReason(), prefix) {
 			events = append(events, machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-lost", prefix))
 		}
+		events = append(events, p.onLoss(next)...)
 	}
 	if waits := p.waitsForDisk(m); waits != "" {
 		p.setStatus(next, argonv1.MachineState_MACHINE_STATE_PENDING, join(prefix, waits))
 		p.putMachine(m, next, "waits: "+waits, events...)
 		return
 	}
-	serverID, err := placement.PlaceMachine(p.st, m)
+	serverID, err := p.placeFor(next)
 	if err != nil {
 		p.setStatus(next, argonv1.MachineState_MACHINE_STATE_PENDING, join(prefix, err.Error()))
 		events = append(events, machineEvent(m, argonv1.Severity_SEVERITY_ERROR, "machine-unplaceable", err.Error()))
@@ -95,6 +112,33 @@ func (p *planner) place(m *argonv1.Machine) {
 	p.setStatus(next, argonv1.MachineState_MACHINE_STATE_PENDING, join(prefix, to))
 	events = append(events, machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-placed", to))
 	p.putMachine(m, next, "is placed on "+p.name(serverID), events...)
+}
+
+// placeFor chooses a server for a machine that boots or goes on.
+func (p *planner) placeFor(m *argonv1.Machine) (serverID string, err error) {
+	if m.GetWake() != nil {
+		return placement.PlaceAwake(p.st, m)
+	}
+	return placement.PlaceMachine(p.st, m)
+}
+
+// onLoss does what a machine's policy says when it is lost while it runs.
+func (p *planner) onLoss(m *argonv1.Machine) []*argonv1.Event {
+	ran := m.GetStatus().GetPlacement() == m.GetPlacement() && slices.Contains([]argonv1.MachineState{
+		argonv1.MachineState_MACHINE_STATE_RUNNING, argonv1.MachineState_MACHINE_STATE_PAUSED, argonv1.MachineState_MACHINE_STATE_STOPPING,
+	}, m.GetStatus().GetState())
+	if m.GetOnLoss() != argonv1.OnLoss_ON_LOSS_RESUME || m.GetWake() != nil || !ran {
+		return nil
+	}
+	c := placement.LastCheckpoint(p.st, m.GetMeta().GetId())
+	if c == nil {
+		return []*argonv1.Event{machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-not-resumed",
+			"it has no checkpoint to be resumed from: it is started")}
+	}
+	m.Wake = &argonv1.Wake{CheckpointId: c.GetMeta().GetId(), OrStart: true}
+	return []*argonv1.Event{machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-resumed-from",
+		fmt.Sprintf("it goes on from checkpoint %s of %s: what it did since then is lost",
+			c.GetMeta().GetName(), c.GetTaken().AsTime().UTC().Format("2006-01-02 15:04:05 MST")))}
 }
 
 // endMigration takes the order to migrate off a machine that its agent does not

@@ -18,6 +18,8 @@ import (
 type Action struct {
 	// Why says in one line what changes, for the log.
 	Why string
+	// Create are new records.
+	Create []proto.Message
 	// Put and Delete are records at the revision they were planned from.
 	Put, Delete []proto.Message
 	// ClearStatus is a volume whose status is to be forgotten.
@@ -40,6 +42,14 @@ func Plan(st *catalog.State, now time.Time, seen Absences) []Action {
 	}
 	for _, id := range sortedKeys(st.Machines) {
 		p.machine(st.Machines[id])
+	}
+	for _, id := range sortedKeys(st.Checkpoints) {
+		p.checkpoint(st.Checkpoints[id])
+	}
+	for _, id := range sortedKeys(st.Machines) {
+		if m := p.st.Machines[id]; m != nil {
+			p.schedule(m)
+		}
 	}
 	for _, id := range sortedKeys(st.Volumes) {
 		p.volume(st.Volumes[id])
@@ -74,6 +84,7 @@ func scratch(st *catalog.State) *catalog.State {
 	c.Machines = maps.Clone(st.Machines)
 	c.Volumes = maps.Clone(st.Volumes)
 	c.Images = maps.Clone(st.Images)
+	c.Checkpoints = maps.Clone(st.Checkpoints)
 	return &c
 }
 

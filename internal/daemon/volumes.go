@@ -86,6 +86,11 @@ func (v *volumes) serve(ctx context.Context, m *mirror.Attachment, req agent.Att
 	return serveNBD(m, req.VolumeID, path, ln, forget, v.log)
 }
 
+// Instant implements agent.Volumes.
+func (v *volumes) Instant(ctx context.Context, group string, volumes int, stop func(context.Context) error) error {
+	return v.meeting.Instant(ctx, group, volumes, stop)
+}
+
 // note tells the operator.
 func (v *volumes) note(volumeID string, n mirror.Note) {
 	v.news.tell(&argonv1.Event{

@@ -42,6 +42,7 @@ func (a *API) Handler() http.Handler {
 	mux.Handle(argonv1connect.NewVolumeServiceHandler(volumeService{a}, options...))
 	mux.Handle(argonv1connect.NewSnapshotServiceHandler(snapshotService{a}, options...))
 	mux.Handle(argonv1connect.NewMachineServiceHandler(machineService{a}, options...))
+	mux.Handle(argonv1connect.NewCheckpointServiceHandler(checkpointService{a}, options...))
 	mux.Handle(argonv1connect.NewEventServiceHandler(eventService{a}, options...))
 	mux.HandleFunc("GET /vnc", a.webDisplay)
 	return mux

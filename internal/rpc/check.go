@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -32,6 +33,10 @@ const (
 
 	defaultStopTimeout = 60
 	maxStopTimeout     = 3600
+
+	minCheckpointEvery = 10
+	defaultCheckpoints = 6
+	maxCheckpoints     = 32
 
 	maxZone = 63
 )
@@ -114,6 +119,7 @@ func checkMachine(req *argonv1.CreateMachineRequest) error {
 	if req.MemoryBytes == 0 {
 		req.MemoryBytes = defaultMemory
 	}
+	req.CheckpointsKept = cmp.Or(req.GetCheckpointsKept(), defaultCheckpoints)
 	if req.StopTimeoutSeconds == 0 {
 		req.StopTimeoutSeconds = defaultStopTimeout
 	}
@@ -148,6 +154,9 @@ func checkMachine(req *argonv1.CreateMachineRequest) error {
 	if err := checkFirstBoot(name, req.GetFirstBoot()); err != nil {
 		return err
 	}
+	if err := checkSchedule(name, req.GetCheckpointEverySeconds(), req.GetCheckpointsKept()); err != nil {
+		return err
+	}
 	return checkPorts(name, req.GetPorts())
 }
 
@@ -162,6 +171,17 @@ func checkSize(name string, cpus uint32, memory uint64, stopTimeout uint32) erro
 		return invalid("machine %s: %s of memory: give %s to %s", name, humanize.IBytes(memory), humanize.IBytes(minMemory), humanize.IBytes(maxMemory))
 	case stopTimeout < 1 || stopTimeout > maxStopTimeout:
 		return invalid("machine %s: a stop timeout of %d s: give 1 to %d", name, stopTimeout, maxStopTimeout)
+	}
+	return nil
+}
+
+// checkSchedule checks how often checkpoints are taken, and how many are kept.
+func checkSchedule(machine string, every, kept uint32) error {
+	switch {
+	case every != 0 && every < minCheckpointEvery:
+		return invalid("machine %s: a checkpoint every %d s: at most every %d s", machine, every, minCheckpointEvery)
+	case kept > maxCheckpoints:
+		return invalid("machine %s: %d checkpoints kept: at most %d", machine, kept, maxCheckpoints)
 	}
 	return nil
 }
@@ -220,6 +240,15 @@ func freeVolume(st *catalog.State, v *argonv1.Volume, what string) error {
 	if m := userOf(st, v); m != nil {
 		return precondition("%s: volume %s is a disk of machine %s", what, name, m.GetMeta().GetName())
 	}
+	return ownVolume(st, v, what)
+}
+
+// ownVolume refuses one that the cluster keeps for itself.
+func ownVolume(st *catalog.State, v *argonv1.Volume, what string) error {
+	if id := v.GetCheckpointId(); id != "" {
+		return precondition("%s: volume %s holds the memory of checkpoint %s, and goes with it",
+			what, v.GetMeta().GetName(), cmp.Or(st.Checkpoints[id].GetMeta().GetName(), id))
+	}
 	return nil
 }
 
@@ -238,8 +267,8 @@ func unusedVolume(st *catalog.State, v *argonv1.Volume, what string) error {
 // idleVolume refuses one whose content somebody may be using: a machine that
 // runs or is about to, or a connection.
 func idleVolume(st *catalog.State, v *argonv1.Volume, what string) error {
-	if m := userOf(st, v); m != nil && (m.GetServerId() != "" || m.GetWanted() == argonv1.Wanted_WANTED_RUNNING) {
-		return precondition("%s: machine %s runs on volume %s, or is about to: stop it first", what, m.GetMeta().GetName(), v.GetMeta().GetName())
+	if m := userOf(st, v); m != nil && (m.GetServerId() != "" || m.GetWanted() == argonv1.Wanted_WANTED_RUNNING || m.GetWanted() == suspended) {
+		return precondition("%s: machine %s runs on volume %s, is about to, or is suspended: stop it first", what, m.GetMeta().GetName(), v.GetMeta().GetName())
 	}
 	if connected(st, v) {
 		return precondition("%s: volume %s is in use by `argon volume connect`, an export or an import on server %s: end that first",

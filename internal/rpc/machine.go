@@ -78,9 +78,11 @@ func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.Cr
 		FirstBoot:          nextFirstBoot(nil, req.GetFirstBoot()),
 		Firmware:           req.GetFirmware(),
 		Shares:             req.GetShares(),
+		OnLoss:             req.GetOnLoss(),
 		Status:             &argonv1.MachineStatus{State: argonv1.MachineState_MACHINE_STATE_PENDING, Since: timestamppb.New(p.Now())},
 	}
 	m.Networks = networks(m.GetMeta().GetId(), req.GetNetworks())
+	m.CheckpointEverySeconds, m.CheckpointsKept = req.GetCheckpointEverySeconds(), req.GetCheckpointsKept()
 	if req.GetStopped() {
 		m.Wanted, m.Status.State = argonv1.Wanted_WANTED_STOPPED, argonv1.MachineState_MACHINE_STATE_STOPPED
 	}
@@ -161,6 +163,9 @@ func (s machineService) StartMachine(ctx context.Context, req *connect.Request[a
 		if m.GetWanted() == argonv1.Wanted_WANTED_RUNNING {
 			return nil
 		}
+		if m.GetWanted() == suspended {
+			return precondition("machine %s is suspended: `argon machine resume %s` lets it go on", req.Msg.GetName(), req.Msg.GetName())
+		}
 		for _, id := range m.GetVolumeIds() {
 			if v := st.Volumes[id]; v == nil || v.GetRemoving() {
 				return precondition("machine %s: its volume %s is gone: remove the machine", req.Msg.GetName(), id)
@@ -174,7 +179,13 @@ func (s machineService) StartMachine(ctx context.Context, req *connect.Request[a
 
 // StopMachine answers once it is recorded that the machine should stop.
 func (s machineService) StopMachine(ctx context.Context, req *connect.Request[argonv1.StopMachineRequest]) (*connect.Response[argonv1.StopMachineResponse], error) {
-	view, err := s.want(ctx, req.Msg.GetName(), func(_ *catalog.State, m *argonv1.Machine) error {
+	view, err := s.want(ctx, req.Msg.GetName(), func(st *catalog.State, m *argonv1.Machine) error {
+		// What it was to go on from is given up; that of a suspended one is lost.
+		memory := st.Checkpoints[m.GetWake().GetCheckpointId()].GetPurpose() == argonv1.CheckpointPurpose_CHECKPOINT_PURPOSE_SUSPEND
+		if memory && !req.Msg.GetForce() {
+			return precondition("machine %s is suspended, and its memory would be lost: resume it first, or stop it with --force", req.Msg.GetName())
+		}
+		m.Wake = nil
 		m.Wanted = argonv1.Wanted_WANTED_STOPPED
 		m.ForceStop = m.GetForceStop() || req.Msg.GetForce()
 		return nil

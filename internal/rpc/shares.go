@@ -54,6 +54,12 @@ func (s machineService) SetMachine(ctx context.Context, req *connect.Request[arg
 		if err := checkShares(m.GetMeta().GetName(), m.GetCpus(), m.GetShares()); err != nil {
 			return err
 		}
+		if err := checkSchedule(m.GetMeta().GetName(), m.GetCheckpointEverySeconds(), m.GetCheckpointsKept()); err != nil {
+			return err
+		}
+		if m.GetWake() != nil && (old.GetCpus() != m.GetCpus() || old.GetMemoryBytes() != m.GetMemoryBytes()) {
+			return precondition("machine %s goes on from its memory, which fits on what it had only: let it go on first", m.GetMeta().GetName())
+		}
 		later = nextStart(old, m)
 		if m.GetWanted() != argonv1.Wanted_WANTED_RUNNING || len(later) == 0 {
 			return nil
@@ -71,6 +77,9 @@ func setMachine(m *argonv1.Machine, req *argonv1.SetMachineRequest) {
 	set(&m.Cpus, req.Cpus)
 	set(&m.MemoryBytes, req.MemoryBytes)
 	set(&m.StopTimeoutSeconds, req.StopTimeoutSeconds)
+	set(&m.OnLoss, req.OnLoss)
+	set(&m.CheckpointEverySeconds, req.CheckpointEverySeconds)
+	set(&m.CheckpointsKept, req.CheckpointsKept)
 	set(&m.Shares.CpuPercent, req.CpuPercent)
 	set(&m.Shares.CpuWeight, req.CpuWeight)
 	set(&m.Shares.DiskIops, req.DiskIops)

@@ -80,7 +80,7 @@ func subjects(st *catalog.State, txn *catalog.Txn, volume, machine string) ([]*a
 		if !ok {
 			return nil, notFound("volume", volume)
 		}
-		return []*argonv1.Volume{v}, nil
+		return []*argonv1.Volume{v}, ownVolume(st, v, "snapshots")
 	}
 	m, ok := byName(st.Machines, machine)
 	if !ok {

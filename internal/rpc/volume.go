@@ -193,14 +193,16 @@ func promisedTooMuch(st *catalog.State, v *argonv1.Volume) []string {
 	return nil
 }
 
-func (s volumeService) ListVolumes(ctx context.Context, _ *connect.Request[argonv1.ListVolumesRequest]) (*connect.Response[argonv1.ListVolumesResponse], error) {
+func (s volumeService) ListVolumes(ctx context.Context, req *connect.Request[argonv1.ListVolumesRequest]) (*connect.Response[argonv1.ListVolumesResponse], error) {
 	st, err := s.state(ctx)
 	if err != nil {
 		return nil, err
 	}
 	res := &argonv1.ListVolumesResponse{}
 	for _, v := range sorted(st.Volumes) {
-		res.Volumes = append(res.Volumes, volumeView(st, v))
+		if v.GetCheckpointId() == "" || req.Msg.GetAll() {
+			res.Volumes = append(res.Volumes, volumeView(st, v))
+		}
 	}
 	return answer(res, nil)
 }

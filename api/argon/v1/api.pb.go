@@ -7290,7 +7290,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\rListSnapshots\x12\x1e.argon.v1.ListSnapshotsRequest\x1a\x1f.argon.v1.ListSnapshotsResponse\x12J\n" +
 	"\vGetSnapshot\x12\x1c.argon.v1.GetSnapshotRequest\x1a\x1d.argon.v1.GetSnapshotResponse\x12S\n" +
 	"\x0eRemoveSnapshot\x12\x1f.argon.v1.RemoveSnapshotRequest\x1a .argon.v1.RemoveSnapshotResponse\x12A\n" +
-	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\xd6\b\n" +
+	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\xaa\v\n" +
 	"\x0eMachineService\x12P\n" +
 	"\rCreateMachine\x12\x1e.argon.v1.CreateMachineRequest\x1a\x1f.argon.v1.CreateMachineResponse\x12M\n" +
 	"\fListMachines\x12\x1d.argon.v1.ListMachinesRequest\x1a\x1e.argon.v1.ListMachinesResponse\x12G\n" +
@@ -7303,12 +7303,20 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x0fCancelMigration\x12 .argon.v1.CancelMigrationRequest\x1a!.argon.v1.CancelMigrationResponse\x12M\n" +
 	"\fSetFirstBoot\x12\x1d.argon.v1.SetFirstBootRequest\x1a\x1e.argon.v1.SetFirstBootResponse\x12G\n" +
 	"\n" +
-	"SetMachine\x12\x1b.argon.v1.SetMachineRequest\x1a\x1c.argon.v1.SetMachineResponse\x12B\n" +
+	"SetMachine\x12\x1b.argon.v1.SetMachineRequest\x1a\x1c.argon.v1.SetMachineResponse\x12\\\n" +
+	"\x11CheckpointMachine\x12\".argon.v1.CheckpointMachineRequest\x1a#.argon.v1.CheckpointMachineResponse\x12S\n" +
+	"\x0eSuspendMachine\x12\x1f.argon.v1.SuspendMachineRequest\x1a .argon.v1.SuspendMachineResponse\x12P\n" +
+	"\rResumeMachine\x12\x1e.argon.v1.ResumeMachineRequest\x1a\x1f.argon.v1.ResumeMachineResponse\x12M\n" +
+	"\fCloneMachine\x12\x1d.argon.v1.CloneMachineRequest\x1a\x1e.argon.v1.CloneMachineResponse\x12B\n" +
 	"\aConsole\x12\x18.argon.v1.ConsoleRequest\x1a\x19.argon.v1.ConsoleResponse(\x010\x01\x12B\n" +
 	"\aDisplay\x12\x18.argon.v1.DisplayRequest\x1a\x19.argon.v1.DisplayResponse(\x010\x01\x12I\n" +
 	"\n" +
 	"Screenshot\x12\x1b.argon.v1.ScreenshotRequest\x1a\x1c.argon.v1.ScreenshotResponse0\x01\x12U\n" +
-	"\x0eQuiesceMachine\x12\x1f.argon.v1.QuiesceMachineRequest\x1a .argon.v1.QuiesceMachineResponse0\x012\xa5\x01\n" +
+	"\x0eQuiesceMachine\x12\x1f.argon.v1.QuiesceMachineRequest\x1a .argon.v1.QuiesceMachineResponse0\x012\x98\x02\n" +
+	"\x11CheckpointService\x12V\n" +
+	"\x0fListCheckpoints\x12 .argon.v1.ListCheckpointsRequest\x1a!.argon.v1.ListCheckpointsResponse\x12P\n" +
+	"\rGetCheckpoint\x12\x1e.argon.v1.GetCheckpointRequest\x1a\x1f.argon.v1.GetCheckpointResponse\x12Y\n" +
+	"\x10RemoveCheckpoint\x12!.argon.v1.RemoveCheckpointRequest\x1a\".argon.v1.RemoveCheckpointResponse2\xa5\x01\n" +
 	"\fEventService\x12G\n" +
 	"\n" +
 	"ListEvents\x12\x1b.argon.v1.ListEventsRequest\x1a\x1c.argon.v1.ListEventsResponse\x12L\n" +
@@ -7588,64 +7596,78 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	97,  // 112: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
 	99,  // 113: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
 	85,  // 114: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
-	101, // 115: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	110, // 116: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
-	112, // 117: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
-	114, // 118: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
-	116, // 119: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	118, // 120: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	1,   // 121: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	3,   // 122: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	5,   // 123: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	7,   // 124: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	9,   // 125: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	11,  // 126: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	13,  // 127: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	15,  // 128: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	18,  // 129: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	20,  // 130: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	22,  // 131: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	24,  // 132: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
-	26,  // 133: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
-	28,  // 134: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	30,  // 135: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	32,  // 136: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	34,  // 137: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	36,  // 138: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	39,  // 139: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	41,  // 140: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	43,  // 141: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	45,  // 142: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	47,  // 143: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	49,  // 144: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	51,  // 145: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	53,  // 146: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	55,  // 147: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	57,  // 148: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
-	60,  // 149: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
-	63,  // 150: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	65,  // 151: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	67,  // 152: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	69,  // 153: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	71,  // 154: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	74,  // 155: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	76,  // 156: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	78,  // 157: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	80,  // 158: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	82,  // 159: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	84,  // 160: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	96,  // 161: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	98,  // 162: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	100, // 163: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	86,  // 164: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
-	102, // 165: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	111, // 166: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
-	113, // 167: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
-	115, // 168: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
-	117, // 169: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	119, // 170: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	121, // [121:171] is the sub-list for method output_type
-	71,  // [71:121] is the sub-list for method input_type
+	87,  // 115: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
+	89,  // 116: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
+	91,  // 117: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
+	93,  // 118: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
+	101, // 119: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	110, // 120: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	112, // 121: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	114, // 122: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	104, // 123: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
+	106, // 124: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
+	108, // 125: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
+	116, // 126: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	118, // 127: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	1,   // 128: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	3,   // 129: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	5,   // 130: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	7,   // 131: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	9,   // 132: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	11,  // 133: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	13,  // 134: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	15,  // 135: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	18,  // 136: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	20,  // 137: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	22,  // 138: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	24,  // 139: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
+	26,  // 140: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
+	28,  // 141: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	30,  // 142: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	32,  // 143: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	34,  // 144: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	36,  // 145: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	39,  // 146: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	41,  // 147: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	43,  // 148: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	45,  // 149: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	47,  // 150: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	49,  // 151: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	51,  // 152: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	53,  // 153: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	55,  // 154: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	57,  // 155: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
+	60,  // 156: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
+	63,  // 157: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	65,  // 158: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	67,  // 159: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	69,  // 160: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	71,  // 161: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	74,  // 162: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	76,  // 163: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	78,  // 164: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	80,  // 165: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	82,  // 166: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	84,  // 167: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	96,  // 168: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	98,  // 169: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	100, // 170: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	86,  // 171: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
+	88,  // 172: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
+	90,  // 173: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
+	92,  // 174: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
+	94,  // 175: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
+	102, // 176: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	111, // 177: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	113, // 178: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	115, // 179: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	105, // 180: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
+	107, // 181: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
+	109, // 182: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
+	117, // 183: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	119, // 184: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	128, // [128:185] is the sub-list for method output_type
+	71,  // [71:128] is the sub-list for method input_type
 	71,  // [71:71] is the sub-list for extension type_name
 	71,  // [71:71] is the sub-list for extension extendee
 	0,   // [0:71] is the sub-list for field type_name
@@ -7680,7 +7702,7 @@ func file_argon_v1_api_proto_init() {
 			NumEnums:      0,
 			NumMessages:   124,
 			NumExtensions: 0,
-			NumServices:   7,
+			NumServices:   8,
 		},
 		GoTypes:           file_argon_v1_api_proto_goTypes,
 		DependencyIndexes: file_argon_v1_api_proto_depIdxs,

@@ -28,6 +28,8 @@ func (Alone) Meet(context.Context, string, int) error { return nil }
 type gathering struct {
 	present int
 	all     chan struct{}
+	// one is closed when one more comes.
+	one chan struct{}
 }
 
 // Meet waits until size volumes have come.
@@ -48,18 +50,69 @@ func (m *Meeting) join(name string, size int) *gathering {
 	defer m.mu.Unlock()
 	g := m.groups[name]
 	if g == nil {
-		g = &gathering{all: make(chan struct{})}
-		if m.groups == nil {
-			m.groups = map[string]*gathering{}
-		}
-		m.groups[name] = g
+		g = m.begin(name)
 	}
+	close(g.one)
+	g.one = make(chan struct{})
 	if g.present++; g.present >= size {
 		close(g.all)
 		delete(m.groups, name)
 	}
 	return g
 }
+
+// begin makes a gathering; the caller holds mu.
+func (m *Meeting) begin(name string) *gathering {
+	g := &gathering{all: make(chan struct{}), one: make(chan struct{})}
+	if m.groups == nil {
+		m.groups = map[string]*gathering{}
+	}
+	m.groups[name] = g
+	return g
+}
+
+// Instant takes part in a snapshot of a group besides its volumes, which is of
+// one more than there are. It calls stop once all volumes have their generations,
+// while writes still go on, and returns when all of them stand still: whatever
+// stop has stopped is then of the same instant as the snapshots.
+func (m *Meeting) Instant(ctx context.Context, group string, volumes int, stop func(context.Context) error) error {
+	if err := m.awaitAll(ctx, group+"/"+whenReady, volumes); err != nil {
+		return err
+	}
+	if err := stop(ctx); err != nil {
+		return err
+	}
+	if err := m.Meet(ctx, group+"/"+whenReady, volumes+1); err != nil {
+		return err
+	}
+	return m.Meet(ctx, group+"/"+whenStill, volumes+1)
+}
+
+// awaitAll waits until so many volumes have come, without being one.
+func (m *Meeting) awaitAll(ctx context.Context, name string, volumes int) error {
+	ctx, cancel := context.WithTimeout(ctx, instantPatience)
+	defer cancel()
+	for {
+		m.mu.Lock()
+		g := m.groups[name]
+		if g == nil {
+			g = m.begin(name)
+		}
+		present, one := g.present, g.one
+		m.mu.Unlock()
+		if present >= volumes {
+			return nil
+		}
+		select {
+		case <-one:
+		case <-ctx.Done():
+			return fmt.Errorf("%d of %d volumes are ready for their snapshots: %w", present, volumes, ctx.Err())
+		}
+	}
+}
+
+// instantPatience is how long volumes may take to get ready.
+const instantPatience = 30 * time.Second
 
 // leave gives up, unless the last one has come this very moment.
 func (m *Meeting) leave(name string, g *gathering, size int) error {

@@ -95,7 +95,7 @@ func (c *Core) takeRolled(generation uint64) {
 		c.standStill()
 		return
 	}
-	c.meet("ready")
+	c.meet(whenReady)
 }
 
 // standStill locks the volume.
@@ -108,7 +108,7 @@ func (c *Core) standStill() {
 	if t.under.GetGroup() != "" {
 		o.begun = func(o *op) {
 			t.still = o
-			c.meet("still")
+			c.meet(whenStill)
 		}
 	}
 	if c.breaks(BreakSnapshotUnlocked) {
@@ -116,6 +116,12 @@ func (c *Core) standStill() {
 	}
 	c.submit(o)
 }
+
+// Where the volumes of a group wait for each other.
+const (
+	whenReady = "ready"
+	whenStill = "still"
+)
 
 // meet waits for the other volumes of the group.
 func (c *Core) meet(where string) {

@@ -36,6 +36,8 @@ const (
 	SnapshotServiceName = "argon.v1.SnapshotService"
 	// MachineServiceName is the fully-qualified name of the MachineService service.
 	MachineServiceName = "argon.v1.MachineService"
+	// CheckpointServiceName is the fully-qualified name of the CheckpointService service.
+	CheckpointServiceName = "argon.v1.CheckpointService"
 	// EventServiceName is the fully-qualified name of the EventService service.
 	EventServiceName = "argon.v1.EventService"
 )
@@ -171,6 +173,18 @@ const (
 	// MachineServiceSetMachineProcedure is the fully-qualified name of the MachineService's SetMachine
 	// RPC.
 	MachineServiceSetMachineProcedure = "/argon.v1.MachineService/SetMachine"
+	// MachineServiceCheckpointMachineProcedure is the fully-qualified name of the MachineService's
+	// CheckpointMachine RPC.
+	MachineServiceCheckpointMachineProcedure = "/argon.v1.MachineService/CheckpointMachine"
+	// MachineServiceSuspendMachineProcedure is the fully-qualified name of the MachineService's
+	// SuspendMachine RPC.
+	MachineServiceSuspendMachineProcedure = "/argon.v1.MachineService/SuspendMachine"
+	// MachineServiceResumeMachineProcedure is the fully-qualified name of the MachineService's
+	// ResumeMachine RPC.
+	MachineServiceResumeMachineProcedure = "/argon.v1.MachineService/ResumeMachine"
+	// MachineServiceCloneMachineProcedure is the fully-qualified name of the MachineService's
+	// CloneMachine RPC.
+	MachineServiceCloneMachineProcedure = "/argon.v1.MachineService/CloneMachine"
 	// MachineServiceConsoleProcedure is the fully-qualified name of the MachineService's Console RPC.
 	MachineServiceConsoleProcedure = "/argon.v1.MachineService/Console"
 	// MachineServiceDisplayProcedure is the fully-qualified name of the MachineService's Display RPC.
@@ -181,6 +195,15 @@ const (
 	// MachineServiceQuiesceMachineProcedure is the fully-qualified name of the MachineService's
 	// QuiesceMachine RPC.
 	MachineServiceQuiesceMachineProcedure = "/argon.v1.MachineService/QuiesceMachine"
+	// CheckpointServiceListCheckpointsProcedure is the fully-qualified name of the CheckpointService's
+	// ListCheckpoints RPC.
+	CheckpointServiceListCheckpointsProcedure = "/argon.v1.CheckpointService/ListCheckpoints"
+	// CheckpointServiceGetCheckpointProcedure is the fully-qualified name of the CheckpointService's
+	// GetCheckpoint RPC.
+	CheckpointServiceGetCheckpointProcedure = "/argon.v1.CheckpointService/GetCheckpoint"
+	// CheckpointServiceRemoveCheckpointProcedure is the fully-qualified name of the CheckpointService's
+	// RemoveCheckpoint RPC.
+	CheckpointServiceRemoveCheckpointProcedure = "/argon.v1.CheckpointService/RemoveCheckpoint"
 	// EventServiceListEventsProcedure is the fully-qualified name of the EventService's ListEvents RPC.
 	EventServiceListEventsProcedure = "/argon.v1.EventService/ListEvents"
 	// EventServiceWatchEventsProcedure is the fully-qualified name of the EventService's WatchEvents
@@ -1359,6 +1382,15 @@ type MachineServiceClient interface {
 	SetFirstBoot(context.Context, *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error)
 	// Changes what a machine is made of; answers what waits for its next start.
 	SetMachine(context.Context, *connect.Request[v1.SetMachineRequest]) (*connect.Response[v1.SetMachineResponse], error)
+	// Answers once the checkpoint is taken, or says why it was not.
+	CheckpointMachine(context.Context, *connect.Request[v1.CheckpointMachineRequest]) (*connect.Response[v1.CheckpointMachineResponse], error)
+	// Answers once the machine's memory is in the store and its server's is free.
+	SuspendMachine(context.Context, *connect.Request[v1.SuspendMachineRequest]) (*connect.Response[v1.SuspendMachineResponse], error)
+	// Answers once it is recorded that the machine should go on: where it was
+	// suspended, or from a checkpoint.
+	ResumeMachine(context.Context, *connect.Request[v1.ResumeMachineRequest]) (*connect.Response[v1.ResumeMachineResponse], error)
+	// Makes another machine that goes on from a checkpoint.
+	CloneMachine(context.Context, *connect.Request[v1.CloneMachineRequest]) (*connect.Response[v1.CloneMachineResponse], error)
 	// The serial console, from any server. The first message names the machine.
 	Console(context.Context) *connect.BidiStreamForClient[v1.ConsoleRequest, v1.ConsoleResponse]
 	// The screen, keyboard and pointer, as VNC (RFC 6143), from any server. The
@@ -1443,6 +1475,30 @@ func NewMachineServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(machineServiceMethods.ByName("SetMachine")),
 			connect.WithClientOptions(opts...),
 		),
+		checkpointMachine: connect.NewClient[v1.CheckpointMachineRequest, v1.CheckpointMachineResponse](
+			httpClient,
+			baseURL+MachineServiceCheckpointMachineProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("CheckpointMachine")),
+			connect.WithClientOptions(opts...),
+		),
+		suspendMachine: connect.NewClient[v1.SuspendMachineRequest, v1.SuspendMachineResponse](
+			httpClient,
+			baseURL+MachineServiceSuspendMachineProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("SuspendMachine")),
+			connect.WithClientOptions(opts...),
+		),
+		resumeMachine: connect.NewClient[v1.ResumeMachineRequest, v1.ResumeMachineResponse](
+			httpClient,
+			baseURL+MachineServiceResumeMachineProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("ResumeMachine")),
+			connect.WithClientOptions(opts...),
+		),
+		cloneMachine: connect.NewClient[v1.CloneMachineRequest, v1.CloneMachineResponse](
+			httpClient,
+			baseURL+MachineServiceCloneMachineProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("CloneMachine")),
+			connect.WithClientOptions(opts...),
+		),
 		console: connect.NewClient[v1.ConsoleRequest, v1.ConsoleResponse](
 			httpClient,
 			baseURL+MachineServiceConsoleProcedure,
@@ -1472,20 +1528,24 @@ func NewMachineServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 
 // machineServiceClient implements MachineServiceClient.
 type machineServiceClient struct {
-	createMachine   *connect.Client[v1.CreateMachineRequest, v1.CreateMachineResponse]
-	listMachines    *connect.Client[v1.ListMachinesRequest, v1.ListMachinesResponse]
-	getMachine      *connect.Client[v1.GetMachineRequest, v1.GetMachineResponse]
-	startMachine    *connect.Client[v1.StartMachineRequest, v1.StartMachineResponse]
-	stopMachine     *connect.Client[v1.StopMachineRequest, v1.StopMachineResponse]
-	removeMachine   *connect.Client[v1.RemoveMachineRequest, v1.RemoveMachineResponse]
-	migrateMachine  *connect.Client[v1.MigrateMachineRequest, v1.MigrateMachineResponse]
-	cancelMigration *connect.Client[v1.CancelMigrationRequest, v1.CancelMigrationResponse]
-	setFirstBoot    *connect.Client[v1.SetFirstBootRequest, v1.SetFirstBootResponse]
-	setMachine      *connect.Client[v1.SetMachineRequest, v1.SetMachineResponse]
-	console         *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
-	display         *connect.Client[v1.DisplayRequest, v1.DisplayResponse]
-	screenshot      *connect.Client[v1.ScreenshotRequest, v1.ScreenshotResponse]
-	quiesceMachine  *connect.Client[v1.QuiesceMachineRequest, v1.QuiesceMachineResponse]
+	createMachine     *connect.Client[v1.CreateMachineRequest, v1.CreateMachineResponse]
+	listMachines      *connect.Client[v1.ListMachinesRequest, v1.ListMachinesResponse]
+	getMachine        *connect.Client[v1.GetMachineRequest, v1.GetMachineResponse]
+	startMachine      *connect.Client[v1.StartMachineRequest, v1.StartMachineResponse]
+	stopMachine       *connect.Client[v1.StopMachineRequest, v1.StopMachineResponse]
+	removeMachine     *connect.Client[v1.RemoveMachineRequest, v1.RemoveMachineResponse]
+	migrateMachine    *connect.Client[v1.MigrateMachineRequest, v1.MigrateMachineResponse]
+	cancelMigration   *connect.Client[v1.CancelMigrationRequest, v1.CancelMigrationResponse]
+	setFirstBoot      *connect.Client[v1.SetFirstBootRequest, v1.SetFirstBootResponse]
+	setMachine        *connect.Client[v1.SetMachineRequest, v1.SetMachineResponse]
+	checkpointMachine *connect.Client[v1.CheckpointMachineRequest, v1.CheckpointMachineResponse]
+	suspendMachine    *connect.Client[v1.SuspendMachineRequest, v1.SuspendMachineResponse]
+	resumeMachine     *connect.Client[v1.ResumeMachineRequest, v1.ResumeMachineResponse]
+	cloneMachine      *connect.Client[v1.CloneMachineRequest, v1.CloneMachineResponse]
+	console           *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
+	display           *connect.Client[v1.DisplayRequest, v1.DisplayResponse]
+	screenshot        *connect.Client[v1.ScreenshotRequest, v1.ScreenshotResponse]
+	quiesceMachine    *connect.Client[v1.QuiesceMachineRequest, v1.QuiesceMachineResponse]
 }
 
 // CreateMachine calls argon.v1.MachineService.CreateMachine.
@@ -1538,6 +1598,26 @@ func (c *machineServiceClient) SetMachine(ctx context.Context, req *connect.Requ
 	return c.setMachine.CallUnary(ctx, req)
 }
 
+// CheckpointMachine calls argon.v1.MachineService.CheckpointMachine.
+func (c *machineServiceClient) CheckpointMachine(ctx context.Context, req *connect.Request[v1.CheckpointMachineRequest]) (*connect.Response[v1.CheckpointMachineResponse], error) {
+	return c.checkpointMachine.CallUnary(ctx, req)
+}
+
+// SuspendMachine calls argon.v1.MachineService.SuspendMachine.
+func (c *machineServiceClient) SuspendMachine(ctx context.Context, req *connect.Request[v1.SuspendMachineRequest]) (*connect.Response[v1.SuspendMachineResponse], error) {
+	return c.suspendMachine.CallUnary(ctx, req)
+}
+
+// ResumeMachine calls argon.v1.MachineService.ResumeMachine.
+func (c *machineServiceClient) ResumeMachine(ctx context.Context, req *connect.Request[v1.ResumeMachineRequest]) (*connect.Response[v1.ResumeMachineResponse], error) {
+	return c.resumeMachine.CallUnary(ctx, req)
+}
+
+// CloneMachine calls argon.v1.MachineService.CloneMachine.
+func (c *machineServiceClient) CloneMachine(ctx context.Context, req *connect.Request[v1.CloneMachineRequest]) (*connect.Response[v1.CloneMachineResponse], error) {
+	return c.cloneMachine.CallUnary(ctx, req)
+}
+
 // Console calls argon.v1.MachineService.Console.
 func (c *machineServiceClient) Console(ctx context.Context) *connect.BidiStreamForClient[v1.ConsoleRequest, v1.ConsoleResponse] {
 	return c.console.CallBidiStream(ctx)
@@ -1575,6 +1655,15 @@ type MachineServiceHandler interface {
 	SetFirstBoot(context.Context, *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error)
 	// Changes what a machine is made of; answers what waits for its next start.
 	SetMachine(context.Context, *connect.Request[v1.SetMachineRequest]) (*connect.Response[v1.SetMachineResponse], error)
+	// Answers once the checkpoint is taken, or says why it was not.
+	CheckpointMachine(context.Context, *connect.Request[v1.CheckpointMachineRequest]) (*connect.Response[v1.CheckpointMachineResponse], error)
+	// Answers once the machine's memory is in the store and its server's is free.
+	SuspendMachine(context.Context, *connect.Request[v1.SuspendMachineRequest]) (*connect.Response[v1.SuspendMachineResponse], error)
+	// Answers once it is recorded that the machine should go on: where it was
+	// suspended, or from a checkpoint.
+	ResumeMachine(context.Context, *connect.Request[v1.ResumeMachineRequest]) (*connect.Response[v1.ResumeMachineResponse], error)
+	// Makes another machine that goes on from a checkpoint.
+	CloneMachine(context.Context, *connect.Request[v1.CloneMachineRequest]) (*connect.Response[v1.CloneMachineResponse], error)
 	// The serial console, from any server. The first message names the machine.
 	Console(context.Context, *connect.BidiStream[v1.ConsoleRequest, v1.ConsoleResponse]) error
 	// The screen, keyboard and pointer, as VNC (RFC 6143), from any server. The
@@ -1655,6 +1744,30 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 		connect.WithSchema(machineServiceMethods.ByName("SetMachine")),
 		connect.WithHandlerOptions(opts...),
 	)
+	machineServiceCheckpointMachineHandler := connect.NewUnaryHandler(
+		MachineServiceCheckpointMachineProcedure,
+		svc.CheckpointMachine,
+		connect.WithSchema(machineServiceMethods.ByName("CheckpointMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
+	machineServiceSuspendMachineHandler := connect.NewUnaryHandler(
+		MachineServiceSuspendMachineProcedure,
+		svc.SuspendMachine,
+		connect.WithSchema(machineServiceMethods.ByName("SuspendMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
+	machineServiceResumeMachineHandler := connect.NewUnaryHandler(
+		MachineServiceResumeMachineProcedure,
+		svc.ResumeMachine,
+		connect.WithSchema(machineServiceMethods.ByName("ResumeMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
+	machineServiceCloneMachineHandler := connect.NewUnaryHandler(
+		MachineServiceCloneMachineProcedure,
+		svc.CloneMachine,
+		connect.WithSchema(machineServiceMethods.ByName("CloneMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
 	machineServiceConsoleHandler := connect.NewBidiStreamHandler(
 		MachineServiceConsoleProcedure,
 		svc.Console,
@@ -1701,6 +1814,14 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 			machineServiceSetFirstBootHandler.ServeHTTP(w, r)
 		case MachineServiceSetMachineProcedure:
 			machineServiceSetMachineHandler.ServeHTTP(w, r)
+		case MachineServiceCheckpointMachineProcedure:
+			machineServiceCheckpointMachineHandler.ServeHTTP(w, r)
+		case MachineServiceSuspendMachineProcedure:
+			machineServiceSuspendMachineHandler.ServeHTTP(w, r)
+		case MachineServiceResumeMachineProcedure:
+			machineServiceResumeMachineHandler.ServeHTTP(w, r)
+		case MachineServiceCloneMachineProcedure:
+			machineServiceCloneMachineHandler.ServeHTTP(w, r)
 		case MachineServiceConsoleProcedure:
 			machineServiceConsoleHandler.ServeHTTP(w, r)
 		case MachineServiceDisplayProcedure:
@@ -1758,6 +1879,22 @@ func (UnimplementedMachineServiceHandler) SetMachine(context.Context, *connect.R
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.SetMachine is not implemented"))
 }
 
+func (UnimplementedMachineServiceHandler) CheckpointMachine(context.Context, *connect.Request[v1.CheckpointMachineRequest]) (*connect.Response[v1.CheckpointMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.CheckpointMachine is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) SuspendMachine(context.Context, *connect.Request[v1.SuspendMachineRequest]) (*connect.Response[v1.SuspendMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.SuspendMachine is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) ResumeMachine(context.Context, *connect.Request[v1.ResumeMachineRequest]) (*connect.Response[v1.ResumeMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.ResumeMachine is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) CloneMachine(context.Context, *connect.Request[v1.CloneMachineRequest]) (*connect.Response[v1.CloneMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.CloneMachine is not implemented"))
+}
+
 func (UnimplementedMachineServiceHandler) Console(context.Context, *connect.BidiStream[v1.ConsoleRequest, v1.ConsoleResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.Console is not implemented"))
 }
@@ -1772,6 +1909,128 @@ func (UnimplementedMachineServiceHandler) Screenshot(context.Context, *connect.R
 
 func (UnimplementedMachineServiceHandler) QuiesceMachine(context.Context, *connect.Request[v1.QuiesceMachineRequest], *connect.ServerStream[v1.QuiesceMachineResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.QuiesceMachine is not implemented"))
+}
+
+// CheckpointServiceClient is a client for the argon.v1.CheckpointService service.
+type CheckpointServiceClient interface {
+	ListCheckpoints(context.Context, *connect.Request[v1.ListCheckpointsRequest]) (*connect.Response[v1.ListCheckpointsResponse], error)
+	GetCheckpoint(context.Context, *connect.Request[v1.GetCheckpointRequest]) (*connect.Response[v1.GetCheckpointResponse], error)
+	RemoveCheckpoint(context.Context, *connect.Request[v1.RemoveCheckpointRequest]) (*connect.Response[v1.RemoveCheckpointResponse], error)
+}
+
+// NewCheckpointServiceClient constructs a client for the argon.v1.CheckpointService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewCheckpointServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) CheckpointServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	checkpointServiceMethods := v1.File_argon_v1_api_proto.Services().ByName("CheckpointService").Methods()
+	return &checkpointServiceClient{
+		listCheckpoints: connect.NewClient[v1.ListCheckpointsRequest, v1.ListCheckpointsResponse](
+			httpClient,
+			baseURL+CheckpointServiceListCheckpointsProcedure,
+			connect.WithSchema(checkpointServiceMethods.ByName("ListCheckpoints")),
+			connect.WithClientOptions(opts...),
+		),
+		getCheckpoint: connect.NewClient[v1.GetCheckpointRequest, v1.GetCheckpointResponse](
+			httpClient,
+			baseURL+CheckpointServiceGetCheckpointProcedure,
+			connect.WithSchema(checkpointServiceMethods.ByName("GetCheckpoint")),
+			connect.WithClientOptions(opts...),
+		),
+		removeCheckpoint: connect.NewClient[v1.RemoveCheckpointRequest, v1.RemoveCheckpointResponse](
+			httpClient,
+			baseURL+CheckpointServiceRemoveCheckpointProcedure,
+			connect.WithSchema(checkpointServiceMethods.ByName("RemoveCheckpoint")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// checkpointServiceClient implements CheckpointServiceClient.
+type checkpointServiceClient struct {
+	listCheckpoints  *connect.Client[v1.ListCheckpointsRequest, v1.ListCheckpointsResponse]
+	getCheckpoint    *connect.Client[v1.GetCheckpointRequest, v1.GetCheckpointResponse]
+	removeCheckpoint *connect.Client[v1.RemoveCheckpointRequest, v1.RemoveCheckpointResponse]
+}
+
+// ListCheckpoints calls argon.v1.CheckpointService.ListCheckpoints.
+func (c *checkpointServiceClient) ListCheckpoints(ctx context.Context, req *connect.Request[v1.ListCheckpointsRequest]) (*connect.Response[v1.ListCheckpointsResponse], error) {
+	return c.listCheckpoints.CallUnary(ctx, req)
+}
+
+// GetCheckpoint calls argon.v1.CheckpointService.GetCheckpoint.
+func (c *checkpointServiceClient) GetCheckpoint(ctx context.Context, req *connect.Request[v1.GetCheckpointRequest]) (*connect.Response[v1.GetCheckpointResponse], error) {
+	return c.getCheckpoint.CallUnary(ctx, req)
+}
+
+// RemoveCheckpoint calls argon.v1.CheckpointService.RemoveCheckpoint.
+func (c *checkpointServiceClient) RemoveCheckpoint(ctx context.Context, req *connect.Request[v1.RemoveCheckpointRequest]) (*connect.Response[v1.RemoveCheckpointResponse], error) {
+	return c.removeCheckpoint.CallUnary(ctx, req)
+}
+
+// CheckpointServiceHandler is an implementation of the argon.v1.CheckpointService service.
+type CheckpointServiceHandler interface {
+	ListCheckpoints(context.Context, *connect.Request[v1.ListCheckpointsRequest]) (*connect.Response[v1.ListCheckpointsResponse], error)
+	GetCheckpoint(context.Context, *connect.Request[v1.GetCheckpointRequest]) (*connect.Response[v1.GetCheckpointResponse], error)
+	RemoveCheckpoint(context.Context, *connect.Request[v1.RemoveCheckpointRequest]) (*connect.Response[v1.RemoveCheckpointResponse], error)
+}
+
+// NewCheckpointServiceHandler builds an HTTP handler from the service implementation. It returns
+// the path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewCheckpointServiceHandler(svc CheckpointServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	checkpointServiceMethods := v1.File_argon_v1_api_proto.Services().ByName("CheckpointService").Methods()
+	checkpointServiceListCheckpointsHandler := connect.NewUnaryHandler(
+		CheckpointServiceListCheckpointsProcedure,
+		svc.ListCheckpoints,
+		connect.WithSchema(checkpointServiceMethods.ByName("ListCheckpoints")),
+		connect.WithHandlerOptions(opts...),
+	)
+	checkpointServiceGetCheckpointHandler := connect.NewUnaryHandler(
+		CheckpointServiceGetCheckpointProcedure,
+		svc.GetCheckpoint,
+		connect.WithSchema(checkpointServiceMethods.ByName("GetCheckpoint")),
+		connect.WithHandlerOptions(opts...),
+	)
+	checkpointServiceRemoveCheckpointHandler := connect.NewUnaryHandler(
+		CheckpointServiceRemoveCheckpointProcedure,
+		svc.RemoveCheckpoint,
+		connect.WithSchema(checkpointServiceMethods.ByName("RemoveCheckpoint")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/argon.v1.CheckpointService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case CheckpointServiceListCheckpointsProcedure:
+			checkpointServiceListCheckpointsHandler.ServeHTTP(w, r)
+		case CheckpointServiceGetCheckpointProcedure:
+			checkpointServiceGetCheckpointHandler.ServeHTTP(w, r)
+		case CheckpointServiceRemoveCheckpointProcedure:
+			checkpointServiceRemoveCheckpointHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedCheckpointServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedCheckpointServiceHandler struct{}
+
+func (UnimplementedCheckpointServiceHandler) ListCheckpoints(context.Context, *connect.Request[v1.ListCheckpointsRequest]) (*connect.Response[v1.ListCheckpointsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.CheckpointService.ListCheckpoints is not implemented"))
+}
+
+func (UnimplementedCheckpointServiceHandler) GetCheckpoint(context.Context, *connect.Request[v1.GetCheckpointRequest]) (*connect.Response[v1.GetCheckpointResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.CheckpointService.GetCheckpoint is not implemented"))
+}
+
+func (UnimplementedCheckpointServiceHandler) RemoveCheckpoint(context.Context, *connect.Request[v1.RemoveCheckpointRequest]) (*connect.Response[v1.RemoveCheckpointResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.CheckpointService.RemoveCheckpoint is not implemented"))
 }
 
 // EventServiceClient is a client for the argon.v1.EventService service.
