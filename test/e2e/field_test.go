@@ -175,7 +175,7 @@ func TestSectorsDuringRebuild(t *testing.T) {
 	w.more(c, 500)
 
 	away := withReplica(c, home, "data", home)
-	for range 3 {
+	for range 2 {
 		must(t, away.Kill(t.Context()))
 		c.Eventually("the replica that is away leaves the set", func() bool { return inSync(c, home, "data") == 1 })
 		w.more(c, 500)

@@ -201,7 +201,11 @@ func (o *operator) check(ctx context.Context, j *job) error {
 				return err
 			}
 		}
-		o.w.Argon(o.w.S(1), "volume", "rm", clone)
+		// It may still be connected for a moment.
+		o.w.Eventually(clone+" can be removed", func() bool {
+			_, err := o.argon(ctx, "volume", "rm", clone)
+			return err == nil || gone(err)
+		})
 	}
 	return nil
 }

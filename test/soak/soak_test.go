@@ -5,12 +5,16 @@ import (
 	"crypto/sha256"
 	"flag"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/devcluster"
@@ -90,6 +94,10 @@ func TestSoak(t *testing.T) {
 			t.Errorf("%s: %v", j.name, err)
 		}
 	}
+	for _, j := range w.jobs {
+		w.compared(j)
+		w.accounted(j)
+	}
 	w.say("the operator: %v", o.done)
 }
 
@@ -141,6 +149,57 @@ func (w *world) check(j *job) {
 			}
 		}
 	}
+}
+
+// compared lets the volume's own scrub look at it: it must find nothing.
+func (w *world) compared(j *job) {
+	w.Argon(w.S(1), "volume", "scrub", j.name, "--wait")
+	v, err := w.Volume(w.S(1), j.name)
+	if err != nil {
+		w.T.Error(err)
+		return
+	}
+	if s := v.GetVolume().GetScrub(); s.GetRepaired() > 0 || s.GetUnclear() > 0 {
+		w.T.Errorf("%s: a scrub found differences: %v", j.name, s)
+	}
+}
+
+// accounted waits until what the cluster says of each replica's space is within
+// 1 % of what its files take.
+func (w *world) accounted(j *job) {
+	w.Eventually(j.name+"'s space is told right", func() bool {
+		v, err := w.Volume(w.S(1), j.name)
+		if err != nil || len(v.GetUsage()) < len(v.GetVolume().GetReplicas()) {
+			return false
+		}
+		for _, u := range v.GetUsage() {
+			for _, r := range v.GetVolume().GetReplicas() {
+				if r.GetId() != u.GetReplicaId() {
+					continue
+				}
+				s := w.ByID(w.S(1), r.GetServerId())
+				dir := filepath.Join(s.Dir, "volumes", v.GetVolume().GetMeta().GetId(), fmt.Sprint(r.GetId()))
+				is, told := onDisk(dir), int64(u.GetUsedBytes())
+				if max(is-told, told-is)*100 > is {
+					return false
+				}
+			}
+		}
+		return true
+	})
+}
+
+// onDisk is what the files of a folder take, as du counts it.
+func onDisk(dir string) int64 {
+	var sum int64
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		var st unix.Stat_t
+		if unix.Stat(filepath.Join(dir, e.Name()), &st) == nil {
+			sum += st.Blocks * 512
+		}
+	}
+	return sum
 }
 
 // sum reads the whole volume on a server and checks the ledger's part.
