@@ -21,7 +21,8 @@ func (a *app) machineCommand() *cobra.Command {
 		a.machineCreateCommand(), a.machineListCommand(), a.machineShowCommand(),
 		a.machineStartCommand(), a.machineStopCommand(), a.machineSnapshotCommand(), a.machineRemoveCommand(), a.machineConsoleCommand(),
 		a.machineCheckpointCommand(), a.machineSuspendCommand(), a.machineResumeCommand(), a.machineCloneCommand(),
-		a.machineFirstBootCommand(), a.machineVNCCommand(), a.machineScreenshotCommand(), a.machineSetCommand())
+		a.machineFirstBootCommand(), a.machineVNCCommand(), a.machineScreenshotCommand(), a.machineSetCommand(),
+		a.machineImportCommand(), a.machineExportCommand())
 }
 
 func (a *app) machineCreateCommand() *cobra.Command {

@@ -126,7 +126,7 @@ func (s *Store) virtualSize(ctx context.Context, g *Given, d disk) (int64, error
 func (s *Store) convertTo(ctx context.Context, g *Given, d disk, format, to string, progress func(Progress)) error {
 	args := []string{"convert", "-p", "--image-opts", "-O", "raw", "-S", "4k"}
 	if format == "nbd" {
-		args = append(args, "-n", "--target-is-zero")
+		args = append(args, "-n", "--target-is-zero", "-t", "writeback")
 	}
 	return s.convert(ctx, append(args, g.options(d), to), d.virtual, progress)
 }

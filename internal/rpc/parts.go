@@ -59,6 +59,7 @@ type Members interface {
 // ImageStore keeps the images of this server; see image.Store.
 type ImageStore interface {
 	Import(ctx context.Context, id string, r image.Request, progress func(image.Progress)) (*image.Staged, error)
+	Pack(ctx context.Context, format image.Format, about image.Description, disks []image.Source, progress func(image.Progress)) (*image.Packed, error)
 	Send(ctx context.Context, id string, send func(off int64, data []byte) error) error
 	Open(id string) (*os.File, error)
 	Receive(ctx context.Context, r image.Request, progress func(image.Progress)) (*image.Given, error)

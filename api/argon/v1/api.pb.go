@@ -6345,6 +6345,315 @@ func (*QuiesceMachineResponse) Descriptor() ([]byte, []int) {
 	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
 }
 
+type ImportMachineRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*ImportMachineRequest_Machine
+	//	*ImportMachineRequest_File_
+	//	*ImportMachineRequest_Data
+	Part          isImportMachineRequest_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportMachineRequest) Reset() {
+	*x = ImportMachineRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[116]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportMachineRequest) ProtoMessage() {}
+
+func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[116]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportMachineRequest.ProtoReflect.Descriptor instead.
+func (*ImportMachineRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
+}
+
+func (x *ImportMachineRequest) GetPart() isImportMachineRequest_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *ImportMachineRequest) GetMachine() *CreateMachineRequest {
+	if x != nil {
+		if x, ok := x.Part.(*ImportMachineRequest_Machine); ok {
+			return x.Machine
+		}
+	}
+	return nil
+}
+
+func (x *ImportMachineRequest) GetFile() *ImportMachineRequest_File {
+	if x != nil {
+		if x, ok := x.Part.(*ImportMachineRequest_File_); ok {
+			return x.File
+		}
+	}
+	return nil
+}
+
+func (x *ImportMachineRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*ImportMachineRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isImportMachineRequest_Part interface {
+	isImportMachineRequest_Part()
+}
+
+type ImportMachineRequest_Machine struct {
+	// Without an image and without volumes.
+	Machine *CreateMachineRequest `protobuf:"bytes,1,opt,name=machine,proto3,oneof"`
+}
+
+type ImportMachineRequest_File_ struct {
+	File *ImportMachineRequest_File `protobuf:"bytes,2,opt,name=file,proto3,oneof"`
+}
+
+type ImportMachineRequest_Data struct {
+	Data []byte `protobuf:"bytes,3,opt,name=data,proto3,oneof"`
+}
+
+func (*ImportMachineRequest_Machine) isImportMachineRequest_Part() {}
+
+func (*ImportMachineRequest_File_) isImportMachineRequest_Part() {}
+
+func (*ImportMachineRequest_Data) isImportMachineRequest_Part() {}
+
+type ImportMachineResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "receiving", "checking", "copying" or "done".
+	Phase     string `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	DoneBytes uint64 `protobuf:"varint,2,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	// 0: unknown.
+	TotalBytes uint64 `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// Set in the last one.
+	Machine       *MachineView `protobuf:"bytes,4,opt,name=machine,proto3" json:"machine,omitempty"`
+	Warnings      []string     `protobuf:"bytes,5,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportMachineResponse) Reset() {
+	*x = ImportMachineResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[117]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportMachineResponse) ProtoMessage() {}
+
+func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[117]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportMachineResponse.ProtoReflect.Descriptor instead.
+func (*ImportMachineResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
+}
+
+func (x *ImportMachineResponse) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *ImportMachineResponse) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *ImportMachineResponse) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *ImportMachineResponse) GetMachine() *MachineView {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+func (x *ImportMachineResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type ExportMachineRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "qcow2" or "ova".
+	Format string `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"`
+	// Which disk, from 1; 0: all, or the only one. A qcow2 file has one.
+	Disk          uint32 `protobuf:"varint,3,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportMachineRequest) Reset() {
+	*x = ExportMachineRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[118]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportMachineRequest) ProtoMessage() {}
+
+func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[118]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportMachineRequest.ProtoReflect.Descriptor instead.
+func (*ExportMachineRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
+}
+
+func (x *ExportMachineRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ExportMachineRequest) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *ExportMachineRequest) GetDisk() uint32 {
+	if x != nil {
+		return x.Disk
+	}
+	return 0
+}
+
+type ExportMachineResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "converting" or "sending".
+	Phase         string `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	DoneBytes     uint64 `protobuf:"varint,2,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	TotalBytes    uint64 `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	Data          []byte `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportMachineResponse) Reset() {
+	*x = ExportMachineResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[119]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportMachineResponse) ProtoMessage() {}
+
+func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[119]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportMachineResponse.ProtoReflect.Descriptor instead.
+func (*ExportMachineResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
+}
+
+func (x *ExportMachineResponse) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *ExportMachineResponse) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *ExportMachineResponse) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *ExportMachineResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest so many; 0: 100.
@@ -6359,7 +6668,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6371,7 +6680,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6384,7 +6693,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -6424,7 +6733,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6436,7 +6745,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6449,7 +6758,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -6471,7 +6780,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6483,7 +6792,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6496,7 +6805,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -6529,7 +6838,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6541,7 +6850,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6554,7 +6863,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -6583,7 +6892,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6595,7 +6904,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6666,7 +6975,7 @@ type ExportVolumeResponse_Header struct {
 
 func (x *ExportVolumeResponse_Header) Reset() {
 	*x = ExportVolumeResponse_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6678,7 +6987,7 @@ func (x *ExportVolumeResponse_Header) String() string {
 func (*ExportVolumeResponse_Header) ProtoMessage() {}
 
 func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6737,7 +7046,7 @@ type ImportVolumeRequest_Header struct {
 
 func (x *ImportVolumeRequest_Header) Reset() {
 	*x = ImportVolumeRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6749,7 +7058,7 @@ func (x *ImportVolumeRequest_Header) String() string {
 func (*ImportVolumeRequest_Header) ProtoMessage() {}
 
 func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6791,6 +7100,77 @@ func (x *ImportVolumeRequest_Header) GetReplicas() uint32 {
 		return x.Replicas
 	}
 	return 0
+}
+
+type ImportMachineRequest_File struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As of an image.
+	Format string `protobuf:"bytes,1,opt,name=format,proto3" json:"format,omitempty"`
+	Sha256 string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// Bytes that will follow; 0: unknown.
+	SizeBytes uint64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// What it is called, for messages.
+	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportMachineRequest_File) Reset() {
+	*x = ImportMachineRequest_File{}
+	mi := &file_argon_v1_api_proto_msgTypes[128]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportMachineRequest_File) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportMachineRequest_File) ProtoMessage() {}
+
+func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[128]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportMachineRequest_File.ProtoReflect.Descriptor instead.
+func (*ImportMachineRequest_File) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{116, 0}
+}
+
+func (x *ImportMachineRequest_File) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *ImportMachineRequest_File) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *ImportMachineRequest_File) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ImportMachineRequest_File) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
 }
 
 var File_argon_v1_api_proto protoreflect.FileDescriptor
@@ -7234,7 +7614,37 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"+\n" +
 	"\x15QuiesceMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x18\n" +
-	"\x16QuiesceMachineResponse\"\x83\x01\n" +
+	"\x16QuiesceMachineResponse\"\x96\x02\n" +
+	"\x14ImportMachineRequest\x12:\n" +
+	"\amachine\x18\x01 \x01(\v2\x1e.argon.v1.CreateMachineRequestH\x00R\amachine\x129\n" +
+	"\x04file\x18\x02 \x01(\v2#.argon.v1.ImportMachineRequest.FileH\x00R\x04file\x12\x14\n" +
+	"\x04data\x18\x03 \x01(\fH\x00R\x04data\x1ai\n" +
+	"\x04File\x12\x16\n" +
+	"\x06format\x18\x01 \x01(\tR\x06format\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04nameB\x06\n" +
+	"\x04part\"\xba\x01\n" +
+	"\x15ImportMachineResponse\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x02 \x01(\x04R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x03 \x01(\x04R\n" +
+	"totalBytes\x12/\n" +
+	"\amachine\x18\x04 \x01(\v2\x15.argon.v1.MachineViewR\amachine\x12\x1a\n" +
+	"\bwarnings\x18\x05 \x03(\tR\bwarnings\"V\n" +
+	"\x14ExportMachineRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06format\x18\x02 \x01(\tR\x06format\x12\x12\n" +
+	"\x04disk\x18\x03 \x01(\rR\x04disk\"\x81\x01\n" +
+	"\x15ExportMachineResponse\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x02 \x01(\x04R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x03 \x01(\x04R\n" +
+	"totalBytes\x12\x12\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\"\x83\x01\n" +
 	"\x11ListEventsRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
@@ -7290,7 +7700,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\rListSnapshots\x12\x1e.argon.v1.ListSnapshotsRequest\x1a\x1f.argon.v1.ListSnapshotsResponse\x12J\n" +
 	"\vGetSnapshot\x12\x1c.argon.v1.GetSnapshotRequest\x1a\x1d.argon.v1.GetSnapshotResponse\x12S\n" +
 	"\x0eRemoveSnapshot\x12\x1f.argon.v1.RemoveSnapshotRequest\x1a .argon.v1.RemoveSnapshotResponse\x12A\n" +
-	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\xaa\v\n" +
+	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\xd4\f\n" +
 	"\x0eMachineService\x12P\n" +
 	"\rCreateMachine\x12\x1e.argon.v1.CreateMachineRequest\x1a\x1f.argon.v1.CreateMachineResponse\x12M\n" +
 	"\fListMachines\x12\x1d.argon.v1.ListMachinesRequest\x1a\x1e.argon.v1.ListMachinesResponse\x12G\n" +
@@ -7312,7 +7722,9 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\aDisplay\x12\x18.argon.v1.DisplayRequest\x1a\x19.argon.v1.DisplayResponse(\x010\x01\x12I\n" +
 	"\n" +
 	"Screenshot\x12\x1b.argon.v1.ScreenshotRequest\x1a\x1c.argon.v1.ScreenshotResponse0\x01\x12U\n" +
-	"\x0eQuiesceMachine\x12\x1f.argon.v1.QuiesceMachineRequest\x1a .argon.v1.QuiesceMachineResponse0\x012\x98\x02\n" +
+	"\x0eQuiesceMachine\x12\x1f.argon.v1.QuiesceMachineRequest\x1a .argon.v1.QuiesceMachineResponse0\x01\x12T\n" +
+	"\rImportMachine\x12\x1e.argon.v1.ImportMachineRequest\x1a\x1f.argon.v1.ImportMachineResponse(\x010\x01\x12R\n" +
+	"\rExportMachine\x12\x1e.argon.v1.ExportMachineRequest\x1a\x1f.argon.v1.ExportMachineResponse0\x012\x98\x02\n" +
 	"\x11CheckpointService\x12V\n" +
 	"\x0fListCheckpoints\x12 .argon.v1.ListCheckpointsRequest\x1a!.argon.v1.ListCheckpointsResponse\x12P\n" +
 	"\rGetCheckpoint\x12\x1e.argon.v1.GetCheckpointRequest\x1a\x1f.argon.v1.GetCheckpointResponse\x12Y\n" +
@@ -7334,7 +7746,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 124)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 129)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*InitRequest)(nil),                    // 0: argon.v1.InitRequest
 	(*InitResponse)(nil),                   // 1: argon.v1.InitResponse
@@ -7452,62 +7864,67 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*ScreenshotResponse)(nil),             // 113: argon.v1.ScreenshotResponse
 	(*QuiesceMachineRequest)(nil),          // 114: argon.v1.QuiesceMachineRequest
 	(*QuiesceMachineResponse)(nil),         // 115: argon.v1.QuiesceMachineResponse
-	(*ListEventsRequest)(nil),              // 116: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 117: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 118: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 119: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 120: argon.v1.ImportImageRequest.Header
-	(*ExportVolumeResponse_Header)(nil),    // 121: argon.v1.ExportVolumeResponse.Header
-	(*ImportVolumeRequest_Header)(nil),     // 122: argon.v1.ImportVolumeRequest.Header
-	nil,                                    // 123: argon.v1.CreateSnapshotRequest.LabelsEntry
-	(*Settings)(nil),                       // 124: argon.v1.Settings
-	(*Cluster)(nil),                        // 125: argon.v1.Cluster
-	(*Server)(nil),                         // 126: argon.v1.Server
-	(*Token)(nil),                          // 127: argon.v1.Token
-	(*Resources)(nil),                      // 128: argon.v1.Resources
-	(*Usage)(nil),                          // 129: argon.v1.Usage
-	(*Image)(nil),                          // 130: argon.v1.Image
-	(*Volume)(nil),                         // 131: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 132: argon.v1.VolumeStatus
-	(*ReplicaUsage)(nil),                   // 133: argon.v1.ReplicaUsage
-	(*Snapshot)(nil),                       // 134: argon.v1.Snapshot
-	(*Machine)(nil),                        // 135: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 136: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 137: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 138: argon.v1.FirstBoot
-	(OnLoss)(0),                            // 139: argon.v1.OnLoss
-	(*Checkpoint)(nil),                     // 140: argon.v1.Checkpoint
-	(*timestamppb.Timestamp)(nil),          // 141: google.protobuf.Timestamp
-	(*Event)(nil),                          // 142: argon.v1.Event
+	(*ImportMachineRequest)(nil),           // 116: argon.v1.ImportMachineRequest
+	(*ImportMachineResponse)(nil),          // 117: argon.v1.ImportMachineResponse
+	(*ExportMachineRequest)(nil),           // 118: argon.v1.ExportMachineRequest
+	(*ExportMachineResponse)(nil),          // 119: argon.v1.ExportMachineResponse
+	(*ListEventsRequest)(nil),              // 120: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 121: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 122: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 123: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 124: argon.v1.ImportImageRequest.Header
+	(*ExportVolumeResponse_Header)(nil),    // 125: argon.v1.ExportVolumeResponse.Header
+	(*ImportVolumeRequest_Header)(nil),     // 126: argon.v1.ImportVolumeRequest.Header
+	nil,                                    // 127: argon.v1.CreateSnapshotRequest.LabelsEntry
+	(*ImportMachineRequest_File)(nil),      // 128: argon.v1.ImportMachineRequest.File
+	(*Settings)(nil),                       // 129: argon.v1.Settings
+	(*Cluster)(nil),                        // 130: argon.v1.Cluster
+	(*Server)(nil),                         // 131: argon.v1.Server
+	(*Token)(nil),                          // 132: argon.v1.Token
+	(*Resources)(nil),                      // 133: argon.v1.Resources
+	(*Usage)(nil),                          // 134: argon.v1.Usage
+	(*Image)(nil),                          // 135: argon.v1.Image
+	(*Volume)(nil),                         // 136: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 137: argon.v1.VolumeStatus
+	(*ReplicaUsage)(nil),                   // 138: argon.v1.ReplicaUsage
+	(*Snapshot)(nil),                       // 139: argon.v1.Snapshot
+	(*Machine)(nil),                        // 140: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 141: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 142: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 143: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 144: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 145: argon.v1.Checkpoint
+	(*timestamppb.Timestamp)(nil),          // 146: google.protobuf.Timestamp
+	(*Event)(nil),                          // 147: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	124, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	125, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	126, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	125, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	126, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	126, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	125, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	126, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	125, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	126, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	129, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	130, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	131, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	130, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	131, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	131, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	130, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	131, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	130, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	131, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
 	16,  // 10: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
-	127, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	127, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	126, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	128, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	129, // 15: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
+	132, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	132, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	131, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	133, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	134, // 15: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
 	16,  // 16: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
 	16,  // 17: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
 	16,  // 18: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
 	16,  // 19: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	120, // 20: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	130, // 21: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	130, // 22: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	130, // 23: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	131, // 24: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	132, // 25: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	133, // 26: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
+	124, // 20: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	135, // 21: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	135, // 22: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	135, // 23: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	136, // 24: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	137, // 25: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	138, // 26: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
 	37,  // 27: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
 	37,  // 28: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
 	37,  // 29: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
@@ -7515,28 +7932,28 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	37,  // 31: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
 	37,  // 32: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
 	37,  // 33: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	121, // 34: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
+	125, // 34: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
 	58,  // 35: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
-	122, // 36: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
+	126, // 36: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
 	58,  // 37: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
 	37,  // 38: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	134, // 39: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
-	123, // 40: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
+	139, // 39: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
+	127, // 40: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
 	61,  // 41: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
 	61,  // 42: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
 	61,  // 43: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
 	37,  // 44: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
-	135, // 45: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	136, // 46: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	137, // 47: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	138, // 48: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	139, // 49: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	140, // 45: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	141, // 46: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	142, // 47: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	143, // 48: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	144, // 49: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
 	72,  // 50: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
 	72,  // 51: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
 	72,  // 52: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
 	72,  // 53: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
 	72,  // 54: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	139, // 55: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	144, // 55: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
 	72,  // 56: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
 	103, // 57: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
 	72,  // 58: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
@@ -7544,133 +7961,140 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	72,  // 60: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
 	72,  // 61: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
 	72,  // 62: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
-	138, // 63: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
+	143, // 63: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
 	72,  // 64: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
-	140, // 65: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	145, // 65: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
 	103, // 66: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
 	103, // 67: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	141, // 68: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	142, // 69: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	142, // 70: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	0,   // 71: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	2,   // 72: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	4,   // 73: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	6,   // 74: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	8,   // 75: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	10,  // 76: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	12,  // 77: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	14,  // 78: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	17,  // 79: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	19,  // 80: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	21,  // 81: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	23,  // 82: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
-	25,  // 83: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
-	27,  // 84: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	29,  // 85: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	31,  // 86: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	33,  // 87: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	35,  // 88: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	38,  // 89: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	40,  // 90: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	42,  // 91: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	44,  // 92: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	46,  // 93: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	48,  // 94: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	50,  // 95: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
-	52,  // 96: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
-	54,  // 97: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
-	56,  // 98: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
-	59,  // 99: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
-	62,  // 100: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
-	64,  // 101: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
-	66,  // 102: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
-	68,  // 103: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
-	70,  // 104: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
-	73,  // 105: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	75,  // 106: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	77,  // 107: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	79,  // 108: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	81,  // 109: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	83,  // 110: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	95,  // 111: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
-	97,  // 112: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
-	99,  // 113: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
-	85,  // 114: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
-	87,  // 115: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
-	89,  // 116: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
-	91,  // 117: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
-	93,  // 118: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
-	101, // 119: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	110, // 120: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
-	112, // 121: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
-	114, // 122: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
-	104, // 123: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
-	106, // 124: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
-	108, // 125: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
-	116, // 126: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	118, // 127: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	1,   // 128: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	3,   // 129: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	5,   // 130: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	7,   // 131: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	9,   // 132: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	11,  // 133: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	13,  // 134: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	15,  // 135: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	18,  // 136: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	20,  // 137: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	22,  // 138: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	24,  // 139: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
-	26,  // 140: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
-	28,  // 141: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	30,  // 142: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	32,  // 143: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	34,  // 144: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	36,  // 145: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	39,  // 146: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	41,  // 147: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	43,  // 148: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	45,  // 149: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	47,  // 150: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	49,  // 151: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	51,  // 152: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	53,  // 153: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	55,  // 154: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	57,  // 155: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
-	60,  // 156: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
-	63,  // 157: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	65,  // 158: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	67,  // 159: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	69,  // 160: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	71,  // 161: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	74,  // 162: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	76,  // 163: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	78,  // 164: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	80,  // 165: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	82,  // 166: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	84,  // 167: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	96,  // 168: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	98,  // 169: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	100, // 170: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	86,  // 171: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
-	88,  // 172: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
-	90,  // 173: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
-	92,  // 174: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
-	94,  // 175: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
-	102, // 176: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	111, // 177: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
-	113, // 178: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
-	115, // 179: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
-	105, // 180: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
-	107, // 181: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
-	109, // 182: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
-	117, // 183: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	119, // 184: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	128, // [128:185] is the sub-list for method output_type
-	71,  // [71:128] is the sub-list for method input_type
-	71,  // [71:71] is the sub-list for extension type_name
-	71,  // [71:71] is the sub-list for extension extendee
-	0,   // [0:71] is the sub-list for field type_name
+	73,  // 68: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
+	128, // 69: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
+	72,  // 70: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
+	146, // 71: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	147, // 72: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	147, // 73: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	0,   // 74: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	2,   // 75: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	4,   // 76: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	6,   // 77: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	8,   // 78: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	10,  // 79: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	12,  // 80: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	14,  // 81: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	17,  // 82: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	19,  // 83: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	21,  // 84: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	23,  // 85: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
+	25,  // 86: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
+	27,  // 87: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	29,  // 88: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	31,  // 89: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	33,  // 90: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	35,  // 91: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	38,  // 92: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	40,  // 93: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	42,  // 94: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	44,  // 95: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	46,  // 96: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	48,  // 97: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	50,  // 98: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
+	52,  // 99: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
+	54,  // 100: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
+	56,  // 101: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
+	59,  // 102: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
+	62,  // 103: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
+	64,  // 104: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
+	66,  // 105: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
+	68,  // 106: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
+	70,  // 107: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
+	73,  // 108: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	75,  // 109: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	77,  // 110: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	79,  // 111: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	81,  // 112: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	83,  // 113: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	95,  // 114: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
+	97,  // 115: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
+	99,  // 116: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
+	85,  // 117: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
+	87,  // 118: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
+	89,  // 119: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
+	91,  // 120: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
+	93,  // 121: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
+	101, // 122: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	110, // 123: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	112, // 124: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	114, // 125: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	116, // 126: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
+	118, // 127: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
+	104, // 128: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
+	106, // 129: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
+	108, // 130: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
+	120, // 131: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	122, // 132: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	1,   // 133: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	3,   // 134: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	5,   // 135: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	7,   // 136: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	9,   // 137: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	11,  // 138: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	13,  // 139: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	15,  // 140: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	18,  // 141: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	20,  // 142: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	22,  // 143: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	24,  // 144: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
+	26,  // 145: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
+	28,  // 146: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	30,  // 147: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	32,  // 148: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	34,  // 149: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	36,  // 150: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	39,  // 151: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	41,  // 152: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	43,  // 153: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	45,  // 154: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	47,  // 155: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	49,  // 156: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	51,  // 157: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	53,  // 158: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	55,  // 159: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	57,  // 160: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
+	60,  // 161: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
+	63,  // 162: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	65,  // 163: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	67,  // 164: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	69,  // 165: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	71,  // 166: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	74,  // 167: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	76,  // 168: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	78,  // 169: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	80,  // 170: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	82,  // 171: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	84,  // 172: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	96,  // 173: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	98,  // 174: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	100, // 175: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	86,  // 176: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
+	88,  // 177: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
+	90,  // 178: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
+	92,  // 179: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
+	94,  // 180: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
+	102, // 181: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	111, // 182: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	113, // 183: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	115, // 184: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	117, // 185: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
+	119, // 186: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
+	105, // 187: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
+	107, // 188: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
+	109, // 189: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
+	121, // 190: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	123, // 191: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	133, // [133:192] is the sub-list for method output_type
+	74,  // [74:133] is the sub-list for method input_type
+	74,  // [74:74] is the sub-list for extension type_name
+	74,  // [74:74] is the sub-list for extension extendee
+	0,   // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }
@@ -7694,13 +8118,18 @@ func file_argon_v1_api_proto_init() {
 		(*ImportVolumeRequest_Data)(nil),
 	}
 	file_argon_v1_api_proto_msgTypes[85].OneofWrappers = []any{}
+	file_argon_v1_api_proto_msgTypes[116].OneofWrappers = []any{
+		(*ImportMachineRequest_Machine)(nil),
+		(*ImportMachineRequest_File_)(nil),
+		(*ImportMachineRequest_Data)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   124,
+			NumMessages:   129,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

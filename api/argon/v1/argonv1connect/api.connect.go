@@ -195,6 +195,12 @@ const (
 	// MachineServiceQuiesceMachineProcedure is the fully-qualified name of the MachineService's
 	// QuiesceMachine RPC.
 	MachineServiceQuiesceMachineProcedure = "/argon.v1.MachineService/QuiesceMachine"
+	// MachineServiceImportMachineProcedure is the fully-qualified name of the MachineService's
+	// ImportMachine RPC.
+	MachineServiceImportMachineProcedure = "/argon.v1.MachineService/ImportMachine"
+	// MachineServiceExportMachineProcedure is the fully-qualified name of the MachineService's
+	// ExportMachine RPC.
+	MachineServiceExportMachineProcedure = "/argon.v1.MachineService/ExportMachine"
 	// CheckpointServiceListCheckpointsProcedure is the fully-qualified name of the CheckpointService's
 	// ListCheckpoints RPC.
 	CheckpointServiceListCheckpointsProcedure = "/argon.v1.CheckpointService/ListCheckpoints"
@@ -1402,6 +1408,11 @@ type MachineServiceClient interface {
 	// Has the guest's agent bring its file systems to rest until the caller ends
 	// the call, but no longer than 30 s. It answers once they do.
 	QuiesceMachine(context.Context, *connect.Request[v1.QuiesceMachineRequest]) (*connect.ServerStreamForClient[v1.QuiesceMachineResponse], error)
+	// Makes a machine of disks from elsewhere. The first message describes it;
+	// then comes each file: what it is, then its data.
+	ImportMachine(context.Context) *connect.BidiStreamForClient[v1.ImportMachineRequest, v1.ImportMachineResponse]
+	// A stopped machine's disks as one file.
+	ExportMachine(context.Context, *connect.Request[v1.ExportMachineRequest]) (*connect.ServerStreamForClient[v1.ExportMachineResponse], error)
 }
 
 // NewMachineServiceClient constructs a client for the argon.v1.MachineService service. By default,
@@ -1523,6 +1534,18 @@ func NewMachineServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(machineServiceMethods.ByName("QuiesceMachine")),
 			connect.WithClientOptions(opts...),
 		),
+		importMachine: connect.NewClient[v1.ImportMachineRequest, v1.ImportMachineResponse](
+			httpClient,
+			baseURL+MachineServiceImportMachineProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("ImportMachine")),
+			connect.WithClientOptions(opts...),
+		),
+		exportMachine: connect.NewClient[v1.ExportMachineRequest, v1.ExportMachineResponse](
+			httpClient,
+			baseURL+MachineServiceExportMachineProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("ExportMachine")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -1546,6 +1569,8 @@ type machineServiceClient struct {
 	display           *connect.Client[v1.DisplayRequest, v1.DisplayResponse]
 	screenshot        *connect.Client[v1.ScreenshotRequest, v1.ScreenshotResponse]
 	quiesceMachine    *connect.Client[v1.QuiesceMachineRequest, v1.QuiesceMachineResponse]
+	importMachine     *connect.Client[v1.ImportMachineRequest, v1.ImportMachineResponse]
+	exportMachine     *connect.Client[v1.ExportMachineRequest, v1.ExportMachineResponse]
 }
 
 // CreateMachine calls argon.v1.MachineService.CreateMachine.
@@ -1638,6 +1663,16 @@ func (c *machineServiceClient) QuiesceMachine(ctx context.Context, req *connect.
 	return c.quiesceMachine.CallServerStream(ctx, req)
 }
 
+// ImportMachine calls argon.v1.MachineService.ImportMachine.
+func (c *machineServiceClient) ImportMachine(ctx context.Context) *connect.BidiStreamForClient[v1.ImportMachineRequest, v1.ImportMachineResponse] {
+	return c.importMachine.CallBidiStream(ctx)
+}
+
+// ExportMachine calls argon.v1.MachineService.ExportMachine.
+func (c *machineServiceClient) ExportMachine(ctx context.Context, req *connect.Request[v1.ExportMachineRequest]) (*connect.ServerStreamForClient[v1.ExportMachineResponse], error) {
+	return c.exportMachine.CallServerStream(ctx, req)
+}
+
 // MachineServiceHandler is an implementation of the argon.v1.MachineService service.
 type MachineServiceHandler interface {
 	CreateMachine(context.Context, *connect.Request[v1.CreateMachineRequest]) (*connect.Response[v1.CreateMachineResponse], error)
@@ -1675,6 +1710,11 @@ type MachineServiceHandler interface {
 	// Has the guest's agent bring its file systems to rest until the caller ends
 	// the call, but no longer than 30 s. It answers once they do.
 	QuiesceMachine(context.Context, *connect.Request[v1.QuiesceMachineRequest], *connect.ServerStream[v1.QuiesceMachineResponse]) error
+	// Makes a machine of disks from elsewhere. The first message describes it;
+	// then comes each file: what it is, then its data.
+	ImportMachine(context.Context, *connect.BidiStream[v1.ImportMachineRequest, v1.ImportMachineResponse]) error
+	// A stopped machine's disks as one file.
+	ExportMachine(context.Context, *connect.Request[v1.ExportMachineRequest], *connect.ServerStream[v1.ExportMachineResponse]) error
 }
 
 // NewMachineServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1792,6 +1832,18 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 		connect.WithSchema(machineServiceMethods.ByName("QuiesceMachine")),
 		connect.WithHandlerOptions(opts...),
 	)
+	machineServiceImportMachineHandler := connect.NewBidiStreamHandler(
+		MachineServiceImportMachineProcedure,
+		svc.ImportMachine,
+		connect.WithSchema(machineServiceMethods.ByName("ImportMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
+	machineServiceExportMachineHandler := connect.NewServerStreamHandler(
+		MachineServiceExportMachineProcedure,
+		svc.ExportMachine,
+		connect.WithSchema(machineServiceMethods.ByName("ExportMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/argon.v1.MachineService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case MachineServiceCreateMachineProcedure:
@@ -1830,6 +1882,10 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 			machineServiceScreenshotHandler.ServeHTTP(w, r)
 		case MachineServiceQuiesceMachineProcedure:
 			machineServiceQuiesceMachineHandler.ServeHTTP(w, r)
+		case MachineServiceImportMachineProcedure:
+			machineServiceImportMachineHandler.ServeHTTP(w, r)
+		case MachineServiceExportMachineProcedure:
+			machineServiceExportMachineHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1909,6 +1965,14 @@ func (UnimplementedMachineServiceHandler) Screenshot(context.Context, *connect.R
 
 func (UnimplementedMachineServiceHandler) QuiesceMachine(context.Context, *connect.Request[v1.QuiesceMachineRequest], *connect.ServerStream[v1.QuiesceMachineResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.QuiesceMachine is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) ImportMachine(context.Context, *connect.BidiStream[v1.ImportMachineRequest, v1.ImportMachineResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.ImportMachine is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) ExportMachine(context.Context, *connect.Request[v1.ExportMachineRequest], *connect.ServerStream[v1.ExportMachineResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.ExportMachine is not implemented"))
 }
 
 // CheckpointServiceClient is a client for the argon.v1.CheckpointService service.
