@@ -85,7 +85,7 @@ several), or with --server and a client certificate to any server.`,
 	root.AddCommand(
 		a.serverCommand(), a.initCommand(), a.joinCommand(), a.tokenCommand(), a.statusCommand(),
 		a.imageCommand(), a.volumeCommand(), a.snapshotCommand(), a.checkpointCommand(), a.machineCommand(), a.eventsCommand(),
-		a.clientCommand(), a.devCommand(), a.demoCommand(), a.versionCommand(),
+		a.clientCommand(), a.upgradeCommand(), a.devCommand(), a.demoCommand(), a.versionCommand(),
 	)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%v", err) })
 	describeCompletion(root)

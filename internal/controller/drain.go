@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/placement"
 )
 
@@ -26,7 +27,7 @@ func (p *planner) running(m *argonv1.Machine) {
 		p.place(m)
 	case p.leaves(m) && p.atRest(m):
 		if why := p.nowhere(m); why != "" {
-			p.stays(m, why) // stopped, until there is room
+			p.goBack(m, why)
 			return
 		}
 		p.place(m)
@@ -85,10 +86,37 @@ func (p *planner) nowhere(m *argonv1.Machine) string {
 	if waits := p.waitsForDisk(m); waits != "" {
 		return waits
 	}
-	if _, err := placement.PlaceMachine(p.st, m); err != nil {
+	if _, err := placement.PlaceMachine(p.settled(m), m); err != nil {
 		return err.Error()
 	}
 	return ""
+}
+
+// settled is the cluster as it will be once those on their way, but one, have a
+// place: what they will take is not free.
+func (p *planner) settled(but *argonv1.Machine) *catalog.State {
+	st := scratch(p.st)
+	for _, id := range sortedKeys(st.Machines) {
+		m := st.Machines[id]
+		if id == but.GetMeta().GetId() || !p.leaves(m) {
+			continue
+		}
+		if to, err := placement.PlaceMachine(st, m); err == nil {
+			next := proto.CloneOf(m)
+			next.ServerId = to
+			st.Machines[id] = next
+		}
+	}
+	return st
+}
+
+// goBack takes the order back from a machine that was stopped, and now fits nowhere
+// else: it starts again where it was.
+func (p *planner) goBack(m *argonv1.Machine, why string) {
+	next := proto.CloneOf(m)
+	next.Move = nil
+	message := fmt.Sprintf("starts again on server %s, which is drained: %s", p.name(m.GetServerId()), why)
+	p.putMachine(m, next, message, machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-stays", message))
 }
 
 // moving counts the machines on their way from a server.

@@ -103,9 +103,16 @@ func TestDrainMovesMachines(t *testing.T) {
 			},
 			[]string{"machine-stays"},
 		},
-		"one that was stopped, and now fits nowhere, is told of": {
+		"one that was stopped, and now fits nowhere, starts again": {
 			func(f fixture) { leaving(f.machine("m", "a", wantsRun, isStopped)); f.dead("b") },
-			[]string{"machine-stays", "server-lost"},
+			[]string{"m on a, placement 3, leaves 0", "machine-stays", "server-lost"},
+		},
+		"what those on their way will take is not free": {
+			func(f fixture) {
+				leaving(f.machine("m", "a", wantsRun, isRunning)).MemoryBytes = 9 * gib
+				f.machine("n", "a", wantsRun, isRunning).MemoryBytes = 9 * gib
+			},
+			[]string{"machine-stays"},
 		},
 		"one that is stopped by its user gives its place back": {
 			func(f fixture) { leaving(f.machine("m", "a", argonv1.Wanted_WANTED_STOPPED, isStopped)) },

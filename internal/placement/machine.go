@@ -31,10 +31,15 @@ func PlaceMachine(st *catalog.State, m *argonv1.Machine) (serverID string, err e
 			return "", errors.New("no server that is alive has KVM; create the machine with acceleration auto or tcg")
 		}
 	}
+	// As it is recorded: m may be what it is to become.
+	now := st.Machines[m.GetMeta().GetId()]
+	if now == nil {
+		now = m
+	}
 	for _, c := range all {
 		if c.id() == m.GetServerId() {
-			c.free.Cpus += m.GetCpus()
-			c.free.MemoryBytes += MemoryOn(c.server, m)
+			c.free.Cpus += now.GetCpus()
+			c.free.MemoryBytes += MemoryOn(c.server, now)
 		}
 	}
 	fit := slices.DeleteFunc(slices.Clone(all), func(c candidate) bool {

@@ -210,6 +210,15 @@ func TestPlaceMachine(t *testing.T) {
 			err: "no server has 11 CPUs free; the most is 10 on server a (each CPU is promised to 4 at most)",
 		},
 		{
+			name: "what it has now is not what it is to get",
+			cluster: func(f fixture) *argonv1.Machine {
+				f.server("a", "")
+				m := f.machine("m", "a", gib, 1)
+				return &argonv1.Machine{Meta: m.GetMeta(), ServerId: "a", MemoryBytes: 100 * gib, Cpus: 1}
+			},
+			err: "no server has 102 GiB of memory free, its 100 GiB and what running it takes; the most is 18 GiB on server a",
+		},
+		{
 			name: "memory here, CPUs there",
 			cluster: func(f fixture) *argonv1.Machine {
 				f.server("a", "")

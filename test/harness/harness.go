@@ -77,7 +77,9 @@ type Cluster struct {
 // the events are printed.
 func Up(t testing.TB, o devcluster.Options) *Cluster {
 	t.Helper()
-	o.Binary = Binary(t)
+	if o.Binary == "" {
+		o.Binary = Binary(t)
+	}
 	if o.Dir == "" {
 		dir, err := os.MkdirTemp("", "argon-e2e-")
 		if err != nil {

@@ -1,0 +1,80 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/client"
+)
+
+func (a *app) upgradeCommand() *cobra.Command {
+	return group("upgrade", "Help with rolling an upgrade over the cluster", "  argon upgrade check",
+		a.upgradeCheckCommand())
+}
+
+func (a *app) upgradeCheckCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Say whether the daemon of the next server may be replaced",
+		Long: `Says whether the daemon of one more server may be replaced now: every server is
+alive, every volume is healthy, and enough servers vote. Says in what order, and
+which versions run. Fails, with the reasons, while it should wait.`,
+		Example: "  argon upgrade check && ssh s2 systemctl reload argon",
+		Args:    noArgs,
+	}
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		s, err := client.Call(ctx, c.Cluster.Status, &argonv1.StatusRequest{})
+		if err != nil {
+			return err
+		}
+		if why := mustWait(s); len(why) > 0 {
+			return errors.New("wait with the next server: " + strings.Join(why, "; "))
+		}
+		fmt.Fprintln(a.out, "the next server may follow")
+		for _, line := range upgradeOrder(s) {
+			fmt.Fprintln(a.out, line)
+		}
+		return nil
+	})
+	return cmd
+}
+
+// mustWait says what speaks against taking another server's daemon away now.
+func mustWait(s *argonv1.StatusResponse) []string {
+	var why []string
+	if s.GetState() != "ready" {
+		why = append(why, firstOf(s.GetDetail(), "this server is "+s.GetState()))
+	}
+	for _, v := range s.GetServers() {
+		if !v.GetAlive() {
+			why = append(why, fmt.Sprintf("server %s is down", v.GetServer().GetMeta().GetName()))
+		}
+	}
+	if n := s.GetVolumesDegraded(); n > 0 {
+		why = append(why, fmt.Sprintf("%d of %d volumes are not healthy: see `argon volume ls`", n, s.GetVolumesTotal()))
+	}
+	if s.GetLeaderId() == "" {
+		why = append(why, "nobody leads the cluster")
+	}
+	return why
+}
+
+// upgradeOrder lists the servers in the order to go by, the leader last.
+func upgradeOrder(s *argonv1.StatusResponse) []string {
+	var lines, leader []string
+	for _, v := range s.GetServers() {
+		m := v.GetServer()
+		line := fmt.Sprintf("  %s runs version %s", m.GetMeta().GetName(), m.GetVersion())
+		if m.GetMeta().GetId() == s.GetLeaderId() {
+			leader = append(leader, line+", and leads: last")
+			continue
+		}
+		lines = append(lines, line)
+	}
+	return append(lines, leader...)
+}
