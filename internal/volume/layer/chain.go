@@ -3,6 +3,7 @@ package layer
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"sync/atomic"
 )
@@ -163,6 +164,18 @@ func (g geometry) perRegion() int64 { return g.region / g.block }
 
 // words is how long where is.
 func (g geometry) words() int { return int((int64(g.regions())*g.perRegion() + 7) / 8) }
+
+// blocks are those of a region, as far as the volume goes.
+func (g geometry) blocks(region int) iter.Seq[int64] {
+	return func(yield func(int64) bool) {
+		first := int64(region) * g.perRegion()
+		for b := first; b < first+g.perRegion() && b*g.block < g.size; b++ {
+			if !yield(b) {
+				return
+			}
+		}
+	}
+}
 
 // span is a block's place, cut off at the volume's end.
 func (g geometry) span(block int64) span {

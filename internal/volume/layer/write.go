@@ -130,16 +130,36 @@ func (c *chain) held(g geometry, off, n int64) bool {
 // CopyUp is how many bytes have to be copied before the range can be written.
 func (f *Files) CopyUp(off, n int64) int64 {
 	c, g := f.chain.Load(), f.geometry()
-	if c.where == nil {
+	if c.where == nil || c.held(g, off, n) {
 		return 0
 	}
 	var bytes int64
-	for b := off / g.block; b*g.block < off+n; b++ {
+	add := func(b int64) {
 		if s := g.span(b); !c.writable[c.slot(b)] && (s.from < off || s.to > off+n) {
 			bytes += s.len()
 		}
 	}
+	for b := off / g.block; b*g.block < off+n; b++ {
+		add(b)
+	}
+	for _, region := range []int{int(off / g.region), int((off + n - 1) / g.region)} {
+		if c.begun(g, region) {
+			for b := range g.blocks(region) {
+				add(b)
+			}
+		}
+	}
 	return bytes
+}
+
+// begun tells whether the newest group holds some of a region.
+func (c *chain) begun(g geometry, region int) bool {
+	for b := range g.blocks(region) {
+		if c.writable[c.slot(b)] {
+			return true
+		}
+	}
+	return false
 }
 
 // request is a change that has to be noted on disk before it may be made.
@@ -203,6 +223,13 @@ type batch struct {
 	marks map[int]mark
 	held  map[int64]bool // blocks that into will hold
 	dirty bool           // into was written
+	wants []want         // what is to be copied
+}
+
+// want is a range that is copied from where a slot says.
+type want struct {
+	span
+	slot uint8
 }
 
 // note puts on disk what the requests need, and then takes it for true: first
@@ -273,12 +300,14 @@ func (b *batch) bringUp(r *request) error {
 		case r.covers(s):
 			own = appendSpan(own, s)
 		default:
-			if err := b.copyUp(block, s); err != nil {
-				return err
-			}
+			b.want(block)
 			r.rest = appendSpan(r.rest, part)
 		}
 		b.hold(block)
+	}
+	b.wantRest(r)
+	if err := b.copyUp(); err != nil {
+		return err
 	}
 	for _, s := range own {
 		var p []byte
@@ -301,14 +330,48 @@ func (b *batch) hold(block int64) {
 	b.held[block], b.dirty = true, true
 }
 
-// copyUp copies a block from where it is. Its source is not written by anybody.
-func (b *batch) copyUp(block int64, s span) error {
+// wantRest brings up the rest of a region that is written in a second place: it
+// is likely to be written all over, and all of it costs the same two syncs as
+// the next block would.
+func (b *batch) wantRest(r *request) {
+	for region := int(r.off / b.g.region); int64(region)*b.g.region < r.off+r.n; region++ {
+		if b.marks[region].set == 0 || !b.c.begun(b.g, region) {
+			continue
+		}
+		for block := range b.g.blocks(region) {
+			if !b.c.writable[b.c.slot(block)] && !b.held[block] {
+				b.want(block)
+				b.hold(block)
+			}
+		}
+	}
+}
+
+// want notes a block that is to be copied from where it is.
+func (b *batch) want(block int64) {
+	s, slot := b.g.span(block), b.c.slot(block)
+	if n := len(b.wants); n > 0 && b.wants[n-1].slot == slot && b.wants[n-1].to == s.from {
+		b.wants[n-1].to = s.to
+		return
+	}
+	b.wants = append(b.wants, want{s, slot})
+}
+
+// copyUp copies what is wanted. Its sources are not written by anybody.
+func (b *batch) copyUp() error {
+	wants := b.wants
+	b.wants = nil
 	if b.f.hooks.ForgetCopyUp {
 		return nil
 	}
 	b.f.maps.RLock()
 	defer b.f.maps.RUnlock()
-	return b.c.copy(b.into.data, b.c.slot(block), s)
+	for _, w := range wants {
+		if err := b.c.copy(b.into.data, w.slot, w.span); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // copy makes a range of a file what it is in a slot.

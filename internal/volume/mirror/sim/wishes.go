@@ -211,7 +211,8 @@ func (s *server) snapshot(id uint32, size uint64) ([]byte, error) {
 func (w *world) upkeep(s *server) {
 	w.after(w.between(20*time.Millisecond, 500*time.Millisecond), func() {
 		if s.up && s.view != nil {
-			if err := s.tidy(); err != nil && !errors.Is(err, volume.ErrNoSpace) && !s.diskBroken {
+			// A disk that failed is the holder's to find out.
+			if err := s.tidy(); err != nil && !errors.Is(err, volume.ErrNoSpace) && !errors.Is(err, replica.ErrFailed) {
 				w.fail("%s cannot give space back: %w", s.name, err)
 			}
 		}
@@ -234,9 +235,6 @@ func (s *server) tidy() error {
 		}
 	}
 	_, err = r.Tidy(context.Background())
-	if errors.Is(err, replica.ErrFailed) {
-		return nil // the holder finds out
-	}
 	return err
 }
 
