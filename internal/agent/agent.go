@@ -28,6 +28,7 @@ type Options struct {
 	Dirs     Dirs
 	Seeds    Seeds
 	Monitor  hypervisor.Monitor
+	Carrier  Carrier
 	Now      func() time.Time
 	// Tick bounds how long something waits that only time brings about, and
 	// is how often guests are asked how they do. 0: a second.

@@ -51,6 +51,9 @@ type guestSeen struct {
 	wokenFrom string
 	// saving: it stands still for a checkpoint.
 	saving bool
+	// arriving: it came, or is to come, from another server, and was not told
+	// to go on yet.
+	arriving bool
 }
 
 // machineSeen is what is known here of a machine.
@@ -100,10 +103,16 @@ const (
 	check
 	// wake makes a guest of a checkpoint's memory.
 	wake
+	// receive makes a guest that waits for the state of the one on another
+	// server, announceIt says that it does.
+	receive
+	announceIt
+	// goOn makes a guest run that a migration left standing.
+	goOn
 )
 
 func (s machineStep) String() string {
-	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "share", "reap", "check", "wake"}[s]
+	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "share", "reap", "check", "wake", "receive", "announce", "go on"}[s]
 }
 
 // belongs tells whether a machine is to be run by this server, as far as
@@ -125,14 +134,18 @@ func wanted(m *argonv1.Machine) argonv1.Wanted {
 // it is about. m is nil when the catalog does not know the machine.
 func nextForMachine(m *argonv1.Machine, serverID string, seen machineSeen, allowed bool, now time.Time) (machineStep, uint64) {
 	for _, g := range seen.guests {
-		if step := nextForGuest(m, serverID, g, seen.disks, now); step != rest {
+		if step := nextForGuest(m, serverID, g, seen.disks, allowed, now); step != rest {
 			return step, g.placement
 		}
 	}
-	if len(seen.guests) > 0 || !allowed || now.Before(seen.retryAt) || !belongs(m, serverID) || wanted(m) != argonv1.Wanted_WANTED_RUNNING {
+	if len(seen.guests) > 0 || !allowed || now.Before(seen.retryAt) || wanted(m) != argonv1.Wanted_WANTED_RUNNING {
 		return rest, 0
 	}
 	switch {
+	case receives(m, serverID) && m.GetMigration().GetPhase() == preparing && seen.disks.ready:
+		return receive, m.GetMigration().GetPlacement()
+	case !belongs(m, serverID):
+		return rest, 0
 	case m.GetWake() != nil:
 		return nextForSleeper(m, seen.disks), m.GetPlacement()
 	case seen.disks.ready:
@@ -143,17 +156,29 @@ func nextForMachine(m *argonv1.Machine, serverID string, seen machineSeen, allow
 
 // nextForGuest decides about one guest. The order matters: whoever must not
 // run here is killed before anything else is asked.
-func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksSeen, now time.Time) machineStep {
+func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksSeen, allowed bool, now time.Time) machineStep {
 	current := belongs(m, serverID) && m.GetPlacement() == g.placement
+	awaited := expected(m, serverID, g) && disks.over == ""
 	switch {
 	case g.exited:
 		return reap
 	case !g.adopted:
 		return adopt
+	case awaited && m.GetMigration().GetPhase() == preparing && g.status.State == hypervisor.Receiving:
+		return announceIt
+	case awaited:
+		return rest
 	case !current, disks.over != "", g.status.State == hypervisor.ShutDown, superseded(m, g):
 		return kill
-	case m.GetWanted() == argonv1.Wanted_WANTED_SUSPENDED, g.saving:
+	case g.saving || m.GetWanted() == argonv1.Wanted_WANTED_SUSPENDED && !inTransit(g):
 		return rest // until its memory is saved, or can't be
+	case goesOn(m, g):
+		if !allowed {
+			return rest
+		}
+		return goOn
+	case inTransit(g) && !m.GetForceStop(), m.GetWanted() == argonv1.Wanted_WANTED_SUSPENDED:
+		return rest // its migration is given up first, if it is to stop
 	}
 	if wanted(m) != argonv1.Wanted_WANTED_RUNNING {
 		return nextForStop(m, g, now)

@@ -39,6 +39,8 @@ type guest struct {
 	found bool
 	// killed: by us, so its end is no crash.
 	killed bool
+	// handsOver: its disks are let go of, as it is about to run elsewhere.
+	handsOver bool
 	guestSeen
 }
 
@@ -90,13 +92,13 @@ func (p *plan) guestFates() map[string]bool {
 func (p *plan) planMachines() {
 	a := p.agent
 	for id, m := range p.st.Machines {
-		if belongs(m, a.ServerID) {
+		if belongs(m, a.ServerID) || receives(m, a.ServerID) {
 			a.machine(id)
 		}
 	}
 	for id, local := range a.machines {
 		m := p.st.Machines[id]
-		if len(local.guests) == 0 && !belongs(m, a.ServerID) {
+		if len(local.guests) == 0 && !belongs(m, a.ServerID) && !receives(m, a.ServerID) {
 			delete(a.machines, id)
 			continue
 		}
@@ -113,6 +115,7 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 			return a.report(ctx, m, name, o)
 		}})
 	}
+	p.planMigration(id, m, local)
 	step, placement := nextForMachine(m, a.ServerID, seen, p.allowed, p.now)
 	g := local.guests[placement]
 	j := job{step: step.String() + " " + strconv.FormatUint(placement, 10)}
@@ -143,6 +146,12 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 	case wake:
 		c := p.st.Checkpoints[m.GetWake().GetCheckpointId()]
 		j.waits, j.run = true, func(ctx context.Context) error { return a.wakeUp(ctx, m, c) }
+	case receive:
+		j.waits, j.run = true, func(ctx context.Context) error { return a.receive(ctx, m) }
+	case announceIt:
+		j.run = func(ctx context.Context) error { return a.announceReceiver(ctx, m) }
+	case goOn:
+		j.run = func(ctx context.Context) error { return a.goOn(ctx, m, g) }
 	case reap:
 		allowed := p.allowed
 		j.run = func(ctx context.Context) error { return a.reap(ctx, m, g, allowed) }
@@ -156,7 +165,9 @@ func (p *plan) seeMachine(key string, m *argonv1.Machine, local *machine) machin
 	for _, g := range local.guests {
 		seen.guests = append(seen.guests, g.guestSeen)
 	}
-	seen.disks = p.seeDisks(m)
+	if seen.disks = p.seeDisks(m); p.agent.leaves(m.GetMeta().GetId()) {
+		seen.disks = disksSeen{waits: "they go to another server"} // as is wanted
+	}
 	if _, err := p.agent.accelerates(); errors.Is(err, errNotProbed) && len(local.guests) == 0 {
 		seen.disks.ready, seen.disks.waits = false, cmp.Or(seen.disks.waits, err.Error())
 	}
@@ -231,10 +242,19 @@ func (a *Agent) adopt(ctx context.Context, id string, m *argonv1.Machine, g *gue
 			a.Log.Warn("published ports do not lead to the guest", "machine", m.GetMeta().GetName(), "err", err)
 		}
 	}
+	status, err := handle.Status(ctx)
+	if err != nil {
+		return fmt.Errorf("take up guest %s, which was found running: %w", g.id, err)
+	}
 	a.mu.Lock()
 	g.found, g.unshared, g.info = true, true, m.GetStatus().GetGuest()
 	a.mu.Unlock()
 	a.take(g, handle)
+	a.note(func() {
+		g.status = status
+		// Whoever made it stand still is gone.
+		g.arriving = status.State == hypervisor.Receiving || status.State == hypervisor.Paused && status.Detail == "paused"
+	})
 	return nil
 }
 

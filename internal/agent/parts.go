@@ -40,6 +40,9 @@ type Volumes interface {
 	// returns when all do: then nothing written afterwards is in any of the
 	// snapshots.
 	Instant(ctx context.Context, group string, volumes int, stop func(context.Context) error) error
+	// StandBy serves a volume on its socket without attaching it: requests wait
+	// until an Attach takes it up. Its Detach ends it; nobody may wait then.
+	StandBy(ctx context.Context, volumeID, machineID string, size int64) (Attachment, error)
 }
 
 // AttachRequest says what to attach, and what that was decided by.
@@ -56,6 +59,9 @@ type AttachRequest struct {
 	// there. Attach, or the attachment later, ends in ErrStartAfresh if its
 	// disk may have gone back in time.
 	GuestRuns bool
+	// Standby, if there is one, is taken up: its clients become those of the
+	// new attachment. Where Attach fails it stays as it is.
+	Standby Attachment
 }
 
 // Attachment is a volume that this server holds. Safe for concurrent use.

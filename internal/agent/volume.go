@@ -25,6 +25,9 @@ const (
 	// forConnection: a user asked for it (`argon volume connect`).
 	forConnection
 	forMachine
+	// forArrival: a machine is on its way to this server. The volume is not
+	// attached here, only its socket is: what is asked of it waits.
+	forArrival
 )
 
 // demand is who wants a volume on this server.
@@ -45,6 +48,8 @@ type volumeSeen struct {
 	connections int
 	// yields: it made way for a user on another server a moment ago.
 	yields bool
+	// leaves: its machine is about to run on another server.
+	leaves bool
 }
 
 // volumeStep is what to do next with a volume.
@@ -58,10 +63,12 @@ const (
 	drop
 	// askFor asks the server that has it attached for upkeep to make way.
 	askFor
+	// standBy makes the volume's socket for a machine on its way.
+	standBy
 )
 
 func (s volumeStep) String() string {
-	return [...]string{"leave", "attach", "detach", "drop", "ask for"}[s]
+	return [...]string{"leave", "attach", "detach", "drop", "ask for", "stand by"}[s]
 }
 
 // demandFor says what this server should have a volume attached for. A guest
@@ -69,10 +76,16 @@ func (s volumeStep) String() string {
 // that has one here whether it may stay.
 func demandFor(st *catalog.State, v *argonv1.Volume, serverID string, seen volumeSeen, guests map[string]bool) demand {
 	id := v.GetMeta().GetId()
+	if seen.leaves {
+		return demand{}
+	}
 	if a := seen.attached; a.use == forMachine && hasKey(guests, a.machineID) {
 		return a
 	}
 	for _, m := range machinesOf(st, id) {
+		if receives(m, serverID) {
+			return demand{use: forArrival, machineID: m.GetMeta().GetId()}
+		}
 		mayStay, hasGuest := guests[m.GetMeta().GetId()]
 		if hasGuest && !mayStay {
 			continue
@@ -103,9 +116,13 @@ func nextForVolume(st *catalog.State, v *argonv1.Volume, serverID string, seen v
 		return drop, ""
 	case have.use == forUpkeep && want.use == forConnection:
 		return leave, "" // the same to the catalog: neither is for a machine
-	case have.use != unused && (want.use != have.use || want.machineID != have.machineID):
+	case have.use == forArrival && hasKey(guests, have.machineID) && want.use == unused:
+		return leave, "" // the guest is killed first
+	case have.use != unused && !takesUp(have, want) && (want.use != have.use || want.machineID != have.machineID):
 		return detach, ""
-	case have.use == unused && want.use != unused:
+	case have.use == unused && want.use == forArrival:
+		return standBy, ""
+	case have.use != want.use && want.use != unused:
 		if !allowed {
 			return leave, "this server waits for its lease"
 		}
@@ -118,6 +135,12 @@ func nextForVolume(st *catalog.State, v *argonv1.Volume, serverID string, seen v
 		return attach, ""
 	}
 	return leave, ""
+}
+
+// takesUp tells whether a machine has arrived whose disk's socket is here: the
+// attachment takes it up.
+func takesUp(have, want demand) bool {
+	return have.use == forArrival && want.use == forMachine && have.machineID == want.machineID
 }
 
 // barred says why a volume can't be attached on this server now; empty if it

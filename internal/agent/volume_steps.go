@@ -32,6 +32,8 @@ type volume struct {
 	// end first.
 	afresh      bool
 	connections int
+	// unclean is how detaching it failed last; nil once it is attached anew.
+	unclean error
 	// yielded is when it made way for a user on another server.
 	yielded time.Time
 	// reported is when its status was written down last.
@@ -84,17 +86,23 @@ func (p *plan) planVolumes() {
 func (p *plan) planVolume(id string, v *argonv1.Volume, local *volume, guests map[string]bool) {
 	a, key := p.agent, "volume/"+id
 	seen := local.see(p.now)
+	for _, m := range machinesOf(p.st, id) {
+		seen.leaves = seen.leaves || a.leaves(m.GetMeta().GetId())
+	}
 	want := demandFor(p.st, v, a.ServerID, seen, guests)
 	var step volumeStep
 	step, local.why = nextForVolume(p.st, v, a.ServerID, seen, want, guests, p.allowed)
 	j := job{step: fmt.Sprint(step, want)}
 	switch step {
 	case leave:
-		if local.attachment != nil {
+		if local.attachment != nil && local.attached.use != forArrival {
 			p.reportVolume(id, local)
 			p.planConnected(v, local)
 		}
 		return
+	case standBy:
+		size := int64(v.GetSizeBytes())
+		j.run = func(ctx context.Context) error { return a.standBy(ctx, id, size, want) }
 	case askFor:
 		j.run = func(ctx context.Context) error { return a.askForVolume(ctx, id) }
 	case attach:
@@ -106,6 +114,9 @@ func (p *plan) planVolume(id string, v *argonv1.Volume, local *volume, guests ma
 		}
 		local.afresh = false
 		req := AttachRequest{VolumeID: id, MachineID: want.machineID, Epoch: v.GetEpoch(), GuestRuns: want.guestRuns}
+		if local.attached.use == forArrival {
+			req.Standby = local.attachment
+		}
 		j.waits, j.run = true, func(ctx context.Context) error { return a.attach(ctx, req, want) }
 	case detach:
 		if by := v.GetAttachment().GetWantedBy(); by != "" && by != a.ServerID {
@@ -128,9 +139,37 @@ func (a *Agent) attach(ctx context.Context, req AttachRequest, want demand) erro
 		local.afresh = errors.Is(err, ErrStartAfresh)
 		return fmt.Errorf("attach the volume: %w", err)
 	}
-	local.attachment, local.attached = attachment, want
+	local.attachment, local.attached, local.unclean = attachment, want, nil
 	local.watched, local.reported = false, time.Time{}
 	return nil
+}
+
+// standBy makes the socket of a volume whose machine is on its way here.
+func (a *Agent) standBy(ctx context.Context, id string, size int64, want demand) error {
+	attachment, err := a.Volumes.StandBy(ctx, id, want.machineID, size)
+	if err != nil {
+		return fmt.Errorf("make the volume's socket: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	local := a.volume(id)
+	local.attachment, local.attached, local.watched = attachment, want, false
+	return nil
+}
+
+// leaves tells whether a machine's guest here hands its disks over. The caller
+// holds mu.
+func (a *Agent) leaves(machineID string) bool {
+	m := a.machines[machineID]
+	if m == nil {
+		return false
+	}
+	for _, g := range m.guests {
+		if g.handsOver {
+			return true
+		}
+	}
+	return false
 }
 
 // detach ends an attachment clean. If that takes too long, because replicas do
@@ -149,6 +188,7 @@ func (a *Agent) detach(ctx context.Context, id string, local *volume, users int)
 	// At the daemon's end it may take a moment more to end clean.
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(shutdownTimeout, cancel) })()
 	err := local.attachment.Detach(limited)
+	a.note(func() { local.unclean = err })
 	a.forget(local)
 	if err != nil {
 		a.Log.Warn("a volume was not detached clean", "volume", id, "err", err)
@@ -235,7 +275,7 @@ func (p *plan) seeDisks(m *argonv1.Machine) disksSeen {
 		switch {
 		case v == nil:
 			wait(fmt.Sprintf("volume %s does not exist any more", name))
-		case v.attached.use != forMachine || v.attached.machineID != m.GetMeta().GetId():
+		case v.attachment == nil || v.attached.use < forMachine || v.attached.machineID != m.GetMeta().GetId():
 			if v.afresh {
 				seen.over = ErrStartAfresh.Error()
 			}

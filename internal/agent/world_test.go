@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,6 +48,9 @@ type world struct {
 	content map[string]*volumetest.MemDevice // by volume, for those with memory
 	// atInstant, if it is set, is called while a guest stands still.
 	atInstant func() error
+	// transfer is called at each step of a guest's way to another host.
+	transfer func(ctx context.Context, step string) error
+	census   fake.Census
 }
 
 func newWorld(t *testing.T, servers ...string) *world {
@@ -101,6 +105,7 @@ func (w *world) join(name string) {
 		w.t.Fatal(err)
 	}
 	h := &host{world: w, id: name, replicas: map[string][]uint32{}, images: map[string]bool{}}
+	h.monitor.Census = &w.census
 	w.hosts[name] = h
 	h.start()
 }
@@ -231,7 +236,7 @@ func (h *host) start() {
 	h.agent = New(Options{
 		ServerID: h.id, Store: w.store, View: view, Gate: &fakeGate{view: view, id: h.id},
 		Volumes: &fakeVolumes{host: h, crashed: h.crashed}, Replicas: (*fakeReplicas)(h), Space: (*fakeSpace)(h), Images: (*fakeImages)(h),
-		Ports: fakePorts{}, Dirs: fakeDirs{}, Seeds: fakeSeeds{}, Monitor: &h.monitor, Now: time.Now, Tick: 20 * time.Millisecond, Log: quiet().With("server", h.id),
+		Ports: fakePorts{}, Dirs: fakeDirs{}, Seeds: fakeSeeds{}, Monitor: &h.monitor, Carrier: fakeCarrier{h}, Now: time.Now, Tick: 20 * time.Millisecond, Log: quiet().With("server", h.id),
 	})
 	h.stop, h.done = cancel, make(chan struct{})
 	go func() {
@@ -529,6 +534,57 @@ func (f *fakeVolumes) Instant(ctx context.Context, group string, _ int, stop fun
 		}
 	}
 	return nil
+}
+
+// StandBy implements Volumes.
+func (f *fakeVolumes) StandBy(_ context.Context, volumeID, _ string, _ int64) (Attachment, error) {
+	ready := make(chan struct{})
+	close(ready)
+	return &fakeStandby{id: volumeID, ready: ready, done: make(chan struct{})}, nil
+}
+
+// fakeStandby is a volume's socket and nothing else.
+type fakeStandby struct {
+	id          string
+	ready, done chan struct{}
+	once        sync.Once
+}
+
+func (s *fakeStandby) Disk() hypervisor.Disk {
+	return hypervisor.Disk{Socket: "/nowhere/" + s.id, Export: s.id}
+}
+func (s *fakeStandby) Ready() <-chan struct{}        { return s.ready }
+func (s *fakeStandby) Done() <-chan struct{}         { return s.done }
+func (s *fakeStandby) Err() error                    { return nil }
+func (s *fakeStandby) Device() device.Device         { return nil }
+func (s *fakeStandby) Status() *argonv1.VolumeStatus { return &argonv1.VolumeStatus{} }
+func (s *fakeStandby) Abandon()                      { s.once.Do(func() { close(s.done) }) }
+func (s *fakeStandby) Detach(context.Context) error  { s.Abandon(); return nil }
+
+// fakeCarrier leads to the guests of the other hosts.
+type fakeCarrier struct{ host *host }
+
+func (c fakeCarrier) Open(_ context.Context, serverID, guestID string) (net.Conn, error) {
+	w := c.host.world
+	for _, g := range w.hosts[serverID].monitor.Guests() {
+		if s, _ := g.Status(context.Background()); g.ID() == guestID && s.State == hypervisor.Receiving {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return &fake.Line{To: g, At: w.at}, nil
+		}
+	}
+	return nil, errors.New("no guest waits there")
+}
+
+// at is called when a transfer comes to a step.
+func (w *world) at(ctx context.Context, step string) error {
+	w.mu.Lock()
+	f := w.transfer
+	w.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f(ctx, step)
 }
 
 type fakeAttachment struct {

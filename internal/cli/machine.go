@@ -19,7 +19,7 @@ func (a *app) machineCommand() *cobra.Command {
   argon machine ls
   argon machine console web`,
 		a.machineCreateCommand(), a.machineListCommand(), a.machineShowCommand(),
-		a.machineStartCommand(), a.machineStopCommand(), a.machineSnapshotCommand(), a.machineRemoveCommand(), a.machineConsoleCommand(),
+		a.machineStartCommand(), a.machineStopCommand(), a.machineSnapshotCommand(), a.machineRemoveCommand(), a.machineMigrateCommand(), a.machineConsoleCommand(),
 		a.machineCheckpointCommand(), a.machineSuspendCommand(), a.machineResumeCommand(), a.machineCloneCommand(),
 		a.machineFirstBootCommand(), a.machineVNCCommand(), a.machineScreenshotCommand(), a.machineSetCommand(),
 		a.machineImportCommand(), a.machineExportCommand())
@@ -224,6 +224,7 @@ var machineDetails = []column[*argonv1.MachineView]{
 		}
 		return plain(fmt.Sprintf("every %v, %d kept", time.Duration(m.GetCheckpointEverySeconds())*time.Second, m.GetCheckpointsKept()))
 	}},
+	{"migration", func(v *argonv1.MachineView) cell { return plain(lastMigration(v.GetMachine())) }},
 	{"starts", func(v *argonv1.MachineView) cell { return number(v.GetMachine().GetStatus().GetStarts()) }},
 	{"created", func(v *argonv1.MachineView) cell { return plain(formatTime(v.GetMachine().GetMeta().GetCreated())) }},
 	{"id", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetMeta().GetId()) }},

@@ -40,15 +40,21 @@ func serveNBD(m *mirror.Attachment, volumeID, socket string, ln net.Listener, fo
 		stop()
 		return nil, fmt.Errorf("serving volume %s: %w", volumeID, err)
 	}
-	a := &attachment{
-		Attachment: m, nbd: server, stopNBD: stop, forget: forget,
-		disk: hypervisor.Disk{Socket: socket, Export: volumeID, Serial: serial(volumeID)},
-	}
+	return newAttachment(m, server, stop, diskOf(volumeID, socket), forget), nil
+}
+
+// newAttachment is an attachment with the server in front of it.
+func newAttachment(m *mirror.Attachment, server *nbd.Server, stop context.CancelFunc, disk hypervisor.Disk, forget func()) *attachment {
+	a := &attachment{Attachment: m, nbd: server, stopNBD: stop, forget: forget, disk: disk}
 	a.watch.Go(func() {
 		<-m.Done()
 		stop()
 	})
-	return a, nil
+	return a
+}
+
+func diskOf(volumeID, socket string) hypervisor.Disk {
+	return hypervisor.Disk{Socket: socket, Export: volumeID, Serial: serial(volumeID)}
 }
 
 // serial is what a guest sees: the end of the id, which is the random part.

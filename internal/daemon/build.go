@@ -38,6 +38,7 @@ type memberParts struct {
 	peers    *peers
 	volumes  *volumes
 	ports    *network.Ports
+	carrier  *carrier
 	agent    *agent.Agent
 	gate     *gate
 	data     *dataPort
@@ -88,6 +89,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 		ending:  func() bool { return ctx.Err() != nil },
 		dialer:  dialer{serverID: id, clusterID: clusterID, store: m.replicas, connect: m.peers.dialData},
 	}
+	m.carrier = newCarrier(id, m.view, s.paths, m.peers, s.Log)
 	m.agent = agent.New(agent.Options{
 		ServerID: id, Store: m.store, View: m.view, Gate: m.gate,
 		Volumes:  m.volumes,
@@ -98,6 +100,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 		Dirs:     guestDirs{s.paths},
 		Seeds:    seeds{},
 		Monitor:  s.Monitor,
+		Carrier:  m.carrier,
 		Now:      time.Now, Log: s.Log,
 	})
 	m.volumes.agent = m.agent
@@ -107,6 +110,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 
 // close ends what does not end by itself.
 func (m *memberParts) close(log *slog.Logger) {
+	m.carrier.close()
 	m.peers.close()
 	if err := m.replicas.Close(); err != nil {
 		log.Warn("closing the replicas", "err", err)
@@ -137,7 +141,7 @@ func (s *server) openReplicas(clusterID string, images *image.Store) (*replica.S
 // newDataPort leads what other servers send to the replicas and to the guests.
 func (s *server) newDataPort(m *memberParts, clusterID string) *dataPort {
 	return &dataPort{
-		config: s.member.ServerTLS(tls.RequireAndVerifyClientCert, wire.Protocol, network.ALPN),
+		config: s.member.ServerTLS(tls.RequireAndVerifyClientCert, wire.Protocol, network.ALPN, stateProtocol),
 		allow:  func(state tls.ConnectionState) (string, error) { return allowServer(m.view.State(), state) },
 		serve: map[string]func(context.Context, *tls.Conn, string){
 			wire.Protocol: func(ctx context.Context, conn *tls.Conn, serverID string) {
@@ -145,7 +149,8 @@ func (s *server) newDataPort(m *memberParts, clusterID string) *dataPort {
 					s.Log.Debug("a holder's connection ended", "server", serverID, "err", err)
 				}
 			},
-			network.ALPN: func(ctx context.Context, conn *tls.Conn, _ string) { m.ports.ServeTunnel(ctx, conn) },
+			stateProtocol: m.carrier.serve,
+			network.ALPN:  func(ctx context.Context, conn *tls.Conn, _ string) { m.ports.ServeTunnel(ctx, conn) },
 		},
 		log: s.Log,
 	}

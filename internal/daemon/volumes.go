@@ -62,6 +62,9 @@ func (v *volumes) Attach(ctx context.Context, req agent.AttachRequest) (agent.At
 	if err != nil {
 		return nil, err
 	}
+	if waits, ok := req.Standby.(*standbyAttachment); ok {
+		return waits.become(m), nil
+	}
 	a, err := v.serve(ctx, m, req)
 	if err != nil {
 		m.Abandon()
@@ -77,13 +80,17 @@ func (v *volumes) serve(ctx context.Context, m *mirror.Attachment, req agent.Att
 	if err != nil {
 		return nil, err
 	}
-	forget := func() {
+	return serveNBD(m, req.VolumeID, path, ln, v.forget(ctx, path), v.log)
+}
+
+// forget is what is done about a socket when its attachment is over.
+func (v *volumes) forget(ctx context.Context, path string) func() {
+	return func() {
 		// The guest of a daemon that ends runs on, and finds its disk again.
 		if !v.ending() {
 			v.sockets.drop(context.WithoutCancel(ctx), path)
 		}
 	}
-	return serveNBD(m, req.VolumeID, path, ln, forget, v.log)
 }
 
 // Instant implements agent.Volumes.

@@ -1,11 +1,17 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
 	"sync"
 )
+
+// Splice carries bytes both ways until both directions have ended, one broke, or
+// ctx ended. It closes both connections. What broke on one side breaks on the
+// other: a cut stream must not look like a complete one.
+func Splice(ctx context.Context, a, b net.Conn) { spliceUntil(ctx, a, b) }
 
 // splice carries bytes both ways until both directions have ended, or one
 // broke, or the connections were closed. It closes both. What broke on one side

@@ -163,6 +163,11 @@ func (g *Guest) Set(s hypervisor.Status) {
 
 // set is Set for who holds mu.
 func (g *Guest) set(s hypervisor.Status) {
+	select {
+	case <-g.done:
+		return // it is gone
+	default:
+	}
 	g.status = s
 	g.monitor.Census.note(g, s.State == hypervisor.Running)
 }

@@ -89,7 +89,12 @@ func (g *Guest) Send(ctx context.Context, conn net.Conn, progress func(hyperviso
 	if err := line.at(ctx, "send"); err != nil {
 		return errors.Join(err, g.StopSending(ctx))
 	}
-	g.Set(hypervisor.Status{State: hypervisor.Leaving})
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.status.State != hypervisor.Running {
+		return errors.New("the guest has stopped")
+	}
+	g.set(hypervisor.Status{State: hypervisor.Leaving})
 	return nil
 }
 

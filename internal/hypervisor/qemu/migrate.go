@@ -96,9 +96,19 @@ func (g *guest) enable(ctx context.Context, capabilities []string) error {
 
 // Send implements hypervisor.Guest.
 func (g *guest) Send(ctx context.Context, conn net.Conn, progress func(hypervisor.Transfer)) error {
-	err := g.beginSending(ctx, conn)
-	if err == nil {
-		_, err = g.await(ctx, "pre-switchover", progress)
+	emulated, err := g.emulated(ctx)
+	if err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	if err = g.beginSending(ctx, conn, emulated); err == nil {
+		allowed := shortest
+		_, err = g.await(ctx, "pre-switchover", func(t hypervisor.Transfer) (err error) {
+			progress(t)
+			if !emulated {
+				allowed, err = g.allow(ctx, allowed, t.Passes)
+			}
+			return err
+		})
 	}
 	if err == nil {
 		return nil
@@ -109,7 +119,7 @@ func (g *guest) Send(ctx context.Context, conn net.Conn, progress func(hyperviso
 }
 
 // beginSending hands the connection over and tells QEMU to begin.
-func (g *guest) beginSending(ctx context.Context, conn net.Conn) error {
+func (g *guest) beginSending(ctx context.Context, conn net.Conn, emulated bool) error {
 	defer conn.Close()
 	held, ok := conn.(interface{ File() (*os.File, error) })
 	if !ok {
@@ -126,8 +136,12 @@ func (g *guest) beginSending(ctx context.Context, conn net.Conn) error {
 	if err := g.enable(ctx, sending); err != nil {
 		return err
 	}
+	allowed := shortest
+	if emulated {
+		allowed = 0
+	}
 	if err := g.executeWith(ctx, "migrate-set-parameters", map[string]any{
-		"max-bandwidth": int64(maxBandwidth), "downtime-limit": shortest.Milliseconds(),
+		"max-bandwidth": int64(maxBandwidth), "downtime-limit": allowed.Milliseconds(),
 	}, nil); err != nil {
 		return err
 	}
@@ -138,7 +152,71 @@ func (g *guest) beginSending(ctx context.Context, conn net.Conn) error {
 	if err != nil {
 		return fmt.Errorf("guest %s: handing the connection to QEMU: %w", g.id, err)
 	}
-	return g.executeWith(ctx, "migrate", map[string]any{"uri": "fd:" + streamName}, nil)
+	start := func() error {
+		return g.executeWith(ctx, "migrate", map[string]any{"uri": "fd:" + streamName}, nil)
+	}
+	if emulated {
+		return g.standingStill(ctx, start)
+	}
+	return start()
+}
+
+// emulated tells whether the guest's processors are TCG's. QEMU's record of the
+// memory that such a guest changes has two holes. What is in a processor's
+// translation buffer when the record begins is changed without a trace; and so
+// is, after a later look at the record, what was due to be sent already. So the
+// guest stands still for a moment at the beginning, and there is one pass over
+// its memory, without a look, before it stands still for the rest.
+func (g *guest) emulated(ctx context.Context) (bool, error) {
+	var answer struct {
+		Enabled bool `json:"enabled"`
+	}
+	err := g.execute(ctx, "query-kvm", &answer)
+	return !answer.Enabled, err
+}
+
+// standingStill starts a transfer of a guest that stands still until QEMU records
+// what it changes.
+func (g *guest) standingStill(ctx context.Context, start func() error) error {
+	before, err := g.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if before.State != hypervisor.Running {
+		return start()
+	}
+	if err := g.execute(ctx, "stop", nil); err != nil {
+		return err
+	}
+	err = start()
+	for begun := false; err == nil && !begun; {
+		var m *migration
+		if m, err = g.migration(ctx); err != nil {
+			break
+		}
+		if begun = m.Status != "setup" && m.Status != "none"; !begun {
+			err = g.awaitNews(ctx)
+		}
+	}
+	// It may be about to stand still for the rest: then it stays so.
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopSendingTimeout)
+	defer cancel()
+	if now, serr := g.Status(bounded); serr != nil || now.State == hypervisor.Paused {
+		err = errors.Join(err, serr, g.contUnless(bounded, hypervisor.Leaving))
+	}
+	return err
+}
+
+// contUnless makes a guest go on, unless it has come to a state meanwhile.
+func (g *guest) contUnless(ctx context.Context, state hypervisor.RunState) error {
+	err := g.Resume(ctx)
+	if err == nil {
+		return nil
+	}
+	if now, serr := g.Status(ctx); serr == nil && now.State == state {
+		return nil
+	}
+	return err
 }
 
 // Finish implements hypervisor.Guest.
@@ -160,8 +238,11 @@ func (g *guest) StopSending(ctx context.Context) error {
 	}
 	for {
 		m, err := g.migration(ctx)
-		if err != nil || m.over() {
+		if err != nil {
 			return err
+		}
+		if m.over() {
+			return g.goOnAfter(ctx, m)
 		}
 		if !cancelled {
 			if err := g.execute(ctx, "migrate_cancel", nil); err != nil {
@@ -176,14 +257,27 @@ func (g *guest) StopSending(ctx context.Context) error {
 	}
 }
 
+// goOnAfter makes a guest go on whose transfer came to nothing. QEMU does that
+// only if it ran when the last of it was to be sent.
+func (g *guest) goOnAfter(ctx context.Context, m *migration) error {
+	if m.Status != "failed" && m.Status != "cancelled" {
+		return nil
+	}
+	s, err := g.Status(ctx)
+	if err != nil || s.State != hypervisor.Left && s.Detail != "paused" {
+		return err
+	}
+	return g.Resume(ctx)
+}
+
 func (g *guest) migration(ctx context.Context) (*migration, error) {
 	m := &migration{}
 	return m, g.execute(ctx, "query-migrate", m)
 }
 
-// await waits until a transfer has come to a status.
-func (g *guest) await(ctx context.Context, status string, progress func(hypervisor.Transfer)) (hypervisor.Transfer, error) {
-	allowed := shortest
+// await waits until a transfer has come to a status. each, if it is not nil, is
+// called while it has not.
+func (g *guest) await(ctx context.Context, status string, each func(hypervisor.Transfer) error) (hypervisor.Transfer, error) {
 	for {
 		m, err := g.migration(ctx)
 		if err != nil {
@@ -196,9 +290,8 @@ func (g *guest) await(ctx context.Context, status string, progress func(hypervis
 		case m.over():
 			return t, fmt.Errorf("guest %s: sending its state: it is %s: %s", g.id, m.Status, m.Error)
 		}
-		if progress != nil {
-			progress(t)
-			if allowed, err = g.allow(ctx, allowed, t.Passes); err != nil {
+		if each != nil {
+			if err := each(t); err != nil {
 				return t, err
 			}
 		}
