@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/devcluster"
 	"github.com/argon-cluster/argon/test/harness"
 )
@@ -13,7 +14,8 @@ import (
 // an upgrade does, then by SIGKILL, while a guest writes: its process and its
 // uptime go on, its console comes back by itself, its port too.
 func TestEveryDaemonRestarts(t *testing.T) {
-	c := harness.Up(t, devcluster.Options{Servers: 3})
+	// A daemon that was killed has a lease's time to return, on any machine.
+	c := harness.Up(t, devcluster.Options{Servers: 3, Settings: &argonv1.Settings{LeaseSeconds: 30}})
 	home := counting(t, c, "2")
 	other := c.Other(home.Name)
 	w := c.Watch(port, c.Servers()...)
