@@ -1,6 +1,5 @@
 #!/bin/bash
-# Builds the disk image of an ordinary Debian: its kernel, systemd, PostgreSQL,
-# cloud-init, which does nothing unless it finds its data, and the guest agent.
+# Builds the disk image of an ordinary Debian: its kernel, systemd, PostgreSQL.
 # PostgreSQL is as Debian ships it, fsync on, but for who may connect: user and
 # database argon, from outside, without a password.
 #
@@ -59,7 +58,7 @@ chroot "$root" su postgres -c "pg_ctlcluster $version main stop"
 EOF
 
 mmdebstrap --quiet --variant=minbase \
-	--include=linux-image-cloud-amd64,initramfs-tools,systemd-sysv,udev,kmod,iproute2,sudo,postgresql,cloud-init,qemu-guest-agent \
+	--include=linux-image-cloud-amd64,initramfs-tools,systemd-sysv,udev,kmod,iproute2,postgresql \
 	--setup-hook="sh $work/setup.sh \"\$1\"" \
 	--customize-hook="sh $work/customize.sh \"\$1\"" \
 	--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
