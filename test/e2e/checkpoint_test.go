@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -102,4 +103,174 @@ func TestResumeFromCheckpoint(t *testing.T) {
 		return !strings.Contains(c.Argon(other, "checkpoint", "ls")+c.Argon(other, "volume", "ls", "--all"), "then") &&
 			!strings.Contains(c.Argon(other, "snapshot", "ls"), "checkpoint-")
 	})
+}
+
+// A machine is suspended: nothing of it runs, its server's memory is free. It
+// goes on where it was, also when the server that it ran on is lost meanwhile;
+// and then its memory is used up.
+func TestSuspendAndResume(t *testing.T) {
+	c := harness.Up(t, devcluster.Options{Servers: 3})
+	home := counting(t, c, "2")
+	other := c.Other(home.Name)
+	before := report(c, other)
+	c.Argon(other, "machine", "suspend", machine)
+	if n := copies(c); n != 0 {
+		t.Errorf("%d guests run of a suspended machine", n)
+	}
+	for args, says := range map[string]string{
+		"machine start " + machine:                      "is suspended",
+		"machine stop " + machine:                       "memory would be lost",
+		"machine suspend " + machine:                    "is suspended",
+		"machine checkpoint " + machine:                 "is suspended",
+		"machine resume " + machine + " --from nothing": "does not exist",
+		"machine resume " + machine + " --on nowhere":   "does not exist",
+	} {
+		if got := c.ArgonFails(other, strings.Fields(args)...); !strings.Contains(got, says) {
+			t.Errorf("argon %s: %s", args, got)
+		}
+	}
+	must(t, home.Kill(t.Context()))
+	begun := time.Now()
+	c.Argon(other, "machine", "resume", machine)
+	t.Logf("it runs on another server %v after it was asked for", time.Since(begun))
+	now := report(c, other)
+	if now.Boot != before.Boot || now.Count < before.Count {
+		t.Errorf("it was at %+v, and is at %+v", before, now)
+	}
+	must(t, home.Start(t.Context()))
+	oneCopy(c)
+	c.Eventually("its memory is used up", func() bool {
+		return !strings.Contains(c.Argon(other, "volume", "ls", "--all"), "memory-")
+	})
+	if got := c.ArgonFails(other, "machine", "resume", machine); !strings.Contains(got, "is not suspended") {
+		t.Error(got)
+	}
+}
+
+// The server of a machine with the policy to be resumed is lost: it goes on from
+// its last checkpoint, the same boot with the count and the disk of then.
+func TestLostAndResumed(t *testing.T) {
+	liveSaving(t)
+	c := harness.Up(t, devcluster.Options{Servers: 3})
+	home := counting(t, c, "2")
+	other := c.Other(home.Name)
+	c.Argon(other, "machine", "set", machine, "--on-loss", "resume", "--checkpoint-every", "10s", "--keep", "2")
+	var last *argonv1.CheckpointView
+	c.Eventually("three checkpoints were taken, and two are kept", func() bool {
+		res, err := client.Call(t.Context(), c.API(other).Checkpoints.ListCheckpoints, &argonv1.ListCheckpointsRequest{Machine: machine})
+		must(t, err)
+		ready := 0
+		for _, v := range res.GetCheckpoints() {
+			if v.GetUnusable() == "" {
+				last = v
+				ready++
+			}
+		}
+		out := c.Argon(other, "events", "--limit", "1000")
+		return ready == 2 && strings.Count(out, "checkpoint-taken") >= 3
+	})
+	t.Logf("the last one: it stood still for %.1f ms", float64(last.GetCheckpoint().GetPauseMicroseconds())/1000)
+	c.Argon(other, "machine", "set", machine, "--checkpoint-every", "0s")
+	before := report(c, other)
+	w := c.Watch(port, other)
+	counts(c, w, 30)
+	lost := w.Highest()
+	w.Stop()
+	must(t, home.Kill(t.Context()))
+	c.Running(other, machine, home.Name)
+	now := report(c, other)
+	if now.Boot != before.Boot || now.Count >= lost+30 {
+		t.Errorf("it was at %+v and came to %d, and is at %+v", before, lost, now)
+	}
+	must(t, home.Start(t.Context()))
+	oneCopy(c)
+	if out := c.Argon(other, "events", "--limit", "1000"); !strings.Contains(out, "machine-resumed-from") {
+		t.Errorf("nobody says that it was resumed:\n%s", out)
+	}
+}
+
+// Another machine goes on from a checkpoint, beside the first.
+func TestCloneFromCheckpoint(t *testing.T) {
+	liveSaving(t)
+	c := harness.Up(t, devcluster.Options{Servers: 2})
+	home := counting(t, c, "2")
+	c.Argon(home, "machine", "checkpoint", machine, "--name", "then")
+	for args, says := range map[string]string{
+		"machine checkpoint " + machine + " --name then":            "exists already",
+		"machine checkpoint " + machine + " --name Then":            "use 1 to 63",
+		"machine clone " + machine + " " + machine + " --from then": "exists already",
+		"machine resume " + machine + " --from then":                "stop it first",
+		"volume rm " + volumeOf(c, home, "then"):                    "goes with it",
+		"volume connect " + volumeOf(c, home, "then"):               "goes with it",
+	} {
+		if got := c.ArgonFails(home, strings.Fields(args)...); !strings.Contains(got, says) {
+			t.Errorf("argon %s: %s", args, got)
+		}
+	}
+	c.Argon(home, "machine", "clone", machine, "twin", "--from", "then")
+	con := console(t, c, home, "twin")
+	con.say("cat /proc/sys/kernel/random/boot_id\n")
+	con.hear(report(c, home).Boot)
+	if n := copies(c); n != 2 {
+		t.Errorf("%d guests run", n)
+	}
+}
+
+// volumeOf is the name of the volume with a checkpoint's memory.
+func volumeOf(c *harness.Cluster, s *devcluster.Server, checkpoint string) string {
+	return "memory-" + strings.ToLower(checkpointed(c, s, checkpoint).GetCheckpoint().GetMeta().GetId())
+}
+
+// One byte of a checkpoint's memory has changed on the disk: that is told with
+// the frame, nothing is started, and the machine's disk is as it was.
+func TestDamagedCheckpoint(t *testing.T) {
+	c := harness.Up(t, devcluster.Options{Servers: 1})
+	home := counting(t, c, "1")
+	c.Argon(home, "machine", "checkpoint", machine, "--name", "then")
+	id := checkpointed(c, home, "then").GetCheckpoint().GetMemoryVolumeId()
+	w := c.Watch(port, home)
+	counts(c, w, 20)
+	last := w.Highest()
+	w.Stop()
+	c.Argon(home, "machine", "stop", machine)
+	flip(t, home.Dir, id, 200_000)
+	got := c.ArgonFails(home, "machine", "resume", machine, "--from", "then", "--timeout", "20s")
+	out := c.Argon(home, "events", "--limit", "50")
+	if !strings.Contains(out, "frame 0 of the memory is damaged") {
+		t.Errorf("nobody names the frame: %s\n%s", got, out)
+	}
+	if n := copies(c); n != 0 {
+		t.Errorf("%d guests run", n)
+	}
+	c.Argon(home, "machine", "start", machine)
+	if now := report(c, home); now.Found < last {
+		t.Errorf("its disk has %d, and had %d", now.Found, last)
+	}
+}
+
+// flip changes a byte of what a replica of a volume holds, behind its back.
+func flip(t *testing.T, dir, volumeID string, at int64) {
+	t.Helper()
+	found := 0
+	must(t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.Contains(path, volumeID) || !strings.Contains(filepath.Base(path), "data") {
+			return nil
+		}
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		b := make([]byte, 1)
+		if _, err := f.ReadAt(b, at); err != nil {
+			return nil // another file of it
+		}
+		found++
+		b[0] ^= 1
+		_, err = f.WriteAt(b, at)
+		return err
+	}))
+	if found != 1 {
+		t.Fatalf("%d files hold the memory", found)
+	}
 }
