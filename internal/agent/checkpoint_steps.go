@@ -262,7 +262,39 @@ func (a *Agent) snapshotDisks(ctx context.Context, c *argonv1.Checkpoint, m *arg
 	if err != nil {
 		return nil, err
 	}
-	return epochs, a.Volumes.Instant(ctx, c.GetMeta().GetId(), len(epochs), g.handle.Pause)
+	return epochs, a.Volumes.Instant(ctx, c.GetMeta().GetId(), len(epochs), func(ctx context.Context) error {
+		// To stop, a guest flushes its disks: that is short when they just were.
+		if err := a.flushDisks(ctx, m); err != nil {
+			return err
+		}
+		return g.handle.Pause(ctx)
+	})
+}
+
+// flushDisks makes what a machine has written to its disks durable.
+func (a *Agent) flushDisks(ctx context.Context, m *argonv1.Machine) error {
+	disks := m.GetVolumeIds()
+	flushed := make(chan error, len(disks))
+	for _, id := range disks {
+		a.mu.Lock()
+		dev, ok := a.volume(id).attachment.(device.Device)
+		a.mu.Unlock()
+		if !ok {
+			return fmt.Errorf("volume %s is not attached here any more", id)
+		}
+		dev.Submit(&device.Request{Op: device.OpFlush, Done: func(err error) { flushed <- err }})
+	}
+	for range disks {
+		select {
+		case err := <-flushed:
+			if err != nil {
+				return fmt.Errorf("flush the disks: %w", err)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // askForSnapshots records the snapshots as being taken, of all the machine's

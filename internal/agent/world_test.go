@@ -454,14 +454,11 @@ func (i *fakeImages) Remove(_ context.Context, id string) error {
 	return nil
 }
 
-// contentOf is what a volume holds, on whatever server: nil if nobody looks.
+// contentOf is what a volume holds, on whatever server.
 func (w *world) contentOf(v *argonv1.Volume) *volumetest.MemDevice {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	id := v.GetMeta().GetId()
-	if v.GetCheckpointId() == "" {
-		return nil
-	}
 	if w.content[id] == nil {
 		w.content[id] = volumetest.New(8<<20, 1)
 		w.t.Cleanup(func() { _ = w.content[id].Close() })
@@ -525,6 +522,9 @@ func (f *fakeVolumes) Instant(ctx context.Context, group string, _ int, stop fun
 			for _, s := range v.GetSnapshots() {
 				if s.GetGroup() == group {
 					s.State, err = argonv1.SnapshotState_SNAPSHOT_STATE_READY, nil
+					for _, r := range v.GetReplicas() {
+						s.ReplicaIds = append(s.ReplicaIds, r.GetId())
+					}
 				}
 			}
 			return err
@@ -660,9 +660,10 @@ func (a *fakeAttachment) propose(ctx context.Context, release bool) error {
 				same = false
 			}
 		}
-		if (same && !release) || len(set) == 0 {
+		if (same && !release && v.GetRollbackTo() == 0) || len(set) == 0 {
 			return catalog.ErrUnchanged
 		}
+		v.RollbackTo = 0
 		return mirror.Apply(v, mirror.Proposal{Epoch: a.epoch, InSync: set, Release: release, Clean: release}, time.Now())
 	})
 	return err

@@ -154,6 +154,7 @@ func TestLostAndResumed(t *testing.T) {
 	c := harness.Up(t, devcluster.Options{Servers: 3})
 	home := counting(t, c, "2")
 	other := c.Other(home.Name)
+	report(c, other) // it has booted
 	c.Argon(other, "machine", "set", machine, "--on-loss", "resume", "--checkpoint-every", "10s", "--keep", "2")
 	var last *argonv1.CheckpointView
 	c.Eventually("three checkpoints were taken, and two are kept", func() bool {

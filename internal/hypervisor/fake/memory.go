@@ -2,6 +2,7 @@ package fake
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strings"
 	"time"
@@ -82,6 +83,11 @@ func (g *Guest) Save(_ context.Context, live bool) (hypervisor.Saved, error) {
 	g.mu.Lock()
 	mind, err := g.mind, g.unsaveable
 	g.mu.Unlock()
+	select {
+	case <-g.done:
+		err = errors.New("it has ended")
+	default:
+	}
 	if err != nil {
 		return hypervisor.Saved{}, err
 	}

@@ -100,7 +100,11 @@ func (g *guest) PrepareSave(ctx context.Context) (hypervisor.SaveMode, error) {
 	case err != nil:
 		return hypervisor.SaveMode{}, err
 	}
-	return hypervisor.SaveMode{Live: true}, nil
+	// So that nothing but the saving itself is left to do while it stands still.
+	g.mu.Lock()
+	spool := g.spool
+	g.mu.Unlock()
+	return hypervisor.SaveMode{Live: true}, g.hand(ctx, spool)
 }
 
 // openSpool makes the file that memory is saved to.
@@ -181,11 +185,10 @@ func (g *guest) Save(ctx context.Context, runsOn bool) (hypervisor.Saved, error)
 }
 
 func (g *guest) save(ctx context.Context, memory *spooled, runsOn bool) error {
-	if err := g.setCapabilities(ctx, capability{live, runsOn}); err != nil {
-		return err
-	}
-	if err := g.hand(ctx, memory.file); err != nil {
-		return err
+	if !runsOn {
+		if err := errors.Join(g.setCapabilities(ctx, capability{live, false}), g.hand(ctx, memory.file)); err != nil {
+			return err
+		}
 	}
 	if err := g.executeWith(ctx, "migrate", map[string]string{"uri": "fd:" + memoryStream}, nil); err != nil {
 		return err
