@@ -81,13 +81,13 @@ func (a *Agent) takeCheckpoint(ctx context.Context, c *argonv1.Checkpoint, m *ar
 	// memory was saved to be suspended.
 	ferr := a.failCheckpoint(context.WithoutCancel(ctx), c, err)
 	if ferr == nil || c.GetPurpose() != forSuspend {
-		ferr = errors.Join(ferr, a.goOnAfterSave(ctx, g))
+		ferr = errors.Join(ferr, a.letGoOn(ctx, g))
 	}
 	return errors.Join(err, ferr)
 }
 
-// goOnAfterSave makes a guest run again; one that runs does not mind.
-func (a *Agent) goOnAfterSave(ctx context.Context, g *guest) error {
+// letGoOn makes a guest run again; one that runs does not mind.
+func (a *Agent) letGoOn(ctx context.Context, g *guest) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goOnTimeout)
 	defer cancel()
 	select {

@@ -197,7 +197,8 @@ func (a *Agent) consume(ctx context.Context, m *argonv1.Machine, c *argonv1.Chec
 		})
 		switch {
 		case err == nil:
-			if err := g.handle.Resume(ctx); err != nil {
+			// The change of the record may already have ended this step's time.
+			if err := a.letGoOn(ctx, g); err != nil {
 				a.Log.Warn("a guest does not go on; it is tried again", "guest", g.id, "err", err)
 			}
 			a.tell(ctx, machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-woken",

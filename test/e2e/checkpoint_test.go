@@ -195,6 +195,7 @@ func TestCloneFromCheckpoint(t *testing.T) {
 	liveSaving(t)
 	c := harness.Up(t, devcluster.Options{Servers: 2})
 	home := counting(t, c, "2")
+	report(c, home) // it has booted
 	c.Argon(home, "machine", "checkpoint", machine, "--name", "then")
 	for args, says := range map[string]string{
 		"machine checkpoint " + machine + " --name then":            "exists already",
