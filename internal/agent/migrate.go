@@ -9,8 +9,8 @@ import (
 )
 
 // This file decides what to do next with a machine that goes to another server
-// while it runs: functions without effects. docs/decisions has the table of what
-// can fail at each step.
+// while it runs: functions without effects. docs/decisions/0022 has the table of
+// what can fail at each step.
 
 const (
 	preparing = argonv1.MigrationPhase_MIGRATION_PHASE_PREPARING
