@@ -446,11 +446,20 @@ func (a *Agent) watch(ctx context.Context, g *guest) {
 			})
 			return
 		case <-tick.C:
-			now, err := g.handle.Status(ctx)
-			if err == nil && now != g.status {
-				a.note(func() { g.status = now })
+			if now, err := g.handle.Status(ctx); err == nil {
+				a.observe(g, now)
 			}
 		}
+	}
+}
+
+// observe notes how a guest does now, if that is new.
+func (a *Agent) observe(g *guest, now hypervisor.Status) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if now != g.status {
+		g.status = now
+		a.nudge()
 	}
 }
 

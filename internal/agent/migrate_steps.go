@@ -157,7 +157,7 @@ func (a *Agent) serverName(id string) string {
 func (a *Agent) giveUp(ctx context.Context, m *argonv1.Machine, g *guest, why string) error {
 	// What is begun here is ended, whatever becomes of the daemon.
 	ctx = context.WithoutCancel(ctx)
-	if g != nil && g.handle != nil && !g.exited {
+	if g != nil && g.handle != nil && !closed(g.handle.Done()) {
 		bounded, cancel := context.WithTimeout(ctx, stopSendingTimeout)
 		defer cancel()
 		if err := g.handle.StopSending(bounded); err != nil && !closed(g.handle.Done()) {
