@@ -87,9 +87,11 @@ func TestMachineStopsStartsAndGoes(t *testing.T) {
 		return len(st.Machines) == 0 && len(st.Volumes) == 0 && len(st.VolumeStatus) == 0
 	})
 	for _, h := range w.hosts {
+		h.mu.Lock()
 		if len(h.replicas) > 0 {
 			t.Errorf("server %s still keeps %v", h.id, h.replicas)
 		}
+		h.mu.Unlock()
 	}
 	if n := w.guests(); n != 0 {
 		t.Errorf("%d guests still run", n)
@@ -323,12 +325,15 @@ func TestConnectWhileDetaching(t *testing.T) {
 		}
 		again <- c
 	}()
-	users := func() int {
+	for come := false; !come; { // the second user asks for a pass
 		a.mu.Lock()
-		defer a.mu.Unlock()
-		return a.volumes["v"].connections
+		passed := a.passed
+		come = a.volumes["v"].connections == 1
+		a.mu.Unlock()
+		if !come {
+			<-passed
+		}
 	}
-	w.until("the second user has come", func(*catalog.State) bool { return users() == 1 })
 	a.mu.Lock()
 	ready, err := a.connected(&Connection{agent: a, id: "v"})
 	a.mu.Unlock()
