@@ -50,7 +50,7 @@ $(GUEST): $(wildcard test/guest/*)
 test: needs-test build $(GUEST) ## unit, simulation and end-to-end tests
 	go test -race -timeout 15m $$(go list ./... | grep -v '/argon/test/\|/mirror/sim$$')
 	go test -timeout 10m ./internal/volume/mirror/sim -seeds 3000 -v
-	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -race -p 1 -timeout 25m ./test/...
+	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -race -p 1 -timeout 45m ./test/...
 
 SEEDS ?= 20000
 
