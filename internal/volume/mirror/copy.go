@@ -297,6 +297,9 @@ func (c *Core) copyChunk(p *peer, off, n int64) {
 	cp.chunks++
 	set(cp.going, off/c.cfg.Grain)
 	o := &op{verb: VerbReadVerified, target: p, off: off, len: n, data: make([]byte, n), lock: exclusive, read: c.chunkRead}
+	if n < c.cfg.Grain {
+		o.verb = VerbRead // the end: a replica that grew already has more of the region
+	}
 	if cp.view != nil {
 		// It cannot change, and the replica gets no writes: nothing to lock. It
 		// is stamped as the newest of what the snapshot holds.

@@ -37,6 +37,9 @@ func (c *Core) tryScrub() {
 	if s.number == 0 && c.volume.GetScrub().GetWanted() > c.volume.GetScrub().GetFinished() {
 		*s = scrubbing{number: c.volume.GetScrub().GetWanted()}
 	}
+	if c.volume.GetWantedBytes() > uint64(c.cfg.Size) {
+		return // until all have grown, the last region is not the same for all
+	}
 	if s.number == 0 || s.busy || s.mending > 0 || s.flushed || c.now < s.next || !c.atEase() || c.anyRole(syncing) || c.rollback.due(c.volume) {
 		return
 	}

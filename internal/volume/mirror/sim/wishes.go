@@ -45,7 +45,8 @@ func (w *world) wish() {
 		w.wishRollback()
 	case p < 0.85 && v.GetSizeBytes() < maxSectors*volume.SectorSize:
 		w.change("the volume shall grow", func(v *argonv1.Volume) {
-			v.WantedBytes = v.GetSizeBytes() + uint64(1+w.rng.IntN(6))*volume.SectorSize
+			// Never less than what was wanted before: a replica may be there already.
+			v.WantedBytes = max(v.GetWantedBytes(), v.GetSizeBytes()+uint64(1+w.rng.IntN(6))*volume.SectorSize)
 			v.WantedBytes = min(v.WantedBytes, maxSectors*volume.SectorSize)
 		})
 	default:
