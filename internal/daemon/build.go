@@ -84,7 +84,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 	})
 	m.volumes = &volumes{
 		meeting:  &mirror.Meeting{Patience: meetPatience},
-		serverID: id, store: m.store, view: m.view, paths: s.paths, news: m.news, log: s.Log,
+		serverID: id, store: m.store, view: m.view, paths: s.paths, news: m.news, replicas: m.replicas, log: s.Log,
 		sockets: &sockets{keeper: s.keeper, owner: s.confinement.user, log: s.Log},
 		ending:  func() bool { return ctx.Err() != nil },
 		dialer:  dialer{serverID: id, clusterID: clusterID, store: m.replicas, connect: m.peers.dialData},
