@@ -54,10 +54,12 @@ func (s imageService) ImportImage(ctx context.Context, stream *importStream) err
 		SHA256: header.GetSha256(), Size: int64(header.GetSizeBytes()),
 	}
 	if req.URL == "" {
-		req.Data = &importReader{stream: stream}
+		req.Data = &uploadReader[argonv1.ImportImageRequest_Header, *argonv1.ImportImageRequest]{receive: stream.Receive}
 	}
 	id := catalog.NewID()
-	staged, err := p.Images.Import(ctx, id, req, throttled(stream))
+	staged, err := p.Images.Import(ctx, id, req, throttled(func(g image.Progress) error {
+		return stream.Send(&argonv1.ImportImageResponse{Phase: g.Phase, DoneBytes: uint64(g.Done), TotalBytes: uint64(g.Total)})
+	}))
 	if err != nil {
 		return fmt.Errorf("image %s: %w", header.GetName(), err)
 	}
@@ -130,42 +132,6 @@ func hints(h image.Hints) *argonv1.MachineHints {
 		return nil
 	}
 	return &argonv1.MachineHints{Cpus: uint32(h.CPUs), MemoryBytes: uint64(h.MemoryBytes), Firmware: h.Firmware}
-}
-
-// importReader reads the data of an import's stream.
-type importReader struct {
-	stream *importStream
-	rest   []byte
-}
-
-func (r *importReader) Read(p []byte) (int, error) {
-	for len(r.rest) == 0 {
-		m, err := r.stream.Receive()
-		if err != nil {
-			return 0, err // io.EOF at the caller's end
-		}
-		if m.GetHeader() != nil {
-			return 0, invalid("an import has only one header")
-		}
-		r.rest = m.GetData()
-	}
-	n := copy(p, r.rest)
-	r.rest = r.rest[n:]
-	return n, nil
-}
-
-// throttled tells the caller how far the import is, now and then. That it can't
-// be told shows when the data is read.
-func throttled(stream *importStream) func(image.Progress) {
-	var last time.Time
-	var phase string
-	return func(g image.Progress) {
-		if g.Phase == phase && time.Since(last) < progressEvery {
-			return
-		}
-		last, phase = time.Now(), g.Phase
-		_ = stream.Send(&argonv1.ImportImageResponse{Phase: g.Phase, DoneBytes: uint64(g.Done), TotalBytes: uint64(g.Total)})
-	}
 }
 
 func (s imageService) ListImages(ctx context.Context, _ *connect.Request[argonv1.ListImagesRequest]) (*connect.Response[argonv1.ListImagesResponse], error) {

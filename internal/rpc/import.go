@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"strconv"
-	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -54,8 +53,10 @@ func (s volumeService) ImportVolume(ctx context.Context, from *importVolumeStrea
 	if st.Servers[p.ServerID].GetWitness() {
 		return precondition("server %s is a witness and keeps no data: import on another", serverName(st, p.ServerID))
 	}
-	i := &importing{Parts: p, header: header, tell: throttledTo(from)}
-	data := bufio.NewReaderSize(&importVolumeReader{from: from}, 64<<10)
+	i := &importing{Parts: p, header: header, tell: throttled(func(g image.Progress) error {
+		return from.Send(&argonv1.ImportVolumeResponse{Progress: &argonv1.Progress{Phase: g.Phase, DoneBytes: uint64(g.Done), TotalBytes: uint64(g.Total)}})
+	})}
+	data := bufio.NewReaderSize(&uploadReader[argonv1.ImportVolumeRequest_Header, *argonv1.ImportVolumeRequest]{receive: from.Receive}, 64<<10)
 	head, err := data.Peek(8)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
@@ -434,39 +435,4 @@ func (s *spooling) Read(p []byte) (int, error) {
 		s.tell(image.Progress{Phase: "receiving", Done: s.done, Total: s.total})
 	}
 	return n, err
-}
-
-// importVolumeReader reads the data of an import's stream.
-type importVolumeReader struct {
-	from *importVolumeStream
-	rest []byte
-}
-
-func (r *importVolumeReader) Read(p []byte) (int, error) {
-	for len(r.rest) == 0 {
-		m, err := r.from.Receive()
-		if err != nil {
-			return 0, err // io.EOF at the caller's end
-		}
-		if m.GetHeader() != nil {
-			return 0, invalid("an import has only one header")
-		}
-		r.rest = m.GetData()
-	}
-	n := copy(p, r.rest)
-	r.rest = r.rest[n:]
-	return n, nil
-}
-
-// throttledTo tells the caller how far the import is, now and then.
-func throttledTo(to *importVolumeStream) func(image.Progress) {
-	var last time.Time
-	var phase string
-	return func(g image.Progress) {
-		if g.Phase == phase && time.Since(last) < progressEvery {
-			return
-		}
-		last, phase = time.Now(), g.Phase
-		_ = to.Send(&argonv1.ImportVolumeResponse{Progress: &argonv1.Progress{Phase: g.Phase, DoneBytes: uint64(g.Done), TotalBytes: uint64(g.Total)}})
-	}
 }

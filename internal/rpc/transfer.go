@@ -37,7 +37,9 @@ func (s machineService) ImportMachine(ctx context.Context, stream *machineImport
 	if err := p.mayImport(ctx, req); err != nil {
 		return err
 	}
-	say := throttledImport(stream)
+	say := throttled(func(g image.Progress) error {
+		return stream.Send(&argonv1.ImportMachineResponse{Phase: g.Phase, DoneBytes: uint64(g.Done), TotalBytes: uint64(g.Total)})
+	})
 	given, err := p.receiveDisks(ctx, stream, req, say)
 	defer func() {
 		for _, g := range given {
@@ -156,18 +158,6 @@ func (r *filesReader) Read(p []byte) (int, error) {
 	n := copy(p, r.rest)
 	r.rest = r.rest[n:]
 	return n, nil
-}
-
-func throttledImport(stream *machineImport) func(image.Progress) {
-	var last time.Time
-	var phase string
-	return func(g image.Progress) {
-		if g.Phase == phase && time.Since(last) < progressEvery {
-			return
-		}
-		last, phase = time.Now(), g.Phase
-		_ = stream.Send(&argonv1.ImportMachineResponse{Phase: g.Phase, DoneBytes: uint64(g.Done), TotalBytes: uint64(g.Total)})
-	}
 }
 
 // machineOf makes the volumes, fills them, and makes the machine.

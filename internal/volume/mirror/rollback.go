@@ -58,7 +58,7 @@ func (c *Core) tryRollback() {
 			off: r.cursor, len: min(c.cfg.Grain, c.cfg.Size-r.cursor), then: c.reverted,
 		})
 	}
-	if r.chunks == 0 && r.cursor >= c.cfg.Size && !r.flushing {
+	if r.chunks == 0 && r.cursor >= c.cfg.Size {
 		r.flushing = true
 		c.submit(&op{verb: VerbFlush, who: members, then: func(*op) { r.flushing, r.flushed = false, true }})
 	}
