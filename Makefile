@@ -82,7 +82,7 @@ fuzz: ## every fuzz test, FUZZTIME each, one after the other
 
 .PHONY: bench
 bench: needs-test build $(GUEST) ## failover, start, idle and volume measurements; needs-ceph to compare with Ceph
-	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -run '^$$' -bench . -benchtime 1x -timeout 120m ./bench/...
+	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -run '^$$' -bench . -benchtime 1x -v -timeout 120m ./bench/...
 
 .PHONY: lint
 lint: ## formatting, vet, staticcheck

@@ -36,7 +36,12 @@ func BenchmarkSnapshot(b *testing.B) {
 		}()
 		after = append(after, fio(b, l, t, *snapshotTime))
 		must(b, <-taken)
+		b.Logf("round %d: %.0f IOPS, then %.0f", i+1, before[i].iops, after[i].iops)
 		t.end()
+		c.Eventually("the volume is let go", func() bool {
+			v, err := c.Volume(c.S(1), name)
+			return err == nil && v.GetVolume().GetAttachment() == nil
+		})
 		c.Argon(c.S(1), "snapshot", "rm", name, "s")
 		c.Argon(c.S(1), "volume", "rm", name)
 	}

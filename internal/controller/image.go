@@ -40,7 +40,7 @@ func (p *planner) image(i *argonv1.Image) {
 	if missing := ImageCopies - len(stay); missing > 0 && p.readyElsewhere(next, nil) {
 		// With fewer servers than copies wanted, those there are have to do.
 		found, _ := placement.PlaceReplicas(p.st, placement.Replicas{
-			Count: missing, NeedBytes: i.GetSizeBytes(), Stay: stay, Never: never,
+			Count: missing, NeedBytes: i.GetSizeBytes(), SizeBytes: i.GetSizeBytes(), Stay: stay, Never: never,
 		})
 		for _, id := range found {
 			next.Copies = append(next.Copies, &argonv1.ImageCopy{ServerId: id})

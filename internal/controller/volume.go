@@ -118,8 +118,8 @@ func (p *planner) replace(v *argonv1.Volume) []*argonv1.Event {
 	// An error says that there are too few servers: then those found have to
 	// do, and the rest is asked for again in the next plan.
 	found, _ := placement.PlaceReplicas(p.st, placement.Replicas{
-		Count: missing, NeedBytes: placement.CopyBytes(p.st, v), Near: placement.BaseServers(p.st, v),
-		Stay: stay, Never: placement.Holders(v),
+		Count: missing, NeedBytes: placement.CopyBytes(p.st, v), SizeBytes: max(v.GetSizeBytes(), v.GetWantedBytes()),
+		Near: placement.BaseServers(p.st, v), Stay: stay, Never: placement.Holders(v),
 	})
 	var events []*argonv1.Event
 	for i, serverID := range found {

@@ -79,8 +79,8 @@ func (o *Options) runDir() string { return cmp.Or(o.RunDir, DefaultRunDir(o.Dir)
 // openMember finds out who this server is, and fills in what the options leave
 // open: a member of a cluster has the address and the ports that it was made
 // with.
-func openMember(o *Options) (*cluster.Member, error) {
-	capacity, _, err := measure(o.Dir)
+func openMember(o *Options, r resources) (*cluster.Member, error) {
+	capacity, _, err := r.measure()
 	if err != nil {
 		return nil, err
 	}
@@ -134,11 +134,15 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer lock.Close()
-	member, err := openMember(&o)
+	has, err := findResources(o.Dir)
 	if err != nil {
 		return err
 	}
-	s := &server{Options: o, paths: p, member: member, configured: make(chan struct{}), ready: make(chan struct{}), stopped: make(chan struct{})}
+	member, err := openMember(&o, has)
+	if err != nil {
+		return err
+	}
+	s := &server{Options: o, paths: p, member: member, resources: has, configured: make(chan struct{}), ready: make(chan struct{}), stopped: make(chan struct{})}
 	if member.Configured() {
 		close(s.configured)
 	}
@@ -150,6 +154,7 @@ type server struct {
 	Options
 	paths  paths
 	member *cluster.Member
+	resources
 	// configured is closed once this server is part of a cluster, ready once
 	// its parts are there, stopped once they are not to come.
 	configured, ready, stopped chan struct{}

@@ -106,10 +106,25 @@ func TestMeminfo(t *testing.T) {
 			t.Errorf("%q was taken", bad)
 		}
 	}
-	capacity, used, err := measure(t.TempDir())
+	dir := t.TempDir()
+	has, err := findResources(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	capacity, used, err := has.measure()
 	if err != nil || capacity.GetCpus() == 0 || capacity.GetMemoryBytes() == 0 || capacity.GetDiskBytes() == 0 ||
 		used.GetMemoryBytes() > capacity.GetMemoryBytes() || used.GetDiskBytes() > capacity.GetDiskBytes() {
 		t.Errorf("of %v are used %v, %v", capacity, used, err)
+	}
+	file, largest := filepath.Join(dir, "file"), int64(capacity.GetLargestFileBytes())
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, largest); err != nil {
+		t.Errorf("a file can have %d bytes: %v", largest, err)
+	}
+	if err := os.Truncate(file, largest+1<<20); err == nil {
+		t.Errorf("a file can have more than %d bytes", largest)
 	}
 }
 

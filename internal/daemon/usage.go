@@ -41,7 +41,7 @@ func isUnchanged(err error) bool { return err == catalog.ErrUnchanged }
 
 // tellUsage returns catalog.ErrUnchanged when there is nothing to tell.
 func (s *server) tellUsage(ctx context.Context, m *memberParts, anyway bool) error {
-	capacity, used, err := measure(s.Dir)
+	capacity, used, err := s.measure()
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ func MemoryVolume(st *catalog.State, m *argonv1.Machine, checkpointID, volumeID 
 	memory := m.GetMemoryBytes()
 	size := (memory + checkpoint.Overhead(memory) + 1<<20 - 1) &^ (1<<20 - 1)
 	// All that it may come to is there soon, unlike with a disk.
-	servers, err := PlaceReplicas(st, Replicas{Count: int(replicas), NeedBytes: size})
+	servers, err := PlaceReplicas(st, Replicas{Count: int(replicas), NeedBytes: size, SizeBytes: size})
 	if len(servers) == 0 {
 		return nil, fmt.Errorf("there is no room for its memory: %w", err)
 	}

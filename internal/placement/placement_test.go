@@ -384,6 +384,25 @@ func TestPlaceReplicas(t *testing.T) {
 			err: "no server has 16 MiB of disk free; the most is 0 B on server a",
 		},
 		{
+			name: "too large for every file system",
+			cluster: func(f fixture) Replicas {
+				f.server("a", "").Capacity.LargestFileBytes = 16 << 40
+				f.server("b", "").Capacity.LargestFileBytes = 15 << 40
+				return Replicas{Count: 2, SizeBytes: 60 << 40}
+			},
+			err: "no server's file system can hold a volume of 60 TiB; the most is 16 TiB on server a",
+		},
+		{
+			name: "too large for one file system",
+			cluster: func(f fixture) Replicas {
+				f.server("a", "").Capacity.LargestFileBytes = 16 << 40
+				f.server("b", "")
+				return Replicas{Count: 2, SizeBytes: 60 << 40}
+			},
+			want: []string{"b"},
+			err:  "only 1 server of the 2 needed has a file system that can hold a volume of 60 TiB",
+		},
+		{
 			name: "what is being copied there counts",
 			cluster: func(f fixture) Replicas {
 				f.server("a", "")

@@ -19,6 +19,9 @@ type Replicas struct {
 	// NeedBytes is what is put into each replica at once. It may grow to the
 	// volume's size later, if there is room then.
 	NeedBytes uint64
+	// SizeBytes is the size of each. A replica's layers are files of that size,
+	// which not every file system can hold, however thin they are.
+	SizeBytes uint64
 	// Near lists the servers that have what the replica is made from; they
 	// are preferred.
 	Near []string
@@ -47,7 +50,7 @@ func PlaceReplicas(st *catalog.State, want Replicas) (serverIDs []string, err er
 		all = slices.DeleteFunc(all, func(c candidate) bool { return !slices.Contains(want.Near, c.id()) })
 	}
 	fit := slices.DeleteFunc(slices.Clone(all), func(c candidate) bool {
-		return slices.Contains(want.Stay, c.id()) || slices.Contains(want.Never, c.id()) || c.free.GetDiskBytes() < want.room()
+		return slices.Contains(want.Stay, c.id()) || slices.Contains(want.Never, c.id()) || c.free.GetDiskBytes() < want.room() || !CanHold(c.server, want.SizeBytes)
 	})
 	inZone := map[string]int{}
 	for _, id := range want.Stay {
@@ -79,6 +82,13 @@ func PlaceReplicas(st *catalog.State, want Replicas) (serverIDs []string, err er
 // reserve gets nothing, not even what needs no room yet.
 func (r Replicas) room() uint64 { return max(r.NeedBytes, leastRoom) }
 
+// CanHold tells whether a server's file system can hold a replica of that size,
+// leaving aside whether there is room for what is in it.
+func CanHold(s *argonv1.Server, sizeBytes uint64) bool {
+	largest := s.GetCapacity().GetLargestFileBytes()
+	return largest == 0 || sizeBytes <= largest
+}
+
 // leastRoom is what a new replica needs for its tables and its first writes.
 const leastRoom = 16 << 20
 
@@ -100,6 +110,18 @@ func tooFew(all []candidate, want Replicas, found int) error {
 		}
 		return fmt.Errorf("%s would need %s that are alive%s; there %s",
 			plural(total, "replica"), plural(total, "server"), have, isAre(len(open)+len(want.Stay)))
+	}
+	able := slices.DeleteFunc(slices.Clone(open), func(c candidate) bool { return !CanHold(c.server, want.SizeBytes) })
+	if len(able) == 0 {
+		most := slices.MaxFunc(open, func(a, b candidate) int {
+			return cmp.Or(cmp.Compare(a.server.GetCapacity().GetLargestFileBytes(), b.server.GetCapacity().GetLargestFileBytes()), byName(b, a))
+		})
+		return fmt.Errorf("no server's file system can hold a volume of %s; the most is %s on server %s",
+			humanize.IBytes(want.SizeBytes), humanize.IBytes(most.server.GetCapacity().GetLargestFileBytes()), most.name())
+	}
+	if len(able) < want.Count {
+		return fmt.Errorf("only %s of the %d needed %s a file system that can hold a volume of %s",
+			plural(len(able), "server"), want.Count, hasHave(len(able)), humanize.IBytes(want.SizeBytes))
 	}
 	most := slices.MaxFunc(open, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.free.GetDiskBytes(), b.free.GetDiskBytes()), byName(b, a))

@@ -118,7 +118,7 @@ func (w *world) addServer(name string) {
 	id := map[string]string{"a": "A", "b": "B", "c": "C"}[name]
 	s := &argonv1.Server{
 		Meta: &argonv1.Meta{Id: id, Name: name}, Address: "127.0.0.1", ApiPort: 7440, DataPort: 7441,
-		Capacity: &argonv1.Resources{Cpus: 4, MemoryBytes: 8 << 30, DiskBytes: 100 << 30}, CertificateSerial: "1",
+		Capacity: &argonv1.Resources{Cpus: 4, MemoryBytes: 8 << 30, DiskBytes: 100 << 30, LargestFileBytes: 16 << 40}, CertificateSerial: "1",
 	}
 	w.must(w.store.Servers.Create(w.t.Context(), s))
 	w.must(w.store.PutLease(w.t.Context(), 0, &argonv1.Lease{ServerId: id, Since: timestamppb.Now()}))
@@ -444,6 +444,10 @@ func TestVolumes(t *testing.T) {
 	if err != nil || len(thin.GetWarnings()) != 1 || !strings.Contains(thin.GetWarnings()[0], "may grow to 1.0 TiB") {
 		t.Errorf("a volume larger than the disks: %v, %v", thin, err)
 	}
+	_, err = call(t, w.volumes.CreateVolume, &argonv1.CreateVolumeRequest{Name: "large", SizeBytes: 17 << 40})
+	wantError(t, err, connect.CodeResourceExhausted, "file system")
+	_, err = call(t, w.volumes.ResizeVolume, &argonv1.ResizeVolumeRequest{Name: "thin", SizeBytes: 17 << 40})
+	wantError(t, err, connect.CodeFailedPrecondition, "file system")
 	_, err = call(t, w.volumes.RemoveVolume, &argonv1.RemoveVolumeRequest{Name: "thin"})
 	w.must(err)
 

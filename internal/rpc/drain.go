@@ -135,7 +135,7 @@ func copyFits(st *catalog.State, v *argonv1.Volume) bool {
 		}
 	}
 	found, _ := placement.PlaceReplicas(st, placement.Replicas{
-		Count: 1, NeedBytes: placement.CopyBytes(st, v), Near: placement.BaseServers(st, v), Never: placement.Holders(v),
+		Count: 1, NeedBytes: placement.CopyBytes(st, v), SizeBytes: v.GetSizeBytes(), Near: placement.BaseServers(st, v), Never: placement.Holders(v),
 	})
 	return len(found) > 0
 }

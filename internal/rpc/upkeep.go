@@ -10,6 +10,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/placement"
 )
 
 // This file: growing, detaching and scrubbing volumes. Each is a wish in the
@@ -27,6 +28,9 @@ func (s volumeService) ResizeVolume(ctx context.Context, req *connect.Request[ar
 			return err
 		}
 		if size > v.GetSizeBytes() {
+			if err := checkHolds(st, v, size); err != nil {
+				return err
+			}
 			v.WantedBytes = size
 			return served(st, v, "growing")
 		}
@@ -61,6 +65,17 @@ func checkGrowth(v *argonv1.Volume, size uint64) error {
 	}
 	_, err := checkVolumeSize(name, size, origin{})
 	return err
+}
+
+// checkHolds refuses a size that a server with a replica can't keep.
+func checkHolds(st *catalog.State, v *argonv1.Volume, size uint64) error {
+	for _, id := range placement.Holders(v) {
+		if s := st.Servers[id]; !placement.CanHold(s, size) {
+			return precondition("volume %s can't grow to %s: the file system of server %s, which has a replica, can't hold more than %s in a volume",
+				v.GetMeta().GetName(), humanize.IBytes(size), s.GetMeta().GetName(), humanize.IBytes(s.GetCapacity().GetLargestFileBytes()))
+		}
+	}
+	return nil
 }
 
 // DetachBase answers at once; the copying goes on in the background.

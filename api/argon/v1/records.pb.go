@@ -1096,12 +1096,15 @@ func (x *Drain) GetParallel() uint32 {
 }
 
 type Resources struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cpus          uint32                 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	MemoryBytes   uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	DiskBytes     uint64                 `protobuf:"varint,3,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Cpus        uint32                 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryBytes uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	DiskBytes   uint64                 `protobuf:"varint,3,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	// Of a capacity: the largest file that the disk's file system can hold, and so
+	// the largest volume; 0 if it is not known.
+	LargestFileBytes uint64 `protobuf:"varint,4,opt,name=largest_file_bytes,json=largestFileBytes,proto3" json:"largest_file_bytes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Resources) Reset() {
@@ -1151,6 +1154,13 @@ func (x *Resources) GetMemoryBytes() uint64 {
 func (x *Resources) GetDiskBytes() uint64 {
 	if x != nil {
 		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *Resources) GetLargestFileBytes() uint64 {
+	if x != nil {
+		return x.LargestFileBytes
 	}
 	return 0
 }
@@ -4147,12 +4157,13 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x05Drain\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
 	"\bevacuate\x18\x02 \x01(\bR\bevacuate\x12\x1a\n" +
-	"\bparallel\x18\x03 \x01(\rR\bparallel\"a\n" +
+	"\bparallel\x18\x03 \x01(\rR\bparallel\"\x8f\x01\n" +
 	"\tResources\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
-	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\"\x8e\x01\n" +
+	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\x12,\n" +
+	"\x12largest_file_bytes\x18\x04 \x01(\x04R\x10largestFileBytes\"\x8e\x01\n" +
 	"\x05Lease\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x15\n" +
 	"\x06run_id\x18\x02 \x01(\tR\x05runId\x120\n" +
