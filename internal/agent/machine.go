@@ -35,6 +35,8 @@ type guestSeen struct {
 	exited, poweredOff bool
 	status             hypervisor.Status
 	acceleration       hypervisor.Acceleration
+	// machineType is the monitor's name of its kind; empty if it did not say.
+	machineType string
 	// powerDownAt is when its power button was pressed; zero if not.
 	powerDownAt time.Time
 	// pressedAgain: its power button was pressed once more.
@@ -54,6 +56,11 @@ type guestSeen struct {
 	// arriving: it came, or is to come, from another server, and was not told
 	// to go on yet.
 	arriving bool
+	// sentBy is the migration that it was sent for last, by this run of the
+	// daemon.
+	sentBy string
+	// handsOver: its disks are let go of, as it is about to run elsewhere.
+	handsOver bool
 }
 
 // machineSeen is what is known here of a machine.

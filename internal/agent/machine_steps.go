@@ -39,8 +39,8 @@ type guest struct {
 	found bool
 	// killed: by us, so its end is no crash.
 	killed bool
-	// handsOver: its disks are let go of, as it is about to run elsewhere.
-	handsOver bool
+	// wentOn is when it was told to go on after a migration.
+	wentOn time.Time
 	guestSeen
 }
 
@@ -116,6 +116,7 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 		}})
 	}
 	p.planMigration(id, m, local)
+	p.planArrival(id, m, local)
 	step, placement := nextForMachine(m, a.ServerID, seen, p.allowed, p.now)
 	g := local.guests[placement]
 	j := job{step: step.String() + " " + strconv.FormatUint(placement, 10)}
@@ -151,7 +152,7 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 	case announceIt:
 		j.run = func(ctx context.Context) error { return a.announceReceiver(ctx, m) }
 	case goOn:
-		j.run = func(ctx context.Context) error { return a.goOn(ctx, m, g) }
+		j.run = func(ctx context.Context) error { return a.goOn(ctx, g) }
 	case reap:
 		allowed := p.allowed
 		j.run = func(ctx context.Context) error { return a.reap(ctx, m, g, allowed) }
@@ -249,7 +250,7 @@ func (a *Agent) adopt(ctx context.Context, id string, m *argonv1.Machine, g *gue
 	a.mu.Lock()
 	g.found, g.unshared, g.info = true, true, m.GetStatus().GetGuest()
 	a.mu.Unlock()
-	a.take(g, handle)
+	a.take(ctx, g, handle)
 	a.note(func() {
 		g.status = status
 		// Whoever made it stand still is gone.
@@ -259,10 +260,14 @@ func (a *Agent) adopt(ctx context.Context, id string, m *argonv1.Machine, g *gue
 }
 
 // take makes a guest ours: the next pass begins to watch it.
-func (a *Agent) take(g *guest, handle hypervisor.Guest) {
+func (a *Agent) take(ctx context.Context, g *guest, handle hypervisor.Guest) {
+	about, err := handle.Platform(ctx)
+	if err != nil {
+		a.Log.Warn("a guest does not say what kind of machine it is", "guest", g.id, "err", err)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	g.handle, g.adopted, g.since = handle, true, a.Now()
+	g.handle, g.adopted, g.since, g.machineType = handle, true, a.Now(), about.Machine
 	g.status = hypervisor.Status{State: hypervisor.Running}
 }
 
@@ -288,7 +293,7 @@ func (a *Agent) start(ctx context.Context, m *argonv1.Machine) error {
 	if err == nil {
 		var handle hypervisor.Guest
 		if handle, err = a.Monitor.Start(ctx, spec); err == nil {
-			a.take(g, handle)
+			a.take(ctx, g, handle)
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			a.machine(id).guests[placement] = g

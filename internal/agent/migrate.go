@@ -28,19 +28,28 @@ func expected(m *argonv1.Machine, serverID string, g guestSeen) bool {
 	return receives(m, serverID) && m.GetMigration().GetPlacement() == g.placement
 }
 
-// goesOn tells whether a guest that stands still because of a migration is to
-// run. It is the machine's own by the record, so no other is, or will be while
-// this server holds its lease: one that has arrived because its coming was
-// recorded; one that was sent because the order to send it is gone, and with it
-// what could still have made the other one the machine's own.
+// goesOn tells whether a guest that stands still because of a migration, or has
+// let go of its disks for one, is to run. It is the machine's own by the record,
+// so no other is, or will be while this server holds its lease: one that has
+// arrived because its coming was recorded; one that was sent because the order to
+// send it is gone, and with it what could still have made the other one the
+// machine's own. A later order is none to send it by.
 func goesOn(m *argonv1.Machine, g guestSeen) bool {
-	switch {
+	switch mig := m.GetMigration(); {
 	case g.arriving:
 		return true
-	case m.GetMigration() != nil:
+	case mig != nil && (g.sentBy == "" || g.sentBy == mig.GetId()):
 		return false
 	}
-	return g.status.State == hypervisor.Leaving || g.status.State == hypervisor.Left
+	return g.handsOver || g.status.State == hypervisor.Leaving || g.status.State == hypervisor.Left
+}
+
+// justArrived tells whether it is still to be written down that a machine that
+// came here goes on.
+func justArrived(m *argonv1.Machine, serverID string, g guestSeen) bool {
+	last := m.GetLastMigration()
+	return belongs(m, serverID) && last.GetToServerId() == serverID && last.GetFailure() == "" && last.GetResumed() == nil &&
+		g.adopted && !g.exited && !inTransit(g) && g.status.State != hypervisor.ShutDown
 }
 
 // inTransit tells whether nothing can be said of a guest: it stands still for a
@@ -99,7 +108,7 @@ func nextForMigration(m *argonv1.Machine, serverID string, seen migrationSeen, a
 		return giveUp, "the guest has ended"
 	case seen.sending:
 		return send, ""
-	case !g.adopted || g.arriving || mig.GetPhase() == preparing:
+	case !g.adopted || goesOn(m, *g) || mig.GetPhase() == preparing:
 		return stay, ""
 	case mig.GetPhase() == copying && !inTransit(*g):
 		return send, ""

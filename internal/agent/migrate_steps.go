@@ -73,6 +73,7 @@ func (a *Agent) migrate(ctx context.Context, m *argonv1.Machine, g *guest) error
 	if err != nil {
 		return err
 	}
+	a.note(func() { g.sentBy = mig.GetId() })
 	progress, stop := a.reportProgress(ctx, m)
 	err = g.handle.Send(ctx, conn, progress)
 	stop()
@@ -160,7 +161,7 @@ func (a *Agent) giveUp(ctx context.Context, m *argonv1.Machine, g *guest, why st
 	if g != nil && g.handle != nil && !closed(g.handle.Done()) {
 		bounded, cancel := context.WithTimeout(ctx, stopSendingTimeout)
 		defer cancel()
-		if err := g.handle.StopSending(bounded); err != nil && !closed(g.handle.Done()) {
+		if err := a.stopSending(bounded, g); err != nil && !closed(g.handle.Done()) {
 			return fmt.Errorf("give up sending the guest: %w", err)
 		}
 	}
@@ -175,6 +176,21 @@ func (a *Agent) giveUp(ctx context.Context, m *argonv1.Machine, g *guest, why st
 	return nil
 }
 
+// stopSending makes a guest go on that is being sent, and notes how it does: the
+// next order may come before it is asked again.
+func (a *Agent) stopSending(ctx context.Context, g *guest) error {
+	err := g.handle.StopSending(ctx)
+	if err != nil {
+		return err
+	}
+	status, err := g.handle.Status(ctx)
+	if err != nil {
+		return err
+	}
+	a.observe(g, status)
+	return nil
+}
+
 // decline takes the order off the record, and says why.
 func (a *Agent) decline(ctx context.Context, m *argonv1.Machine, why string) error {
 	ctx, cancel := context.WithTimeout(ctx, refuseTimeout)
@@ -186,7 +202,7 @@ func (a *Agent) decline(ctx context.Context, m *argonv1.Machine, why string) err
 		}
 		now.LastMigration = &argonv1.MigrationReport{
 			Id: mig.GetId(), FromServerId: now.GetServerId(), ToServerId: mig.GetToServerId(), Since: mig.GetSince(),
-			Ended: timestamppb.New(a.Now()), Failure: why, Progress: now.GetMigration().GetProgress(),
+			Ended: timestamppb.New(a.Now()), Failure: why, Progress: now.GetMigration().GetProgress(), Cancelled: now.GetMigration().GetCancel(),
 		}
 		now.Migration = nil
 		return nil
@@ -293,10 +309,10 @@ func (a *Agent) receive(ctx context.Context, m *argonv1.Machine) error {
 	}}
 	spec, err := a.spec(ctx, m, g)
 	if err == nil {
-		spec.Incoming = true
+		spec.Incoming, spec.Machine = true, m.GetStatus().GetMachineType()
 		var handle hypervisor.Guest
 		if handle, err = a.Monitor.Start(ctx, spec); err == nil {
-			a.take(g, handle)
+			a.take(ctx, g, handle)
 			a.note(func() {
 				g.status, g.arriving = hypervisor.Status{State: hypervisor.Receiving}, true
 				a.machine(id).guests[placement] = g
@@ -333,32 +349,49 @@ func (a *Agent) announceReceiver(ctx context.Context, m *argonv1.Machine) error 
 }
 
 // goOn makes a guest run that a migration left standing.
-func (a *Agent) goOn(ctx context.Context, m *argonv1.Machine, g *guest) error {
+func (a *Agent) goOn(ctx context.Context, g *guest) error {
 	if err := g.handle.StopSending(ctx); err != nil {
 		return fmt.Errorf("guest %s: it goes on: %w", g.id, err)
 	}
-	if err := g.handle.Resume(ctx); err != nil {
+	status, err := g.handle.Status(ctx)
+	if err == nil && status.State != hypervisor.Running && status.State != hypervisor.ShutDown {
+		err, status = g.handle.Resume(ctx), hypervisor.Status{State: hypervisor.Running}
+	}
+	if err != nil {
 		return fmt.Errorf("guest %s: it goes on: %w", g.id, err)
 	}
-	resumed := a.Now()
-	arrived := false
-	a.note(func() {
-		arrived = g.arriving
-		g.arriving, g.handsOver, g.status = false, false, hypervisor.Status{State: hypervisor.Running}
-	})
-	if !arrived {
-		return nil
+	wentOn := a.Now()
+	a.note(func() { g.wentOn, g.arriving, g.handsOver, g.status = wentOn, false, false, status })
+	return nil
+}
+
+// planArrival plans to write down when a machine that came here went on.
+func (p *plan) planArrival(id string, m *argonv1.Machine, local *machine) {
+	a, g := p.agent, local.guests[m.GetPlacement()]
+	if g == nil || !justArrived(m, a.ServerID, g.guestSeen) {
+		return
 	}
+	at := g.wentOn
+	if at.IsZero() {
+		at = p.now // an earlier run of the daemon knew better
+	}
+	p.add("arrival/"+id, job{step: "record", run: func(ctx context.Context) error { return a.recordArrival(ctx, m, at) }})
+}
+
+func (a *Agent) recordArrival(ctx context.Context, m *argonv1.Machine, at time.Time) error {
 	_, err := a.Store.Machines.Update(ctx, m.GetMeta().GetId(), func(now *argonv1.Machine) error {
 		last := now.GetLastMigration()
-		if !belongs(now, a.ServerID) || now.GetPlacement() != g.placement || last.GetToServerId() != a.ServerID || last.GetResumed() != nil {
-			return catalog.ErrUnchanged
+		if last.GetId() != m.GetLastMigration().GetId() || last.GetResumed() != nil {
+			return ErrOvertaken
 		}
-		last.Resumed = timestamppb.New(resumed)
+		last.Resumed = timestamppb.New(at)
 		return nil
 	})
+	if errors.Is(err, ErrOvertaken) || errors.Is(err, catalog.ErrNotFound) {
+		return ErrOvertaken
+	}
 	if err != nil {
-		a.Log.Debug("when a machine went on was not recorded", "machine", m.GetMeta().GetName(), "err", err)
+		return fmt.Errorf("record when the machine went on: %w", err)
 	}
 	return nil
 }

@@ -59,6 +59,13 @@ func TestNextForMigration(t *testing.T) {
 		{name: "arrived, and to go on first", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.guest = in(hypervisor.Paused); s.guest.arriving = true }), want: stay},
 		{name: "an earlier run had it stand still", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.guest = in(hypervisor.Leaving) }), want: giveUp, why: "the server that sent it was interrupted"},
 		{name: "an earlier run had sent all", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.guest = in(hypervisor.Left) }), want: giveUp, why: "the server that sent it was interrupted"},
+		{name: "an earlier order had it stand still", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.guest = in(hypervisor.Left); s.guest.sentBy = "h" }), want: stay},
+		{name: "an earlier order had it let go of its disks", machine: leaving(copying), seen: with(func(s *migrationSeen) {
+			s.guest = in(hypervisor.Running)
+			s.guest.sentBy, s.guest.handsOver = "h", true
+		}), want: stay},
+		{name: "it goes on after an earlier order", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.guest = in(hypervisor.Running); s.guest.sentBy = "h" }), want: send},
+		{name: "it was sent, and what then was is not recorded", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.guest = in(hypervisor.Left); s.guest.sentBy = "i" }), want: giveUp, why: "the server that sent it was interrupted"},
 		{name: "cancelled", machine: leaving(copying, func(m *argonv1.Machine) { m.Migration.Cancel = true }), seen: with(func(s *migrationSeen) { s.sending = true }), want: giveUp, why: "it was cancelled"},
 		{name: "cancelled before it began", machine: leaving(preparing, func(m *argonv1.Machine) { m.Migration.Cancel = true }), seen: running, want: giveUp, why: "it was cancelled"},
 		{name: "to stop", machine: leaving(copying, func(m *argonv1.Machine) { m.Wanted = wantStopped }), seen: running, want: giveUp, why: "the machine is to stop"},
@@ -118,6 +125,8 @@ func TestNextForMachineOnItsWay(t *testing.T) {
 		{name: "stands still", server: "a", machine: leaving(copying), seen: guest(hypervisor.Leaving, 3), want: rest},
 		{name: "was sent", server: "a", machine: leaving(copying), seen: guest(hypervisor.Left, 3), want: rest},
 		{name: "was sent, and stays", server: "a", machine: placed(wantRunning), seen: guest(hypervisor.Left, 3), want: goOn},
+		{name: "was sent by an earlier order, and stays", server: "a", machine: leaving(copying), seen: guest(hypervisor.Left, 3, func(g *guestSeen) { g.sentBy = "h" }), want: goOn},
+		{name: "runs by itself, and has no disks", server: "a", machine: placed(wantRunning), seen: guest(hypervisor.Running, 3, func(g *guestSeen) { g.handsOver = true }), want: goOn},
 		{name: "was sent, and moved", server: "a", machine: there, seen: guest(hypervisor.Left, 3), want: kill},
 		{name: "was sent, and is to stop: first it goes on", server: "a", machine: placed(wantStopped), seen: guest(hypervisor.Left, 3), want: goOn},
 		{name: "is being sent, and is to stop: that is ended first", server: "a", machine: leaving(copying, func(m *argonv1.Machine) { m.Wanted = wantStopped }), seen: guest(hypervisor.Left, 3), want: rest},
@@ -145,7 +154,8 @@ func TestOneServerLetsItRun(t *testing.T) {
 		lets := 0
 		for _, server := range []string{"a", "b"} {
 			g := *in(rapid.SampledFrom(states).Draw(t, server+" state"))
-			g.arriving = rapid.Bool().Draw(t, server+" arriving")
+			g.arriving, g.handsOver = rapid.Bool().Draw(t, server+" arriving"), rapid.Bool().Draw(t, server+" hands over")
+			g.sentBy = rapid.SampledFrom([]string{"", "h", "i"}).Draw(t, server+" sent by")
 			g.placement = map[string]uint64{"a": 3, "b": 5}[server]
 			step, _ := nextForMachine(m, server, machineSeen{guests: []guestSeen{g}, disks: disksSeen{ready: true}}, true, noon)
 			if step == goOn || step == resume || step == start {

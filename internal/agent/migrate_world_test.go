@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -127,7 +128,7 @@ func TestMigrationFailsAtEachStep(t *testing.T) {
 				w := newWorld(t, "a", "b", "c")
 				w.create(2, "a", "b")
 				from := w.runs(0).GetServerId()
-				to := "c"
+				to, first := "c", w.hosts[from].guest().PID()
 				w.setTransfer(func(_ context.Context, at string) error {
 					if at != step {
 						return nil
@@ -138,6 +139,9 @@ func TestMigrationFailsAtEachStep(t *testing.T) {
 				r := w.ended(w.migrate(to))
 				if now := w.runs(0).GetServerId(); !fault.moves && now != from {
 					t.Errorf("it is on %s, was on %s: %v", now, from, r)
+				}
+				if !fault.moves && w.hosts[from].guest().PID() != first {
+					t.Errorf("it was started again: %v", r)
 				}
 			})
 		}
@@ -231,4 +235,169 @@ func TestMigrationIsRefusedThere(t *testing.T) {
 		t.Errorf("it is on %s, was on %s", now, from)
 	}
 	w.tells("machine-migration-failed")
+}
+
+// A migration is given up while a disk is being let go of: the guest goes on, and
+// is not started again.
+func TestGivenUpWhileDiskIsDetached(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.create(2, "a", "b")
+	m := w.runs(0)
+	from := w.hosts[m.GetServerId()]
+	first, hold := from.guest().PID(), &held{began: make(chan struct{}), goOn: make(chan struct{})}
+	volumes := from.agent.Volumes.(*fakeVolumes)
+	volumes.holdOver.Store(hold)
+	id := w.migrate("c")
+	<-hold.began
+	volumes.holdOver.Store(nil)
+	if err := w.update(func(m *argonv1.Machine) { m.Migration.Cancel = true }); err != nil {
+		t.Fatal(err)
+	}
+	w.until("given up", func(st *catalog.State) bool { return st.Machines["m"].GetLastMigration().GetId() == id })
+	passes := 0
+	w.untilHosts("through some passes", func(h *host) bool {
+		passes++
+		return h != from || passes > 5
+	})
+	close(hold.goOn)
+	w.until("attached again", func(st *catalog.State) bool { return st.Volumes["v"].GetAttachment().GetServerId() == from.id })
+	w.oneRuns()
+	if now := from.guest().PID(); now != first || w.runs(0).GetStatus().GetStarts() != 1 {
+		t.Errorf("it was started again: process %d, was %d", now, first)
+	}
+}
+
+// The next order is there as soon as the last one is off the record, and before
+// the guest is asked how it does: it is carried out.
+func TestMigrationAfterFailure(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.create(2, "a", "b")
+	from := w.runs(0).GetServerId()
+	first := w.hosts[from].guest().PID()
+	for _, h := range w.hosts {
+		h.end()
+		h.tick = time.Hour
+		h.start()
+	}
+	for _, step := range []string{"send", "finish", "finished"} {
+		w.setTransfer(func(_ context.Context, at string) error {
+			if at != step {
+				return nil
+			}
+			w.setTransfer(nil)
+			return errors.New("broken")
+		})
+		id := w.migrate("c")
+		st := w.until("given up", func(st *catalog.State) bool { return st.Machines["m"].GetLastMigration().GetId() == id })
+		if r := st.Machines["m"].GetLastMigration(); r.GetFailure() == "" {
+			t.Fatalf("it did not fail at %s: %v", step, r)
+		}
+		if r := w.ended(w.migrate("c")); r.GetFailure() != "" {
+			t.Errorf("after a failure at %s: %v", step, r)
+		}
+		if r := w.ended(w.migrate(from)); r.GetFailure() != "" {
+			t.Errorf("the way back: %v", r)
+		}
+	}
+	if m := w.runs(0); m.GetStatus().GetStarts() != 1 || w.hosts[from].guest().PID() == first {
+		t.Errorf("it was started %d times", m.GetStatus().GetStarts())
+	}
+}
+
+// Servers whose machine monitors know different kinds of machine: a guest keeps
+// the kind that it was started as, and stays where no other server knows that.
+func TestMigrationKeepsTheKind(t *testing.T) {
+	w := newWorld(t, "a", "b", "c", "d")
+	w.hosts["c"].monitor.Know("fake-2", "fake-1")
+	w.hosts["d"].monitor.Know("fake-2")
+	w.create(2, "a", "b")
+	from := w.runs(0).GetServerId()
+	w.until("of a known kind", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetMachineType() == "fake-1" })
+	if r := w.ended(w.migrate("d")); !strings.Contains(r.GetFailure(), `server d can't run it: unsupported machine type "fake-1"`) {
+		t.Errorf("to a server that does not know its kind: %v", r)
+	}
+	for _, to := range []string{"c", from} {
+		if r := w.ended(w.migrate(to)); r.GetFailure() != "" {
+			t.Fatalf("the way to %s: %v", to, r)
+		}
+		if about, _ := w.hosts[to].guest().Platform(t.Context()); about.Machine != "fake-1" {
+			t.Errorf("on %s it is a %s", to, about.Machine)
+		}
+	}
+	// What is started anew is of the newest kind.
+	w.want(wantStopped)
+	w.until("stopped", func(st *catalog.State) bool { return st.Machines["m"].GetServerId() == "" })
+	if kind := w.view.State().Machines["m"].GetStatus().GetMachineType(); kind != "" {
+		t.Errorf("stopped, it is still a %s", kind)
+	}
+}
+
+// The daemon that received a machine ends before it has written down that the
+// machine goes on: the next one does.
+func TestArrivalIsRecordedLater(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.create(2, "a", "b")
+	w.runs(0)
+	w.ended(w.migrate("c"))
+	to := w.hosts["c"]
+	w.until("recorded", func(st *catalog.State) bool { return st.Machines["m"].GetLastMigration().GetResumed() != nil })
+	to.end()
+	_, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
+		m.LastMigration.Resumed = nil
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	to.start()
+	w.until("recorded again", func(st *catalog.State) bool { return st.Machines["m"].GetLastMigration().GetResumed() != nil })
+	w.oneRuns()
+}
+
+// It takes longer than it may.
+func TestMigrationTakesTooLong(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.create(2, "a", "b")
+	from := w.runs(0).GetServerId()
+	first := w.hosts[from].guest().PID()
+	w.setTransfer(func(ctx context.Context, at string) error {
+		if at != "send" {
+			return nil
+		}
+		// From now on it is too late.
+		if err := w.update(func(m *argonv1.Machine) { m.Migration.Deadline = timestamppb.Now() }); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	r := w.ended(w.migrate("c"))
+	if !strings.Contains(r.GetFailure(), "it was not done after") || r.GetCancelled() {
+		t.Errorf("got %v", r)
+	}
+	if now := w.runs(0).GetServerId(); now != from || w.hosts[from].guest().PID() != first {
+		t.Errorf("it is on %s, was on %s", now, from)
+	}
+}
+
+// A replica is behind, and is being copied to, when the machine goes: it is copied
+// to from there.
+func TestMigrationWhileReplicaIsBehind(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.create(2, "a", "b")
+	from := w.runs(0).GetServerId()
+	behind := map[string]string{"a": "b", "b": "a"}[from]
+	w.hosts[behind].kill()
+	w.until("without it", func(st *catalog.State) bool { return !allInSync(st.Volumes["v"], 2) })
+	if r := w.ended(w.migrate("c")); r.GetFailure() != "" {
+		t.Fatalf("got %v", r)
+	}
+	w.hosts[behind].start()
+	w.until("whole again", func(st *catalog.State) bool {
+		v := st.Volumes["v"]
+		return allInSync(v, 2) && v.GetAttachment().GetServerId() == "c"
+	})
+	if r := w.ended(w.migrate(behind)); r.GetFailure() != "" {
+		t.Errorf("to the server that was behind: %v", r)
+	}
 }

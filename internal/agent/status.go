@@ -30,6 +30,7 @@ type observation struct {
 	state        argonv1.MachineState
 	reason       string
 	acceleration hypervisor.Acceleration
+	machineType  string
 	guest        *argonv1.GuestInfo
 	// shares says what of its shares can't be.
 	shares string
@@ -88,7 +89,7 @@ func whyStopped(m *argonv1.Machine) string {
 }
 
 func observeGuest(m *argonv1.Machine, g guestSeen, disks disksSeen) observation {
-	o := observation{state: stateRunning, acceleration: g.acceleration, guest: g.info, shares: g.sharesDetail}
+	o := observation{state: stateRunning, acceleration: g.acceleration, machineType: g.machineType, guest: g.info, shares: g.sharesDetail}
 	switch {
 	case m.GetWanted() == argonv1.Wanted_WANTED_SUSPENDED:
 		o.state = stateSuspending
@@ -112,16 +113,19 @@ func (o observation) apply(m *argonv1.Machine, serverID string, now time.Time) b
 	old := m.GetStatus()
 	next := &argonv1.MachineStatus{
 		State: o.state, ServerId: serverID, Placement: m.GetPlacement(), Reason: o.reason,
-		Acceleration: string(o.acceleration), Starts: old.GetStarts(), Since: old.GetSince(),
+		Acceleration: string(o.acceleration), MachineType: o.machineType, Starts: old.GetStarts(), Since: old.GetSince(),
 		Guest:        o.guest,
 		SharesDetail: o.shares,
 	}
 	if runs(o.state) && next.Acceleration == "" {
 		next.Acceleration = old.GetAcceleration()
 	}
+	if runs(o.state) && next.MachineType == "" {
+		next.MachineType = old.GetMachineType()
+	}
 	same := old.GetState() == next.State && old.GetServerId() == serverID && old.GetPlacement() == next.Placement
 	if same && old.GetReason() == next.Reason && old.GetAcceleration() == next.Acceleration && proto.Equal(old.GetGuest(), next.Guest) &&
-		old.GetSharesDetail() == o.shares {
+		old.GetSharesDetail() == o.shares && old.GetMachineType() == next.MachineType {
 		return false
 	}
 	if !same {

@@ -280,6 +280,10 @@ func (p *plan) seeDisks(m *argonv1.Machine) disksSeen {
 				seen.over = ErrStartAfresh.Error()
 			}
 			wait(cmp.Or(v.why, fmt.Sprintf("volume %s is being attached", name)))
+		case v.ending:
+			// By us: a guest that goes on all the same gets it again.
+			seen.held = true
+			wait(fmt.Sprintf("volume %s is being detached", name))
 		case closed(v.attachment.Done()):
 			seen.held = true
 			seen.over = fmt.Sprintf("volume %s: %v", name, cmp.Or(v.attachment.Err(), errEnded))

@@ -170,7 +170,7 @@ func (a *Agent) wakeUp(ctx context.Context, m *argonv1.Machine, c *argonv1.Check
 	if errors.Is(err, ErrOvertaken) {
 		return err
 	}
-	a.take(g, g.handle)
+	a.take(ctx, g, g.handle)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err != nil {

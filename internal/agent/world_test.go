@@ -104,7 +104,7 @@ func (w *world) join(name string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	h := &host{world: w, id: name, replicas: map[string][]uint32{}, images: map[string]bool{}}
+	h := &host{world: w, id: name, tick: 20 * time.Millisecond, replicas: map[string][]uint32{}, images: map[string]bool{}}
 	h.monitor.Census = &w.census
 	w.hosts[name] = h
 	h.start()
@@ -208,6 +208,7 @@ type host struct {
 	used     uint64 // of 50 GiB
 
 	monitor fake.Monitor
+	tick    time.Duration // of the daemons to come
 	agent   *Agent
 	lease   clientv3.LeaseID
 	crashed *atomic.Bool // the daemon was killed: nothing of it does anything
@@ -236,7 +237,7 @@ func (h *host) start() {
 	h.agent = New(Options{
 		ServerID: h.id, Store: w.store, View: view, Gate: &fakeGate{view: view, id: h.id},
 		Volumes: &fakeVolumes{host: h, crashed: h.crashed}, Replicas: (*fakeReplicas)(h), Space: (*fakeSpace)(h), Images: (*fakeImages)(h),
-		Ports: fakePorts{}, Dirs: fakeDirs{}, Seeds: fakeSeeds{}, Monitor: &h.monitor, Carrier: fakeCarrier{h}, Now: time.Now, Tick: 20 * time.Millisecond, Log: quiet().With("server", h.id),
+		Ports: fakePorts{}, Dirs: fakeDirs{}, Seeds: fakeSeeds{}, Monitor: &h.monitor, Carrier: fakeCarrier{h}, Now: time.Now, Tick: h.tick, Log: quiet().With("server", h.id),
 	})
 	h.stop, h.done = cancel, make(chan struct{})
 	go func() {
@@ -472,6 +473,8 @@ type fakeVolumes struct {
 	host       *host
 	crashed    *atomic.Bool
 	holdDetach atomic.Pointer[held]
+	// holdOver holds what is over already.
+	holdOver atomic.Pointer[held]
 }
 
 // held makes what is under way wait for the test.
@@ -680,6 +683,10 @@ func (a *fakeAttachment) Detach(ctx context.Context) error {
 	}
 	err := a.propose(ctx, true)
 	a.end(err)
+	if hold := a.volumes.holdOver.Load(); hold != nil {
+		hold.began <- struct{}{}
+		<-hold.goOn
+	}
 	return err
 }
 

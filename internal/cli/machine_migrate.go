@@ -86,7 +86,7 @@ func awaitMigration(ctx context.Context, c *client.Client, v *argonv1.MachineVie
 				return nil, fmt.Errorf("machine %s: it was too late: it runs on %s", name, v.GetServerName())
 			case !moved && !cancel:
 				return nil, fmt.Errorf("machine %s stays on %s: %s", name, v.GetServerName(), last.GetFailure())
-			case !moved || last.GetResumed() != nil || v.GetMachine().GetPlacement() != v.GetMachine().GetStatus().GetPlacement():
+			case !moved || settled(v.GetMachine()):
 				return v, nil
 			}
 		} else {
@@ -103,6 +103,14 @@ func awaitMigration(ctx context.Context, c *client.Client, v *argonv1.MachineVie
 		}
 		v = res.GetMachine()
 	}
+}
+
+// settled tells whether a machine that has moved goes on, or will not: it was
+// stopped, or lost with its new server.
+func settled(m *argonv1.Machine) bool {
+	running := m.GetStatus().GetState() == argonv1.MachineState_MACHINE_STATE_RUNNING
+	return m.GetLastMigration().GetResumed() != nil || m.GetWanted() != argonv1.Wanted_WANTED_RUNNING ||
+		!running || m.GetPlacement() != m.GetStatus().GetPlacement()
 }
 
 // migrationState says how far a migration is.

@@ -3432,8 +3432,10 @@ type MigrationReport struct {
 	// state was on the other server.
 	DowntimeMs uint32 `protobuf:"varint,8,opt,name=downtime_ms,json=downtimeMs,proto3" json:"downtime_ms,omitempty"`
 	// When it stood still by the one server's clock, and ran again by the other's.
-	Paused        *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=paused,proto3" json:"paused,omitempty"`
-	Resumed       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	Paused  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=paused,proto3" json:"paused,omitempty"`
+	Resumed *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	// It stayed because somebody wanted it to.
+	Cancelled     bool `protobuf:"varint,11,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3536,6 +3538,13 @@ func (x *MigrationReport) GetResumed() *timestamppb.Timestamp {
 		return x.Resumed
 	}
 	return nil
+}
+
+func (x *MigrationReport) GetCancelled() bool {
+	if x != nil {
+		return x.Cancelled
+	}
+	return false
 }
 
 // FirstBoot is what cloud-init reads in the guest (NoCloud). Kept whole, so
@@ -3835,7 +3844,10 @@ type MachineStatus struct {
 	// line.
 	SharesDetail string `protobuf:"bytes,20,opt,name=shares_detail,json=sharesDetail,proto3" json:"shares_detail,omitempty"`
 	// What its guest agent says; absent: it has none, or it does not answer.
-	Guest         *GuestInfo `protobuf:"bytes,30,opt,name=guest,proto3" json:"guest,omitempty"`
+	Guest *GuestInfo `protobuf:"bytes,30,opt,name=guest,proto3" json:"guest,omitempty"`
+	// The machine monitor's own name, with its version, of the kind of machine
+	// that it runs as: the one that it goes to must be of the same.
+	MachineType   string `protobuf:"bytes,50,opt,name=machine_type,json=machineType,proto3" json:"machine_type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3931,6 +3943,13 @@ func (x *MachineStatus) GetGuest() *GuestInfo {
 		return x.Guest
 	}
 	return nil
+}
+
+func (x *MachineStatus) GetMachineType() string {
+	if x != nil {
+		return x.MachineType
+	}
+	return ""
 }
 
 // GuestInfo is what a guest says of itself. It may lie.
@@ -4397,7 +4416,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"totalBytes\x120\n" +
 	"\x14expected_downtime_ms\x18\x04 \x01(\rR\x12expectedDowntimeMs\x12\x16\n" +
 	"\x06passes\x18\x05 \x01(\rR\x06passes\x12)\n" +
-	"\x10throttle_percent\x18\x06 \x01(\rR\x0fthrottlePercent\"\xab\x03\n" +
+	"\x10throttle_percent\x18\x06 \x01(\rR\x0fthrottlePercent\"\xc9\x03\n" +
 	"\x0fMigrationReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12$\n" +
 	"\x0efrom_server_id\x18\x02 \x01(\tR\ffromServerId\x12 \n" +
@@ -4411,7 +4430,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"downtimeMs\x122\n" +
 	"\x06paused\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x06paused\x124\n" +
 	"\aresumed\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\aresumed\"\xbf\x01\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\aresumed\x12\x1c\n" +
+	"\tcancelled\x18\v \x01(\bR\tcancelled\"\xbf\x01\n" +
 	"\tFirstBoot\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\rR\brevision\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x19\n" +
@@ -4432,7 +4452,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x04Move\x12$\n" +
 	"\x0efrom_server_id\x18\x01 \x01(\tR\ffromServerId\x12\x1c\n" +
 	"\tplacement\x18\x02 \x01(\x04R\tplacement\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xce\x02\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xf1\x02\n" +
 	"\rMachineStatus\x12,\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x16.argon.v1.MachineStateR\x05state\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x1c\n" +
@@ -4442,7 +4462,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\facceleration\x18\x06 \x01(\tR\facceleration\x12\x16\n" +
 	"\x06starts\x18\a \x01(\rR\x06starts\x12#\n" +
 	"\rshares_detail\x18\x14 \x01(\tR\fsharesDetail\x12)\n" +
-	"\x05guest\x18\x1e \x01(\v2\x13.argon.v1.GuestInfoR\x05guest\"U\n" +
+	"\x05guest\x18\x1e \x01(\v2\x13.argon.v1.GuestInfoR\x05guest\x12!\n" +
+	"\fmachine_type\x182 \x01(\tR\vmachineType\"U\n" +
 	"\tGuestInfo\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x0e\n" +
 	"\x02os\x18\x02 \x01(\tR\x02os\x12\x1c\n" +

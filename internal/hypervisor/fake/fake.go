@@ -8,6 +8,7 @@ package fake
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -25,6 +26,7 @@ type Monitor struct {
 	starts int
 	fail   error
 	twice  []string
+	kinds  []string
 	// Census, if it is set, is told whose processors run.
 	Census *Census
 }
@@ -41,6 +43,10 @@ func (m *Monitor) Start(_ context.Context, spec hypervisor.Spec) (hypervisor.Gue
 	if m.fail != nil {
 		return nil, m.fail
 	}
+	kind, err := m.kind(spec.Machine)
+	if err != nil {
+		return nil, err
+	}
 	if len(m.guests) > 0 {
 		m.twice = append(m.twice, spec.ID)
 	}
@@ -48,7 +54,7 @@ func (m *Monitor) Start(_ context.Context, spec hypervisor.Spec) (hypervisor.Gue
 		m.guests = map[string]*Guest{}
 	}
 	m.starts++
-	g := &Guest{monitor: m, id: spec.ID, pid: m.starts, done: make(chan struct{}), shares: spec.Shares}
+	g := &Guest{monitor: m, id: spec.ID, kind: kind, pid: m.starts, done: make(chan struct{}), shares: spec.Shares}
 	first := hypervisor.Running
 	if spec.Incoming {
 		first = hypervisor.Receiving
@@ -56,6 +62,29 @@ func (m *Monitor) Start(_ context.Context, spec hypervisor.Spec) (hypervisor.Gue
 	g.Set(hypervisor.Status{State: first})
 	m.guests[spec.ID] = g
 	return g, nil
+}
+
+// kind is the kind of machine that a guest becomes. The caller holds mu.
+func (m *Monitor) kind(wanted string) (string, error) {
+	known := m.kinds
+	if len(known) == 0 {
+		known = []string{"fake-1"}
+	}
+	if wanted == "" {
+		return known[0], nil
+	}
+	if !slices.Contains(known, wanted) {
+		return "", fmt.Errorf("unsupported machine type %q", wanted)
+	}
+	return wanted, nil
+}
+
+// Know makes it know these kinds of machine, the newest first. Else it knows
+// "fake-1".
+func (m *Monitor) Know(kinds ...string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.kinds = kinds
 }
 
 // Adopt implements hypervisor.Monitor.
@@ -121,6 +150,7 @@ func (m *Monitor) KillAll() {
 type Guest struct {
 	monitor *Monitor
 	id      string
+	kind    string
 	pid     int
 	done    chan struct{}
 	once    sync.Once

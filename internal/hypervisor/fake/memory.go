@@ -65,7 +65,7 @@ func (g *Guest) Pause(context.Context) error {
 
 // Platform implements hypervisor.Guest.
 func (g *Guest) Platform(context.Context) (hypervisor.Platform, error) {
-	return hypervisor.Platform{Machine: "fake-1", Version: "1"}, nil
+	return hypervisor.Platform{Machine: g.kind, Version: "1"}, nil
 }
 
 // PrepareSave implements hypervisor.Guest.
