@@ -12,8 +12,8 @@ import (
 	"github.com/argon-cluster/argon/client"
 )
 
-// drainWord is what a person types to have machines restarted.
-const drainWord = "restart them"
+// drainWord is what a person types to have machines moved.
+const drainWord = "move them"
 
 func (a *app) serverDrainCommand() *cobra.Command {
 	req := &argonv1.DrainServerRequest{}
@@ -23,9 +23,9 @@ func (a *app) serverDrainCommand() *cobra.Command {
 		Use:   "drain NAME",
 		Short: "Move machines off a server, and place none on it",
 		Long: `Records that a server is drained: nothing is placed on it, and its machines are
-moved away, a few at a time. For that each is shut down there and started
-elsewhere. A machine that fits nowhere else stays and runs. With --evacuate
-replicas and copies of images leave as well: each goes when enough others are in
+moved away while they run, a few at a time. One that can't be moved so is shut
+down there and started elsewhere. A machine that fits nowhere else stays and
+runs. With --evacuate replicas and copies of images leave as well: each goes when enough others are in
 sync, never the last one. The server stays drained until it is activated.`,
 		Example: `  argon server drain s2 --yes             # before maintenance
   argon server drain s2 --evacuate        # before it is removed
@@ -47,7 +47,7 @@ sync, never the last one. The server stays drained until it is activated.`,
 			return err
 		}
 		if n := before.GetServer().GetMachines(); n > 0 {
-			what := fmt.Sprintf("server %s has %d machines: each is shut down there and started elsewhere", req.GetName(), n)
+			what := fmt.Sprintf("server %s has %d machines: they are moved while they run; one that can't be is shut down there and started elsewhere", req.GetName(), n)
 			if err := a.confirm(sure, []string{what}, drainWord); err != nil {
 				return fmt.Errorf("draining server %s: %w", req.GetName(), err)
 			}

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -13,8 +14,9 @@ import (
 )
 
 // This file empties servers that are drained. How a machine gets from one server
-// to another is its agent's: the plan only gives the order (Machine.move), and
-// takes it back once the machine has arrived.
+// to another is its agent's: the plan only gives the order, to go while it runs
+// (Machine.migration), or, where that can't be, to stop here and start elsewhere
+// (Machine.move), which it takes back once the machine has arrived.
 
 // defaultParallel is how many machines leave a server at once.
 const defaultParallel = 2
@@ -68,17 +70,43 @@ func (p *planner) evacuated(serverID string) bool {
 func (p *planner) beginMove(m *argonv1.Machine) {
 	from := m.GetServerId()
 	limit := int(cmp.Or(p.st.Servers[from].GetDrain().GetParallel(), defaultParallel))
-	if p.moving(from) >= limit {
+	if p.moving(from) >= limit || placement.RunsNow(m) && placement.BeingSaved(p.st, m) {
+		return
+	}
+	if placement.KeptFromLeaving(p.st.Servers[from], m) {
+		p.stays(m, "its migration was cancelled: stop it, or migrate it again")
+		return
+	}
+	next := proto.CloneOf(m)
+	message := fmt.Sprintf("leaves server %s, which is drained", p.name(from))
+	to, err := p.whileItRuns(m)
+	if err == nil {
+		placement.Migrate(next, catalog.NewID(), to, p.now, placement.MigrationTime)
+		message += ", and runs on"
+		p.putMachine(m, next, message, machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-moves", message))
 		return
 	}
 	if why := p.nowhere(m); why != "" {
 		p.stays(m, why)
 		return
 	}
-	next := proto.CloneOf(m)
 	next.Move = &argonv1.Move{FromServerId: from, Placement: m.GetPlacement(), Since: timestamppb.New(p.now)}
-	message := fmt.Sprintf("leaves server %s, which is drained", p.name(from))
-	p.putMachine(m, next, message, machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-moves", message))
+	message += fmt.Sprintf(": it is stopped here and started elsewhere, as %v", err)
+	p.putMachine(m, next, message, machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-moves", message))
+}
+
+// whileItRuns chooses the server that a machine can go to while it runs, or says
+// why it can't. One attempt that failed is enough, unless it failed with the
+// server that it went to.
+func (p *planner) whileItRuns(m *argonv1.Machine) (serverID string, err error) {
+	failed := placement.FailedToLeave(p.st.Servers[m.GetServerId()], m)
+	switch {
+	case !placement.RunsNow(m):
+		return "", errors.New("it does not run")
+	case failed != nil && placement.Alive(p.st, failed.GetToServerId()):
+		return "", fmt.Errorf("its migration failed: %s", failed.GetFailure())
+	}
+	return placement.PlaceElsewhere(p.settled(m), m)
 }
 
 // nowhere says why a machine could not run elsewhere now; empty if it could.
@@ -119,11 +147,11 @@ func (p *planner) goBack(m *argonv1.Machine, why string) {
 	p.putMachine(m, next, message, machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-stays", message))
 }
 
-// moving counts the machines on their way from a server.
+// moving counts the machines on their way from a server, running or not.
 func (p *planner) moving(from string) int {
 	n := 0
 	for _, m := range p.st.Machines {
-		if m.GetMove() != nil && m.GetMove().GetFromServerId() == from {
+		if m.GetMove().GetFromServerId() == from || m.GetMigration() != nil && m.GetServerId() == from {
 			n++
 		}
 	}

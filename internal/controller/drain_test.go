@@ -5,8 +5,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -31,7 +33,11 @@ func moves(actions []Action) []string {
 	for _, a := range actions {
 		for _, rec := range a.Put {
 			if m, ok := rec.(*argonv1.Machine); ok {
-				out = append(out, fmt.Sprintf("%s on %s, placement %d, leaves %d", m.GetMeta().GetName(), m.GetServerId(), m.GetPlacement(), m.GetMove().GetPlacement()))
+				said := fmt.Sprintf("%s on %s, placement %d, leaves %d", m.GetMeta().GetName(), m.GetServerId(), m.GetPlacement(), m.GetMove().GetPlacement())
+				if mig := m.GetMigration(); mig != nil {
+					said = fmt.Sprintf("%s on %s, placement %d, goes to %s as %d", m.GetMeta().GetName(), m.GetServerId(), m.GetPlacement(), mig.GetToServerId(), mig.GetPlacement())
+				}
+				out = append(out, said)
 			}
 		}
 		for _, e := range a.Events {
@@ -46,17 +52,27 @@ func TestDrainMovesMachines(t *testing.T) {
 		m.Move = &argonv1.Move{FromServerId: "a", Placement: 3}
 		return m
 	}
+	// sent is one that has the order to go to b, or had it, and did not.
+	sent := func(m *argonv1.Machine) *argonv1.Machine {
+		placement.Migrate(m, "i", "b", noon, time.Minute)
+		return m
+	}
+	failed := func(m *argonv1.Machine) *argonv1.MigrationReport {
+		m.LastPlacement = 4
+		m.LastMigration = &argonv1.MigrationReport{FromServerId: "a", ToServerId: "b", Ended: timestamppb.New(noon), Failure: "broken"}
+		return m.GetLastMigration()
+	}
 	for name, c := range map[string]struct {
 		cluster func(f fixture)
 		want    []string
 	}{
-		"the first two are told to leave": {
+		"the first two are told to go": {
 			func(f fixture) {
 				for _, n := range []string{"m1", "m2", "m3"} {
 					f.machine(n, "a", wantsRun, isRunning)
 				}
 			},
-			[]string{"m1 on a, placement 3, leaves 3", "machine-moves", "m2 on a, placement 3, leaves 3", "machine-moves"},
+			[]string{"m1 on a, placement 3, goes to b as 4", "machine-moves", "m2 on a, placement 3, goes to b as 4", "machine-moves"},
 		},
 		"as many as the operator allows": {
 			func(f fixture) {
@@ -64,7 +80,51 @@ func TestDrainMovesMachines(t *testing.T) {
 				f.machine("m1", "a", wantsRun, isRunning)
 				f.machine("m2", "a", wantsRun, isRunning)
 			},
-			[]string{"m1 on a, placement 3, leaves 3", "machine-moves"},
+			[]string{"m1 on a, placement 3, goes to b as 4", "machine-moves"},
+		},
+		"one on its way is waited for": {
+			func(f fixture) {
+				f.Servers["a"].Drain.Parallel = 1
+				sent(f.machine("m1", "a", wantsRun, isRunning))
+				f.machine("m2", "a", wantsRun, isRunning)
+			},
+			nil,
+		},
+		"one that does not run yet is stopped": {
+			func(f fixture) { f.machine("m", "a", wantsRun, isPending) },
+			[]string{"m on a, placement 3, leaves 3", "machine-moves"},
+		},
+		"one whose migration failed is stopped": {
+			func(f fixture) { failed(f.machine("m", "a", wantsRun, isRunning)) },
+			[]string{"m on a, placement 3, leaves 3", "machine-moves"},
+		},
+		"not if it failed before": {
+			func(f fixture) {
+				f.Servers["a"].Drain.Since = timestamppb.New(noon.Add(time.Second))
+				failed(f.machine("m", "a", wantsRun, isRunning))
+			},
+			[]string{"m on a, placement 3, goes to b as 5", "machine-moves"},
+		},
+		"nor if it failed with the other server": {
+			func(f fixture) { failed(f.machine("m", "a", wantsRun, isRunning)).ToServerId = "c" },
+			[]string{"m on a, placement 3, goes to b as 5", "machine-moves"},
+		},
+		"one that an operator keeps stays": {
+			func(f fixture) { failed(f.machine("m", "a", wantsRun, isRunning)).Cancelled = true },
+			[]string{"machine-stays"},
+		},
+		"one on KVM is stopped where only emulation is left": {
+			func(f fixture) { f.machine("m", "a", wantsRun, isRunning).Status.Acceleration = "kvm" },
+			[]string{"m on a, placement 3, leaves 3", "machine-moves"},
+		},
+		"one whose checkpoint is being taken waits": {
+			func(f fixture) {
+				f.machine("m", "a", wantsRun, isRunning)
+				f.Checkpoints = map[string]*argonv1.Checkpoint{"c": {
+					Meta: meta("c"), MachineId: "m", ServerId: "a", Placement: 3, State: cpTaking, Taken: timestamppb.New(noon),
+				}}
+			},
+			nil,
 		},
 		"the next waits until one has arrived": {
 			func(f fixture) {
@@ -226,7 +286,7 @@ func TestDrainEnds(t *testing.T) {
 			}
 			moving := 0
 			for _, m := range f.Machines {
-				if m.GetMove() != nil {
+				if m.GetMove() != nil || m.GetMigration() != nil {
 					moving++
 				}
 			}
@@ -238,7 +298,7 @@ func TestDrainEnds(t *testing.T) {
 			}
 		}
 		for name, m := range f.Machines {
-			if m.GetStatus().GetState() != isRunning || m.GetMove() != nil {
+			if m.GetStatus().GetState() != isRunning || m.GetMove() != nil || m.GetMigration() != nil {
 				t.Errorf("machine %s ends as %v", name, m)
 			}
 			if to, err := placement.PlaceMachine(f.State, m); m.GetServerId() == "a" && err == nil {
@@ -274,12 +334,29 @@ func countInSync(v *argonv1.Volume) int {
 	return n
 }
 
+// migrated ends a machine's migration, as its agent does.
+func migrated(m *argonv1.Machine, well bool) {
+	mig := m.GetMigration()
+	m.Migration, m.LastMigration = nil, &argonv1.MigrationReport{FromServerId: m.GetServerId(), ToServerId: mig.GetToServerId(), Ended: timestamppb.New(noon)}
+	if !well {
+		m.LastMigration.Failure = "broken"
+		return
+	}
+	m.ServerId, m.Placement = mig.GetToServerId(), mig.GetPlacement()
+	m.Status.ServerId, m.Status.Placement = m.GetServerId(), m.GetPlacement()
+}
+
 // act is what agents and holders do, one step each; it tells whether they did
 // anything.
 func act(t *rapid.T, f fixture) bool {
 	acted := false
 	for id, old := range f.Machines {
 		m := proto.CloneOf(old)
+		if m.GetMigration() != nil {
+			migrated(m, rapid.Bool().Draw(t, "arrives"))
+			f.Machines[id], acted = m, true
+			continue
+		}
 		leaves := m.GetMove() != nil && m.GetMove().GetPlacement() == m.GetPlacement()
 		want := isRunning
 		if leaves {

@@ -152,11 +152,16 @@ func draining(st *catalog.State, s *argonv1.Server) []string {
 			continue
 		}
 		how := "waits for its turn"
-		if _, err := placement.PlaceMachine(st, m); err != nil {
-			how = "stays: " + err.Error()
-		}
-		if m.GetMove() != nil {
+		_, err := placement.PlaceMachine(st, m)
+		switch {
+		case m.GetMigration() != nil:
+			how = "is on its way, and runs"
+		case m.GetMove() != nil:
 			how = "is on its way"
+		case placement.KeptFromLeaving(s, m):
+			how = "stays: its migration was cancelled"
+		case err != nil:
+			how = "stays: " + err.Error()
 		}
 		left = append(left, fmt.Sprintf("machine %s %s", m.GetMeta().GetName(), how))
 	}

@@ -9,15 +9,11 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/placement"
 )
-
-// defaultMigrationSeconds is after how long a migration is given up.
-const defaultMigrationSeconds = 600
 
 // MigrateMachine answers once the order is recorded: the two servers' agents
 // carry it out.
@@ -26,19 +22,13 @@ func (s machineService) MigrateMachine(ctx context.Context, req *connect.Request
 	if err != nil {
 		return nil, err
 	}
-	timeout := time.Duration(cmp.Or(req.Msg.GetTimeoutSeconds(), defaultMigrationSeconds)) * time.Second
+	timeout := cmp.Or(time.Duration(req.Msg.GetTimeoutSeconds())*time.Second, placement.MigrationTime)
 	view, err := s.wantWith(ctx, req.Msg.GetName(), func(st *catalog.State, txn *catalog.Txn, m *argonv1.Machine) error {
 		to, err := migrationTarget(st, m, req.Msg.GetToServer())
 		if err != nil {
 			return err
 		}
-		now := p.Now()
-		m.Migration = &argonv1.Migration{
-			Id: catalog.NewID(), ToServerId: to, Placement: placement.NextPlacement(m),
-			Phase: argonv1.MigrationPhase_MIGRATION_PHASE_PREPARING,
-			Since: timestamppb.New(now), Deadline: timestamppb.New(now.Add(timeout)),
-		}
-		m.LastPlacement = m.GetMigration().GetPlacement()
+		placement.Migrate(m, catalog.NewID(), to, p.Now(), timeout)
 		// Two that go to one server at once meet at its record: there may be
 		// room for one only.
 		txn.Put(proto.CloneOf(st.Servers[to]))
@@ -74,7 +64,6 @@ func migrationTarget(st *catalog.State, m *argonv1.Machine, server string) (stri
 // migratable refuses a machine that can't leave its server while it runs.
 func migratable(st *catalog.State, m *argonv1.Machine) error {
 	name, status := m.GetMeta().GetName(), m.GetStatus()
-	running := status.GetState() == argonv1.MachineState_MACHINE_STATE_RUNNING && status.GetPlacement() == m.GetPlacement()
 	switch mig := m.GetMigration(); {
 	case mig != nil:
 		return precondition("machine %s is being migrated to server %s already: wait, or end that with `argon machine migrate %s --cancel`",
@@ -83,8 +72,10 @@ func migratable(st *catalog.State, m *argonv1.Machine) error {
 		return precondition("machine %s is leaving its server already", name)
 	case m.GetWanted() != argonv1.Wanted_WANTED_RUNNING:
 		return precondition("machine %s does not run: it goes to another server when it is started", name)
-	case !running:
+	case !placement.RunsNow(m):
 		return precondition("machine %s is %s now, and can only be migrated while it runs", name, strings.ToLower(strings.TrimPrefix(status.GetState().String(), "MACHINE_STATE_")))
+	case placement.BeingSaved(st, m):
+		return precondition("machine %s: a checkpoint of it is being taken: wait until it is there", name)
 	case !placement.Alive(st, m.GetServerId()):
 		return precondition("machine %s: its server %s is down", name, serverName(st, m.GetServerId()))
 	}
