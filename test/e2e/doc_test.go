@@ -21,12 +21,14 @@ const (
 
 // counting makes a machine that counts on a running cluster and returns the
 // server that runs it.
-func counting(t *testing.T, c *harness.Cluster, replicas string) *devcluster.Server {
+func counting(t *testing.T, c *harness.Cluster, replicas string, more ...string) *devcluster.Server {
 	t.Helper()
 	s := c.S(1)
 	c.Argon(s, "image", "import", "tiny", harness.TinyImage(t))
-	c.Argon(s, "machine", "create", machine, "--image", "tiny", "--replicas", replicas,
-		"--memory", "128MiB", "--publish", "8080:80", "--stop-timeout", "20s")
+	c.Argon(s, append([]string{
+		"machine", "create", machine, "--image", "tiny", "--replicas", replicas,
+		"--memory", "128MiB", "--publish", "8080:80", "--stop-timeout", "20s",
+	}, more...)...)
 	return c.ByName(c.Running(s, machine))
 }
 

@@ -12,8 +12,7 @@ import (
 )
 
 // A machine's shares change while it runs; then its server is drained: the machine
-// runs elsewhere with every count, its replica leaves too, and the server can be
-// removed.
+// goes elsewhere, and runs on.
 func TestSharesAndDrain(t *testing.T) {
 	c := harness.Up(t, devcluster.Options{Servers: 3})
 	home := counting(t, c, "2")
@@ -43,12 +42,16 @@ func TestSharesAndDrain(t *testing.T) {
 	if line := c.ArgonFails(other, "server", "drain", home.Name); !strings.Contains(line, "not confirmed") {
 		t.Errorf("a drain that nobody confirmed: %s", line)
 	}
+	boot := lastBoot(t, w)
 	c.Argon(other, "server", "drain", home.Name, "--yes", "--timeout", "3m")
 	if on := c.Running(other, machine); on == home.Name {
 		t.Errorf("the machine runs on %s, which is drained", on)
 	}
 	oneCopy(c)
 	counts(c, w, 5)
+	if now := lastBoot(t, w); now != boot {
+		t.Errorf("the guest was restarted: boot %s, then %s:\n%s", boot, now, c.Argon(other, "events"))
+	}
 	c.Argon(other, "server", "activate", home.Name)
 	if out := c.Argon(other, "server", "ls"); strings.Contains(out, "drain") {
 		t.Errorf("a server is drained after its activation:\n%s", out)

@@ -1,0 +1,56 @@
+package e2e_test
+
+import (
+	"flag"
+	"slices"
+	"testing"
+	"time"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/devcluster"
+	"github.com/argon-cluster/argon/test/harness"
+)
+
+var moves = flag.Int("moves", 3, "how often TestMigrate moves its machine")
+
+// A machine that counts and hashes its disk goes round the servers while it runs,
+// and daemons are replaced in between: it is never restarted, the count never goes
+// back, and each block is what was written to it.
+func TestMigrate(t *testing.T) {
+	// A daemon that is replaced has a lease's time to return, on any machine.
+	c := harness.Up(t, devcluster.Options{Servers: 3, Settings: &argonv1.Settings{LeaseSeconds: 30}})
+	home := counting(t, c, "2", "--disk", harness.HasherDisk)
+	w := c.Watch(port, c.Servers()...)
+	counts(c, w, 5)
+	boot, h := lastBoot(t, w), c.Hash(home, machine, port)
+	before := h.Now()
+	var all []harness.Move
+	ups := []time.Duration{before.Up} // before the first move, and after each
+	for n := range *moves {
+		next := c.S((slices.Index(c.Servers(), home)+1)%3 + 1)
+		all = append(all, c.Migrate(c.S(n%3+1), machine, next))
+		home = next
+		now := h.Now()
+		c.Eventually("the guest hashes on", func() bool { return h.Now().Blocks > now.Blocks+16 })
+		counts(c, w, 5)
+		if now = h.Now(); now.Wrong > 0 || now.Up < before.Up {
+			t.Fatalf("after %d moves: %+v, before the last one %+v", n+1, now, before)
+		}
+		before, ups = now, append(ups, now.Up)
+		if now := lastBoot(t, w); now != boot {
+			t.Fatalf("the guest was restarted by move %d: boot %s, then %s", n+1, boot, now)
+		}
+		oneCopy(c)
+		replaceDaemon(c, c.S(n%3+1), func(s *devcluster.Server) error { return s.Reload() })
+		c.Healthy(home, machine)
+	}
+	con := console(t, c, c.Other(home.Name), machine)
+	con.say("echo $((6 * 7)) is what it says\n")
+	con.hear("42 is what it says")
+	blocks := h.Blocks()
+	for i, m := range all {
+		t.Logf("it stood still for %v, by QEMU for %v; by the guest's clock a block took %v at most; %v from the order until it went on",
+			m.Still.Round(time.Millisecond), m.QEMU, harness.Longest(blocks, ups[i], ups[i+1]), m.Took.Round(time.Millisecond))
+	}
+	t.Logf("%d blocks were hashed", before.Blocks)
+}
