@@ -518,6 +518,9 @@ func (c *Core) Committed(now time.Duration, v *argonv1.Volume) []Effect {
 			c.end(nil, p.Clean)
 			return
 		}
+		if v.GetMeta().GetRevision() < c.volume.GetMeta().GetRevision() {
+			v = c.volume // what others wanted since came here first
+		}
 		c.volume = v
 		c.facts = c.facts[len(p.Facts):]
 		c.rolled(p, v)
