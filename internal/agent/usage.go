@@ -76,7 +76,8 @@ func worthTelling(known, now *argonv1.Usage) bool {
 	for i, r := range now.GetReplicas() {
 		k := known.GetReplicas()[i]
 		if k.GetVolumeId() != r.GetVolumeId() || k.GetReplicaId() != r.GetReplicaId() ||
-			far(k.GetUsedBytes(), r.GetUsedBytes()) || far(k.GetSnapshotBytes(), r.GetSnapshotBytes()) {
+			far(k.GetUsedBytes(), r.GetUsedBytes()) || far(k.GetSnapshotBytes(), r.GetSnapshotBytes()) ||
+			far(k.GetDetachedBytes(), r.GetDetachedBytes()) {
 			return true
 		}
 	}

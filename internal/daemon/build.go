@@ -140,17 +140,19 @@ func (s *server) openReplicas(clusterID string, images *image.Store) (*replica.S
 
 // newDataPort leads what other servers send to the replicas and to the guests.
 func (s *server) newDataPort(m *memberParts, clusterID string) *dataPort {
+	replicas := func(ctx context.Context, conn *tls.Conn, serverID string) {
+		if err := replica.Serve(ctx, conn, m.replicas); err != nil {
+			s.Log.Debug("a holder's connection ended", "server", serverID, "err", err)
+		}
+	}
 	return &dataPort{
-		config: s.member.ServerTLS(tls.RequireAndVerifyClientCert, wire.Protocol, network.ALPN, stateProtocol),
+		config: s.member.ServerTLS(tls.RequireAndVerifyClientCert, wire.Protocol, wire.ProtocolV1, network.ALPN, stateProtocol),
 		allow:  func(state tls.ConnectionState) (string, error) { return allowServer(m.view.State(), state) },
 		serve: map[string]func(context.Context, *tls.Conn, string){
-			wire.Protocol: func(ctx context.Context, conn *tls.Conn, serverID string) {
-				if err := replica.Serve(ctx, conn, m.replicas); err != nil {
-					s.Log.Debug("a holder's connection ended", "server", serverID, "err", err)
-				}
-			},
-			stateProtocol: m.carrier.serve,
-			network.ALPN:  func(ctx context.Context, conn *tls.Conn, _ string) { m.ports.ServeTunnel(ctx, conn) },
+			wire.Protocol:   replicas,
+			wire.ProtocolV1: replicas,
+			stateProtocol:   m.carrier.serve,
+			network.ALPN:    func(ctx context.Context, conn *tls.Conn, _ string) { m.ports.ServeTunnel(ctx, conn) },
 		},
 		log: s.Log,
 	}

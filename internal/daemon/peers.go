@@ -90,8 +90,9 @@ func (p *peers) images(serverID string) (argonv1connect.ImageServiceClient, erro
 	return argonv1connect.NewImageServiceClient(c.http, c.url), nil
 }
 
-// dialData connects to a server's data port for one protocol.
-func (p *peers) dialData(ctx context.Context, serverID, protocol string) (*tls.Conn, error) {
+// dialData connects to a server's data port for one of the protocols, the first
+// that the server knows.
+func (p *peers) dialData(ctx context.Context, serverID string, protocols ...string) (*tls.Conn, error) {
 	s := p.server(serverID)
 	if s == nil {
 		return nil, fmt.Errorf("server %s is not part of the cluster", serverID)
@@ -101,7 +102,7 @@ func (p *peers) dialData(ctx context.Context, serverID, protocol string) (*tls.C
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the data port of server %s: %w", s.GetMeta().GetName(), err)
 	}
-	conn := tls.Client(cork.New(nc), p.config(serverID, protocol))
+	conn := tls.Client(cork.New(nc), p.config(serverID, protocols...))
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {

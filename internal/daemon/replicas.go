@@ -113,6 +113,9 @@ func (v *volumes) OpenSnapshot(volumeID string, replicaID, snapshotID uint32) (r
 // snapshotView is a snapshot in the words of a stream.
 type snapshotView struct{ *layer.View }
 
+// ReadAt implements stream.Snapshot: what is damaged is not handed out.
+func (v snapshotView) ReadAt(p []byte, off int64) error { return v.ReadVerified(p, off) }
+
 // Changed implements stream.Snapshot.
 func (v snapshotView) Changed(since uint64, off, n, grain int64, bits []byte) error {
 	if since == 0 {
@@ -151,7 +154,9 @@ func (s space) Measure() (*argonv1.Usage, error) {
 		if err != nil {
 			continue // 〃
 		}
-		u.Replicas = append(u.Replicas, &argonv1.ReplicaUsage{VolumeId: i.VolumeID, ReplicaId: i.ReplicaID, UsedBytes: used, SnapshotBytes: snapshots})
+		u.Replicas = append(u.Replicas, &argonv1.ReplicaUsage{
+			VolumeId: i.VolumeID, ReplicaId: i.ReplicaID, UsedBytes: used, SnapshotBytes: snapshots, DetachedBytes: rep.Detached(),
+		})
 	}
 	var err error
 	u.ImagesBytes, err = diskUsage(s.images)
@@ -181,7 +186,7 @@ func diskUsage(dir string) (uint64, error) {
 type dialer struct {
 	serverID, clusterID string
 	store               *replica.Store
-	connect             func(ctx context.Context, serverID, protocol string) (*tls.Conn, error)
+	connect             func(ctx context.Context, serverID string, protocols ...string) (*tls.Conn, error)
 }
 
 // Dial implements mirror.Dialer.
@@ -189,13 +194,16 @@ func (d dialer) Dial(ctx context.Context, v *argonv1.Volume, r *argonv1.Replica,
 	if r.GetServerId() == d.serverID {
 		return d.here(v.GetMeta().GetId(), r.GetId(), epoch)
 	}
-	conn, err := d.connect(ctx, r.GetServerId(), wire.Protocol)
+	conn, err := d.connect(ctx, r.GetServerId(), wire.Protocol, wire.ProtocolV1)
 	if err != nil {
 		return nil, mirror.Info{}, err
 	}
-	return mirror.NewRemoteLink(ctx, conn, wire.Greeting{
+	old := conn.ConnectionState().NegotiatedProtocol == wire.ProtocolV1
+	link, info, err := mirror.NewRemoteLink(ctx, conn, wire.Greeting{
 		ClusterID: d.clusterID, VolumeID: v.GetMeta().GetId(), ReplicaID: r.GetId(), Epoch: epoch,
 	})
+	info.Old = old
+	return link, info, err
 }
 
 // here reaches a replica without a network between.
@@ -270,6 +278,16 @@ func (c localCopy) ReadVerified(p []byte, off int64) error { return over(c.s.Rea
 func (c localCopy) Sums(off, n int64, generation uint64, sums []wire.Sum) error {
 	return over(c.s.Sums(off, n, generation, sums))
 }
+
+func (c localCopy) ReadSnapshotVerified(id uint32, p []byte, off int64) error {
+	return over(c.s.ReadSnapshotVerified(id, p, off))
+}
+
+func (c localCopy) SnapshotSums(id uint32, off, n int64, sums []wire.Sum) error {
+	return over(c.s.SnapshotSums(id, off, n, sums))
+}
+
+func (c localCopy) Mend(id uint32, p []byte, off int64) error { return over(c.s.Mend(id, p, off)) }
 
 func (c localCopy) PrepareSnapshot() error { return over(c.s.PrepareSnapshot()) }
 

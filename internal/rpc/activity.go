@@ -37,9 +37,12 @@ func activity(st *catalog.State, v *argonv1.Volume) []string {
 		say("growing to %s", humanize.IBytes(wanted))
 	}
 	if s := v.GetScrub(); s.GetWanted() > s.GetFinished() {
-		if status.GetScrubbedBytes() > 0 {
+		switch name := status.GetScrubbedSnapshot(); {
+		case name != "":
+			say("scrub: snapshot %s, %s", name, progress(status.GetScrubbedBytes(), snapshotSize(v, name), nil, nil))
+		case status.GetScrubbedBytes() > 0:
 			say("scrub: %s", progress(status.GetScrubbedBytes(), v.GetSizeBytes(), nil, nil))
-		} else {
+		default:
 			say("scrub: about to begin")
 		}
 	}
@@ -52,6 +55,16 @@ func activity(st *catalog.State, v *argonv1.Volume) []string {
 		}
 	}
 	return append(lines, detaching(st, v)...)
+}
+
+// snapshotSize is the size of the volume's snapshot of that name.
+func snapshotSize(v *argonv1.Volume, name string) uint64 {
+	for _, s := range v.GetSnapshots() {
+		if s.GetName() == name {
+			return s.GetSizeBytes()
+		}
+	}
+	return v.GetSizeBytes()
 }
 
 // detaching says which replicas still read from the base that the volume is
@@ -69,7 +82,7 @@ func detaching(st *catalog.State, v *argonv1.Volume) []string {
 		if !placement.Alive(st, r.GetServerId()) {
 			line += ", once its server is back"
 		} else if u := placement.ReplicaUsage(st, v, r); u != nil {
-			line += ", has " + humanize.IBytes(u.GetUsedBytes())
+			line += ", " + progress(u.GetDetachedBytes(), v.GetSizeBytes(), nil, nil)
 		}
 		lines = append(lines, line)
 	}

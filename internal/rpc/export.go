@@ -16,6 +16,7 @@ import (
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/image"
 	"github.com/argon-cluster/argon/internal/placement"
+	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/stream"
 )
 
@@ -60,7 +61,11 @@ func (s volumeService) ExportVolume(ctx context.Context, req *connect.Request[ar
 	if !isForwarded && !slices.Contains(what.servers, p.ServerID) {
 		return p.forwardExport(ctx, m, what.servers[0], to)
 	}
-	return p.export(ctx, what, to)
+	err = p.export(ctx, what, to)
+	if errors.Is(err, volume.ErrDamaged) {
+		return connect.NewError(connect.CodeDataLoss, fmt.Errorf("%w: run `argon volume scrub %s`, which mends it if another server has a good copy", err, m.GetVolume()))
+	}
+	return err
 }
 
 // passingSnapshot takes a snapshot that is needed for a moment only.

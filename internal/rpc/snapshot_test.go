@@ -270,7 +270,7 @@ func TestActivity(t *testing.T) {
 		Base:      &argonv1.Base{ImageId: "I", Detaching: true},
 	}
 	st.Images["I"] = &argonv1.Image{Meta: &argonv1.Meta{Name: "debian"}}
-	st.Usage = map[string]*argonv1.Usage{"a": {Replicas: []*argonv1.ReplicaUsage{{VolumeId: "V", ReplicaId: 1, UsedBytes: 3 << 30}}}}
+	st.Usage = map[string]*argonv1.Usage{"a": {Replicas: []*argonv1.ReplicaUsage{{VolumeId: "V", ReplicaId: 1, DetachedBytes: 3 << 30}}}}
 	st.VolumeStatus = map[string]*argonv1.VolumeStatus{"V": {
 		Updated:       timestamppb.New(now),
 		ScrubbedBytes: 5 << 30, RollbackDoneBytes: 1, RollbackTotalBytes: 3,
@@ -282,11 +282,16 @@ func TestActivity(t *testing.T) {
 		"growing to 20 GiB",
 		"scrub: 5.0 GiB of 10 GiB (50 %)",
 		"snapshot tuesday: being taken",
-		"detaching: server a copies what it needs of image debian, has 3.0 GiB",
+		"detaching: server a copies what it needs of image debian, 3.0 GiB of 10 GiB (30 %)",
 		"detaching: server c copies what it needs of image debian, once its server is back",
 	}
 	if got := activity(st, v); !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	v.Snapshots[0].SizeBytes = 8 << 30
+	st.VolumeStatus["V"].ScrubbedSnapshot = "monday"
+	if got, want := activity(st, v), "scrub: snapshot monday, 5.0 GiB of 8.0 GiB (62 %)"; !slices.Contains(got, want) {
+		t.Errorf("got\n%s\nwithout %s", strings.Join(got, "\n"), want)
 	}
 	for d, want := range map[time.Duration]string{900 * time.Millisecond: "1s", 61 * time.Second: "1m1s", 59*time.Minute + 59*time.Second: "59m59s", 25 * time.Hour: "25h0m"} {
 		if got := roughly(d); got != want {

@@ -404,6 +404,57 @@ func TestDamagedLayer(t *testing.T) {
 	}
 }
 
+// What only a snapshot holds is damaged in one of two replicas, and then the good
+// one goes away. The damaged one is not exported, and a new replica is given
+// nothing of it; when the good one is back, it is copied from there, and a scrub
+// mends what is damaged: longhorn/longhorn#1298, for history.
+func TestDamagedSnapshot(t *testing.T) {
+	c := harness.Up(t, devcluster.Options{Servers: 3, Settings: &argonv1.Settings{ReplicaGraceSeconds: 5}})
+	c.Argon(c.S(1), "volume", "create", "data", "--size", "32MiB")
+	home := replicaOf(t, c, "data")
+	far := withReplica(c, home, "data", home)
+	u := use(c, home, "data")
+	fillWith(t, u.Client, 0, 32<<20)
+	c.Argon(home, "snapshot", "create", "data", "a")
+	want := sumOf(t, u.Client)
+	fillWith(t, u.Client, 8<<20, 16<<20)
+	u.end()
+	c.Argon(home, "volume", "scrub", "data", "--wait") // records what is right
+	file := filepath.Join(t.TempDir(), "a.raw")
+	says := func(reason string) func() bool {
+		return func() bool { return strings.Contains(c.Argon(far, "events"), reason) }
+	}
+
+	must(t, far.Kill(t.Context()))
+	damage(t, far, "layer-00000000.data", 20<<20, 64<<10)
+	must(t, far.Start(t.Context()))
+	c.Healthy(far, "data")
+	if out := c.ArgonFails(far, "volume", "export", "data/a", file); !strings.Contains(out, "does not match its checksum") {
+		t.Errorf("an export of what is damaged: %s", out)
+	}
+	must(t, home.Kill(t.Context()))
+	c.Eventually("an event says that the new replica can't be copied to", says("replica-damaged"))
+	if n := inSync(c, far, "data"); n != 1 {
+		t.Errorf("%d replicas are in sync", n)
+	}
+	must(t, home.Start(t.Context()))
+	c.Healthy(far, "data")
+	c.Argon(far, "volume", "scrub", "data", "--wait")
+	c.Eventually("an event says that it was mended", says("replica-mended"))
+
+	v, err := c.Volume(far, "data")
+	must(t, err)
+	for _, r := range v.GetVolume().GetReplicas() {
+		on := c.ByID(far, r.GetServerId())
+		c.Argon(on, "volume", "export", "data/a", file, "--force")
+		got, err := os.ReadFile(file)
+		must(t, err)
+		if sha256.Sum256(got) != want {
+			t.Errorf("%s exports something else than the snapshot was", on.Name)
+		}
+	}
+}
+
 // damage writes nonsense into a file of a server's only replica.
 func damage(t *testing.T, s *devcluster.Server, file string, off, n int64) {
 	t.Helper()

@@ -2268,8 +2268,10 @@ type VolumeStatus struct {
 	// How far a rollback under way has come, and how far it has to.
 	RollbackDoneBytes  uint64 `protobuf:"varint,7,opt,name=rollback_done_bytes,json=rollbackDoneBytes,proto3" json:"rollback_done_bytes,omitempty"`
 	RollbackTotalBytes uint64 `protobuf:"varint,8,opt,name=rollback_total_bytes,json=rollbackTotalBytes,proto3" json:"rollback_total_bytes,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// The snapshot that scrubbed_bytes is about; empty: the volume.
+	ScrubbedSnapshot string `protobuf:"bytes,9,opt,name=scrubbed_snapshot,json=scrubbedSnapshot,proto3" json:"scrubbed_snapshot,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *VolumeStatus) Reset() {
@@ -2356,6 +2358,13 @@ func (x *VolumeStatus) GetRollbackTotalBytes() uint64 {
 		return x.RollbackTotalBytes
 	}
 	return 0
+}
+
+func (x *VolumeStatus) GetScrubbedSnapshot() string {
+	if x != nil {
+		return x.ScrubbedSnapshot
+	}
+	return ""
 }
 
 type ResyncProgress struct {
@@ -2539,6 +2548,8 @@ type ReplicaUsage struct {
 	UsedBytes uint64 `protobuf:"varint,3,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
 	// Of that, what only snapshots still need.
 	SnapshotBytes uint64 `protobuf:"varint,4,opt,name=snapshot_bytes,json=snapshotBytes,proto3" json:"snapshot_bytes,omitempty"`
+	// How far copying from the base has come, of the volume's size.
+	DetachedBytes uint64 `protobuf:"varint,5,opt,name=detached_bytes,json=detachedBytes,proto3" json:"detached_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2597,6 +2608,13 @@ func (x *ReplicaUsage) GetUsedBytes() uint64 {
 func (x *ReplicaUsage) GetSnapshotBytes() uint64 {
 	if x != nil {
 		return x.SnapshotBytes
+	}
+	return 0
+}
+
+func (x *ReplicaUsage) GetDetachedBytes() uint64 {
+	if x != nil {
+		return x.DetachedBytes
 	}
 	return 0
 }
@@ -4296,7 +4314,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"rollbackTo\x12!\n" +
 	"\fwanted_bytes\x18\x11 \x01(\x04R\vwantedBytes\x12%\n" +
 	"\x05scrub\x18\x12 \x01(\v2\x0f.argon.v1.ScrubR\x05scrub\x12#\n" +
-	"\rcheckpoint_id\x18( \x01(\tR\fcheckpointId\"\xd4\x02\n" +
+	"\rcheckpoint_id\x18( \x01(\tR\fcheckpointId\"\x81\x03\n" +
 	"\fVolumeStatus\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1c\n" +
 	"\tcondition\x18\x02 \x01(\tR\tcondition\x12\x16\n" +
@@ -4305,7 +4323,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\aupdated\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aupdated\x12%\n" +
 	"\x0escrubbed_bytes\x18\x06 \x01(\x04R\rscrubbedBytes\x12.\n" +
 	"\x13rollback_done_bytes\x18\a \x01(\x04R\x11rollbackDoneBytes\x120\n" +
-	"\x14rollback_total_bytes\x18\b \x01(\x04R\x12rollbackTotalBytes\"\xc1\x01\n" +
+	"\x14rollback_total_bytes\x18\b \x01(\x04R\x12rollbackTotalBytes\x12+\n" +
+	"\x11scrubbed_snapshot\x18\t \x01(\tR\x10scrubbedSnapshot\"\xc1\x01\n" +
 	"\x0eResyncProgress\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\rR\treplicaId\x12\x1d\n" +
@@ -4324,14 +4343,15 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"free_bytes\x18\x05 \x01(\x04R\tfreeBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\x06 \x01(\x04R\n" +
 	"totalBytes\x12#\n" +
-	"\rreserve_bytes\x18\a \x01(\x04R\freserveBytes\"\x90\x01\n" +
+	"\rreserve_bytes\x18\a \x01(\x04R\freserveBytes\"\xb7\x01\n" +
 	"\fReplicaUsage\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x02 \x01(\rR\treplicaId\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x03 \x01(\x04R\tusedBytes\x12%\n" +
-	"\x0esnapshot_bytes\x18\x04 \x01(\x04R\rsnapshotBytes\"Q\n" +
+	"\x0esnapshot_bytes\x18\x04 \x01(\x04R\rsnapshotBytes\x12%\n" +
+	"\x0edetached_bytes\x18\x05 \x01(\x04R\rdetachedBytes\"Q\n" +
 	"\rPublishedPort\x12!\n" +
 	"\fcluster_port\x18\x01 \x01(\rR\vclusterPort\x12\x1d\n" +
 	"\n" +

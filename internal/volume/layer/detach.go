@@ -8,6 +8,15 @@ import (
 // Based tells whether there is a base.
 func (f *Files) Based() bool { return f.sb.Load().Base != BaseRef{} }
 
+// Detached is how far CopyDown has come since the replica was opened, in bytes.
+// Not while it runs.
+func (f *Files) Detached() uint64 {
+	if !f.Based() {
+		return 0
+	}
+	return uint64(min(int64(f.detaching.region)*f.geometry().region, f.Size()))
+}
+
 // detachRegions bounds a step where the base has holes, which cost little.
 const detachRegions = 512
 

@@ -50,6 +50,7 @@ type Files struct {
 	sums     File
 	zeros    int64
 	zerosSum [32]byte
+	frozen   snapshotSums
 
 	preparing sync.Mutex
 	prepared  *prepared // guarded by preparing
@@ -64,6 +65,7 @@ type Hooks struct {
 	ForgetCopyUp   bool // a block counts as held without the rest of its content
 	ForgetFrozen   bool // what was written before a snapshot is not flushed after it
 	MoveUnsynced   bool // a block leaves its layer before it is durable in the one below
+	StaleSums      bool // a record counts when what it is of was written since
 }
 
 // Break switches rules off. For tests only.
@@ -286,6 +288,7 @@ func (f *Files) removeOld() error {
 	keep := map[string]bool{superblockName: true, sumsName: true}
 	for _, e := range f.sb.Load().Layers {
 		keep[dataName(e.Number)], keep[tableName(e.Number)] = true, true
+		keep[snapshotSumsName(e.Snapshot)] = e.Snapshot != 0
 	}
 	for _, n := range names {
 		if !keep[n] {
@@ -399,7 +402,7 @@ func (f *Files) Reset(change func(*Superblock)) error {
 	}
 	f.damaged, f.lost, f.tidying, f.detaching = 0, false, cursor{}, cursor{}
 	// The sums are of what was before.
-	err = errors.Join(f.closeSums(), f.fs.RemoveAll(path.Join(f.dir, sumsName)))
+	err = errors.Join(f.closeSums(), f.closeSnapshotSums(), f.fs.RemoveAll(path.Join(f.dir, sumsName)))
 	return errors.Join(err, old.lowest.close(), f.removeOld())
 }
 
@@ -462,5 +465,5 @@ func (f *Files) Close() error {
 	for _, l := range f.chain.Load().layers {
 		err = errors.Join(err, l.close())
 	}
-	return errors.Join(err, f.closeSums(), f.chain.Load().lowest.close())
+	return errors.Join(err, f.closeSums(), f.closeSnapshotSums(), f.chain.Load().lowest.close())
 }

@@ -127,6 +127,8 @@ func (f *Files) Forget(id uint32) error {
 		return err
 	}
 	f.replace(newChain(entries, c.layers, c.slots, c.lowest, c.stamps, c.where))
+	// What stays of it the next opening deletes.
+	_ = f.removeSnapshotSums(id)
 	return nil
 }
 

@@ -57,43 +57,69 @@ func checkOfSum(b []byte, region int) uint32 {
 // was recorded. If nothing that counts was, and the region was not written in
 // the generation or later, it is recorded.
 func (f *Files) Sum(region int, generation uint64) (wire.Sum, error) {
-	is, err := f.sumNow(region)
+	g := f.geometry()
+	off := int64(region) * g.region
+	is, err := f.sumWith(f, off, min(g.region, g.size-off))
 	if err != nil {
 		return wire.Sum{}, err
 	}
-	return f.judgeSum(region, is, generation)
+	is.stamp = f.stampOf(f.chain.Load(), region)
+	out, err := f.judgeSum(region, is)
+	recorded := out.State == wire.SumSame
+	if err == nil && out.State == wire.SumNew && is.stamp < generation && is.stamp != Unknown {
+		recorded, err = true, f.recordSum(region, is)
+	}
+	if err == nil && recorded {
+		err = f.handDown(region, is)
+	}
+	return out, err
 }
 
-func (f *Files) judgeSum(region int, is sumRecord, generation uint64) (wire.Sum, error) {
+// judgeSum compares what a region is with the record that counts.
+func (f *Files) judgeSum(region int, is sumRecord) (wire.Sum, error) {
+	out := wire.Sum{State: wire.SumNew, Sum: is.sum}
+	was, ok, err := f.volumeRecord(region)
+	if ok && (was.stamp == is.stamp || f.hooks.StaleSums) && was.length == is.length {
+		out.State = compared(was, is)
+	}
+	return out, err
+}
+
+// volumeRecord is what is recorded of a region of the volume.
+func (f *Files) volumeRecord(region int) (s sumRecord, ok bool, err error) {
 	file, err := f.sumsFile()
 	if err != nil {
-		return wire.Sum{}, err
+		return s, false, err
 	}
-	out := wire.Sum{State: wire.SumNew, Sum: is.sum}
 	b := make([]byte, sumSize)
 	// A file that is too short has no record.
 	n, _ := file.ReadAt(b, int64(region)*sumSize)
-	was, ok := parseSum(b[:n], region)
-	switch {
-	case ok && was == is:
-		out.State = wire.SumSame
-	case ok && was.stamp == is.stamp && was.length == is.length:
-		out.State = wire.SumDiffers
-	case is.stamp < generation && is.stamp != Unknown:
-		if _, err := file.WriteAt(is.marshal(region), int64(region)*sumSize); err != nil && !IsFull(err) {
-			return wire.Sum{}, fmt.Errorf("replica %s: record a checksum: %w", f.dir, err)
-		}
-	}
-	return out, nil
+	s, ok = parseSum(b[:n], region)
+	return s, ok, nil
 }
 
-// sumNow is what would be recorded of a region. Of holes nothing is read.
-func (f *Files) sumNow(region int) (sumRecord, error) {
-	g := f.geometry()
-	off := int64(region) * g.region
-	n := min(g.region, g.size-off)
+func (f *Files) recordSum(region int, is sumRecord) error {
+	file, err := f.sumsFile()
+	if err == nil {
+		_, err = file.WriteAt(is.marshal(region), int64(region)*sumSize)
+	}
+	if err != nil && !IsFull(err) {
+		return fmt.Errorf("replica %s: record a checksum: %w", f.dir, err)
+	}
+	return nil
+}
+
+// content is what checksums are of: the volume's, or a snapshot's.
+type content interface {
+	ReadAt(p []byte, off int64) error
+	Extents(off, n int64, found func(n int64, hole bool) bool) error
+}
+
+// sumWith is what would be recorded of a range, but for the stamp. Of holes
+// nothing is read.
+func (f *Files) sumWith(c content, off, n int64) (sumRecord, error) {
 	hole := true
-	err := f.Extents(off, n, func(_ int64, h bool) bool {
+	err := c.Extents(off, n, func(_ int64, h bool) bool {
 		hole = h
 		return hole
 	})
@@ -101,19 +127,24 @@ func (f *Files) sumNow(region int) (sumRecord, error) {
 		return sumRecord{}, err
 	}
 	if hole {
-		return f.record(region, n, f.zeroSum(n)), nil
+		return sumOf(f.zeroSum(n), n), nil
 	}
 	p := make([]byte, n)
-	if err := f.ReadAt(p, off); err != nil {
+	if err := c.ReadAt(p, off); err != nil {
 		return sumRecord{}, err
 	}
-	return f.record(region, n, sha256.Sum256(p)), nil
+	return sumOf(sha256.Sum256(p), n), nil
 }
 
-func (f *Files) record(region int, n int64, sum [sha256.Size]byte) sumRecord {
-	s := sumRecord{stamp: max(f.chain.Load().stamps[region].Load(), f.sb.Load().Generation), length: uint32(n)}
+func sumOf(sum [sha256.Size]byte, n int64) sumRecord {
+	s := sumRecord{length: uint32(n)}
 	copy(s.sum[:], sum[:])
 	return s
+}
+
+// stampOf is the stamp that a region counts as having.
+func (f *Files) stampOf(c *chain, region int) uint64 {
+	return max(c.stamps[region].Load(), f.sb.Load().Generation)
 }
 
 // zeroSum is the checksum of zeros.
@@ -129,7 +160,9 @@ func (f *Files) zeroSum(n int64) [sha256.Size]byte {
 // Verify tells whether a region's content may be what was written: it does not
 // contradict a record that counts.
 func (f *Files) Verify(region int, p []byte) (bool, error) {
-	s, err := f.judgeSum(region, f.record(region, int64(len(p)), sha256.Sum256(p)), 0)
+	is := sumOf(sha256.Sum256(p), int64(len(p)))
+	is.stamp = f.stampOf(f.chain.Load(), region)
+	s, err := f.judgeSum(region, is)
 	return s.State != wire.SumDiffers, err
 }
 

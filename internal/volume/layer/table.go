@@ -136,6 +136,16 @@ func (t *table) holdsNothing() (bool, error) {
 	return nothing, err
 }
 
+// holds tells whether any block of a region is held.
+func (t *table) holds(region int) (bool, error) {
+	held := false
+	err := t.rows(region, func(r int, row row) bool {
+		held = r == region && row.held != 0
+		return false
+	})
+	return held, err
+}
+
 // apply puts changes on disk; the marks are sorted by region. If the disk is
 // full nothing has changed; after any other failure nothing is certain.
 func (t *table) apply(marks []mark) error {

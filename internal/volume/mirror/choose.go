@@ -40,6 +40,8 @@ type Info struct {
 	Health      Health
 	// Emptied: nothing of what it had was kept.
 	Emptied bool
+	// Old: its server knows no checksums of snapshots, see wire.ProtocolV1.
+	Old bool
 }
 
 // answer is what is known of an in-sync replica while attaching.

@@ -303,7 +303,7 @@ func (c *Core) copyChunk(p *peer, off, n int64) {
 	if cp.view != nil {
 		// It cannot change, and the replica gets no writes: nothing to lock. It
 		// is stamped as the newest of what the snapshot holds.
-		o.verb, o.snapshot, o.lock, o.generation = VerbRead, cp.view.GetId(), unlocked, cp.view.GetGeneration()-1
+		o.verb, o.snapshot, o.lock, o.generation = VerbReadVerified, cp.view.GetId(), unlocked, cp.view.GetGeneration()-1
 	}
 	begun := c.now
 	o.then = func(o *op) { c.chunkDone(o, begun) }

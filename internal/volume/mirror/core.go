@@ -69,6 +69,8 @@ const (
 	BreakSourceOnly                             // copy only what the source says has changed
 	BreakSnapshotUnlocked                       // take snapshots while writes are under way
 	BreakSnapshotUnflushed                      // call a snapshot ready before it is flushed
+	BreakCopyUnverified                         // copy what differs from its recorded checksum
+	BreakSumUnflushed                           // let checksums be recorded of what is not flushed
 )
 
 // DefaultConfig has the times of a production attachment.
@@ -495,7 +497,7 @@ func (c *Core) ripe() []fact {
 
 func (c *Core) propose(p Proposal) {
 	p.Epoch, p.EqualBefore = c.cfg.Epoch, c.clock.equalBefore
-	p.Facts, p.Taken, p.Scrubbed = slices.Clone(c.ripe()), c.take.outcome(), c.scrub.outcome(c.cfg.Size, c.cfg.Grain)
+	p.Facts, p.Taken, p.Scrubbed = slices.Clone(c.ripe()), c.take.outcome(), c.scrub.outcome()
 	if c.grow.done {
 		p.Size = c.grow.to
 	}
@@ -611,7 +613,7 @@ func (c *Core) Status() *argonv1.VolumeStatus {
 			})
 		}
 	}
-	st.ScrubbedBytes = uint64(c.scrub.cursor)
+	st.ScrubbedBytes, st.ScrubbedSnapshot = uint64(c.scrub.cursor), c.scrub.view.GetName()
 	if c.rollback.due(c.volume) {
 		st.Condition, st.Detail = "waiting", "for the rollback to be done"
 		st.RollbackDoneBytes, st.RollbackTotalBytes = uint64(c.rollback.done), uint64(c.rollback.total)

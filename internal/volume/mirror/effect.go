@@ -13,7 +13,7 @@ const (
 	// VerbRead reads; of a snapshot's content where Snapshot is not 0.
 	VerbRead Verb = iota + 1
 	// VerbReadVerified reads whole regions, and fails if one differs from its
-	// recorded checksum.
+	// recorded checksum; of a snapshot's content where Snapshot is not 0.
 	VerbReadVerified
 	VerbWrite
 	VerbZero
@@ -25,8 +25,11 @@ const (
 	// since 0: which may hold anything but zeros. Of a snapshot's content where
 	// Snapshot is not 0.
 	VerbChanged
-	// VerbSums asks for the checksum of each grain of a range.
+	// VerbSums asks for the checksum of each grain of a range; of a snapshot's
+	// content where Snapshot is not 0.
 	VerbSums
+	// VerbMend makes a range of Snapshot's content what it once was.
+	VerbMend
 	// VerbPrepare makes what VerbSnapshot needs, so that it takes no time.
 	VerbPrepare
 	// VerbSnapshot makes what the replica has now Snapshot's content.

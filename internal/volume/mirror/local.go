@@ -20,6 +20,9 @@ type Copy interface {
 	EndSync() error
 	ReadVerified(p []byte, off int64) error
 	Sums(off, n int64, generation uint64, sums []wire.Sum) error
+	ReadSnapshotVerified(id uint32, p []byte, off int64) error
+	SnapshotSums(id uint32, off, n int64, sums []wire.Sum) error
+	Mend(id uint32, p []byte, off int64) error
 	PrepareSnapshot() error
 	Snapshot(id uint32, generation uint64) error
 	ReadSnapshot(id uint32, p []byte, off int64) error
@@ -136,6 +139,8 @@ func (l *localLink) do(m *Message) (info Info, err error) {
 		err = l.copy.Trim(m.Off, m.Len, m.Generation, m.FUA)
 	case VerbRevert:
 		err = l.copy.Revert(m.Snapshot, m.Off, m.Len, m.Generation)
+	case VerbMend:
+		err = l.copy.Mend(m.Snapshot, m.Data, m.Off)
 	case VerbFlush:
 		err = l.copy.Flush()
 	case VerbPrepare:
@@ -163,13 +168,21 @@ func (l *localLink) read(m *Message) error {
 		return l.copy.ReadAt(m.Data, m.Off)
 	case m.Verb == VerbChanged && m.Snapshot != 0:
 		return l.copy.ChangedSnapshot(m.Snapshot, m.Generation, m.Off, m.Len, wire.ChangedGrain, m.Data)
+	case m.Verb == VerbReadVerified && m.Snapshot != 0:
+		return l.copy.ReadSnapshotVerified(m.Snapshot, m.Data, m.Off)
 	case m.Verb == VerbReadVerified:
 		return l.copy.ReadVerified(m.Data, m.Off)
 	case m.Verb == VerbChanged:
 		return l.copy.Changed(m.Generation, m.Off, m.Len, wire.ChangedGrain, m.Data)
 	}
 	sums := make([]wire.Sum, len(m.Data)/wire.SumSize)
-	if err := l.copy.Sums(m.Off, m.Len, m.Generation, sums); err != nil {
+	var err error
+	if m.Snapshot != 0 {
+		err = l.copy.SnapshotSums(m.Snapshot, m.Off, m.Len, sums)
+	} else {
+		err = l.copy.Sums(m.Off, m.Len, m.Generation, sums)
+	}
+	if err != nil {
 		return err
 	}
 	copy(m.Data, wire.AppendSums(nil, sums))

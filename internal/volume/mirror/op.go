@@ -75,7 +75,9 @@ type op struct {
 	run     int   // ... in which of its copies
 	// optional: it fails if nobody can read for it.
 	optional bool
-	err      error
+	// missing: somebody does not have the snapshot that it is about.
+	missing bool
+	err     error
 
 	// begun is called when it has its lock, in place of sending it.
 	begun func(*op)
@@ -251,6 +253,8 @@ func (c *Core) send(o *op, p *peer) {
 		e.FUA = o.req.FUA
 	case o.verb == VerbBeginSync:
 		e.Base = o.target.copy.startBase()
+	case o.verb == VerbReadVerified && (o.snapshot != 0 && p.info.Old || o.target != nil && c.breaks(BreakCopyUnverified)):
+		e.Verb = VerbRead
 	}
 	if o.each != nil {
 		e.Data = o.each[p.id]

@@ -227,7 +227,13 @@ func (c *Core) PeerUp(now time.Duration, id uint32, session uint64, info Info) [
 
 func (c *Core) sendPending(p *peer) {
 	for _, o := range slices.Clone(c.inflight) {
-		if o.pending&p.bit != 0 && o.held&p.bit == 0 {
+		switch {
+		case o.pending&p.bit == 0 || o.held&p.bit != 0:
+		case p.info.Old && (o.verb == VerbSums && o.snapshot != 0 || o.verb == VerbMend):
+			// It was newer when this began.
+			o.pending, o.missing = o.pending&^p.bit, true
+			c.settle(o)
+		default:
 			c.send(o, p)
 		}
 	}

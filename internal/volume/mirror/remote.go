@@ -186,7 +186,7 @@ const (
 var types = map[Verb]wire.Type{
 	VerbRead: wire.Read, VerbWrite: wire.Write, VerbZero: wire.Zero, VerbTrim: wire.Trim, VerbFlush: wire.Flush,
 	VerbChanged: wire.Changed, VerbBeginSync: wire.BeginSync, VerbEndSync: wire.EndSync, verbClose: wire.Close, verbPing: wire.Ping,
-	VerbReadVerified: wire.ReadVerified, VerbSums: wire.Sums, VerbRevert: wire.Revert,
+	VerbReadVerified: wire.ReadVerified, VerbSums: wire.Sums, VerbRevert: wire.Revert, VerbMend: wire.Mend,
 	VerbPrepare: wire.Prepare, VerbSnapshot: wire.Snapshot, VerbResize: wire.Resize,
 }
 
@@ -198,6 +198,10 @@ func typeOf(m *Message) wire.Type {
 		return wire.ReadSnapshot
 	case m.Snapshot != 0 && m.Verb == VerbChanged:
 		return wire.ChangedSnapshot
+	case m.Snapshot != 0 && m.Verb == VerbReadVerified:
+		return wire.ReadSnapshotVerified
+	case m.Snapshot != 0 && m.Verb == VerbSums:
+		return wire.SnapshotSums
 	}
 	return types[m.Verb]
 }
@@ -267,6 +271,8 @@ func (l *remoteLink) expect(m *Message) wire.Header {
 	switch {
 	case m.Verb == VerbWrite:
 		h.Payload = uint32(len(m.Data))
+	case m.Verb == VerbMend:
+		h.Payload = wire.IDSize + uint32(len(m.Data))
 	case m.Verb == VerbBeginSync:
 		h.Off = int64(m.Base)
 	case h.Type.HasID():
@@ -283,11 +289,10 @@ func (l *remoteLink) put(h wire.Header, m *Message) {
 	var head [wire.HeaderSize]byte
 	h.Put(head[:])
 	_, err := l.out.Write(head[:])
-	switch {
-	case err != nil:
-	case h.Type.HasID():
+	if err == nil && (h.Type.HasID() || h.Type == wire.Mend) {
 		_, err = l.out.Write(binary.LittleEndian.AppendUint32(head[:0], m.Snapshot))
-	case h.Payload > 0:
+	}
+	if err == nil && (h.Type == wire.Write || h.Type == wire.Mend) {
 		_, err = l.out.Write(m.Data)
 	}
 	if err != nil {

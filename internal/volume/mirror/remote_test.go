@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/layer"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 	"github.com/argon-cluster/argon/internal/volume/replica"
@@ -170,6 +171,26 @@ func TestRemoteLink(t *testing.T) {
 	bits := make([]byte, 1)
 	if must(mirror.Message{Verb: mirror.VerbChanged, Len: testSize, Data: bits, Generation: 7}); bits[0] != 1<<2 {
 		t.Errorf("changed since generation 7: %b", bits)
+	}
+	must(mirror.Message{Verb: mirror.VerbSnapshot, Snapshot: 1, Generation: 8})
+	sums, region := make([]byte, wire.SumSize), make([]byte, 1<<20)
+	ofSnapshot := mirror.Message{Snapshot: 1, Off: 2 << 20, Len: 1 << 20, Data: region}
+	ofSnapshot.Verb = mirror.VerbReadVerified
+	if must(ofSnapshot); !bytes.Equal(region[:512], data[:512]) {
+		t.Error("a verified read of the snapshot is not what was written")
+	}
+	ofSnapshot.Verb, ofSnapshot.Data = mirror.VerbSums, sums
+	if must(ofSnapshot); sums[0] != wire.SumNew {
+		t.Errorf("the sum of a snapshot is of state %d", sums[0])
+	}
+	if must(ofSnapshot); sums[0] != wire.SumSame {
+		t.Errorf("recorded, it is of state %d", sums[0])
+	}
+	ofSnapshot.Verb, ofSnapshot.Data = mirror.VerbMend, make([]byte, 1<<20)
+	must(ofSnapshot)
+	ofSnapshot.Verb, ofSnapshot.Data = mirror.VerbReadVerified, region
+	if _, err := call(t, l, ofSnapshot); !errors.Is(err, volume.ErrDamaged) {
+		t.Errorf("what was recorded differs from what it was made: %v", err)
 	}
 	if info := must(mirror.Message{Verb: mirror.VerbBeginSync, Base: 7, Generation: 8}); info.Incarnation != 2 || info.Health != mirror.Syncing || info.Emptied {
 		t.Errorf("after BeginSync with a base: %+v", info)

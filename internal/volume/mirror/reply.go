@@ -96,7 +96,10 @@ func (c *Core) changeReply(o *op, p *peer, out Outcome, err error) {
 		// The shell finds out and calls Deposed.
 	case out == Missing:
 		// The snapshot was deleted; whoever asked sees that in the record.
-		o.pending &^= p.bit
+		o.pending, o.missing = o.pending&^p.bit, true
+	case out == Damaged && o.verb == VerbMend:
+		// What is damaged is the base's: a scrub of the volume that has it mends it.
+		o.pending, o.err = o.pending&^p.bit, err
 	default:
 		c.loseDisk(p, "its disk", err)
 		if c.breaks(BreakIgnoreFailure) {

@@ -14,14 +14,30 @@ import (
 // writes meanwhile. Where they differ, a replica that finds its region as it
 // once recorded it has the good copy; the others are mended from it. Where
 // nobody can tell, nothing is changed and the operator is told.
+//
+// After the volume come its snapshots, the newest first: of each what the content
+// that was compared before does not share with it. Nobody writes that, so nothing
+// is locked.
 
 // scrubbing is one under way.
 type scrubbing struct {
-	number   uint64 // 0: none
+	number uint64 // 0: none
+	// view is the snapshot that is compared, after it the one before; nil: the
+	// volume.
+	view, after *argonv1.Snapshot
+	// left are those that are still to be compared, the newest first; not known
+	// while the volume is.
+	left  []*argonv1.Snapshot
+	known bool
+	// Of view: a bit for each grain that is to be compared, up to listedTo.
+	todo     []byte
+	listedTo int64
+
 	cursor   int64
 	busy     bool
 	mending  int // regions
 	next     time.Duration
+	compared uint64
 	repaired uint64
 	unclear  uint64
 	flushed  bool
@@ -44,13 +60,99 @@ func (c *Core) tryScrub() {
 		return
 	}
 	s.busy = true
-	if s.cursor >= c.cfg.Size {
-		c.submit(&op{verb: VerbFlush, who: members, then: func(*op) { s.busy, s.flushed = false, true }})
+	for {
+		size := c.scrubSize()
+		if s.view != nil && s.listedTo < size {
+			c.listScrub(size)
+			return
+		}
+		if n := s.batch(c.cfg.Grain, size); n > 0 {
+			s.next = c.now + time.Duration(float64(n)/float64(c.cfg.ScrubPace)*float64(time.Second))
+			c.submit(c.sumsOp(s.cursor, n, c.summed))
+			return
+		}
+		if !c.nextScrubView() {
+			c.submit(&op{verb: VerbFlush, who: members, then: func(*op) { s.busy, s.flushed = false, true }})
+			return
+		}
+	}
+}
+
+// scrubSize is how much there is of what is compared.
+func (c *Core) scrubSize() int64 {
+	if v := c.scrub.view; v != nil {
+		return int64(v.GetSizeBytes())
+	}
+	return c.cfg.Size
+}
+
+// batch moves the cursor to what is to be compared next, and says how much that
+// is; 0: nothing is left.
+func (s *scrubbing) batch(grain, size int64) int64 {
+	wanted := func(off int64) bool { return s.view == nil || has(s.todo, off/grain) }
+	for s.cursor < size && !wanted(s.cursor) {
+		s.cursor += grain
+	}
+	n := int64(0)
+	for n < scrubBatch*grain && s.cursor+n < size && wanted(s.cursor+n) {
+		n += grain
+	}
+	return max(0, min(n, size-s.cursor))
+}
+
+// nextScrubView goes on with the next older snapshot; false: that was the last.
+func (c *Core) nextScrubView() bool {
+	s := &c.scrub
+	if !s.known {
+		s.known = true
+		if !slices.ContainsFunc(c.peers, func(p *peer) bool { return p.role == member && p.info.Old }) {
+			s.left = slices.DeleteFunc(c.readySnapshots(), func(r *argonv1.Snapshot) bool {
+				// One that is not recorded yet may not be on every disk.
+				return c.snapshotRecord(r.GetId()).GetState() != argonv1.SnapshotState_SNAPSHOT_STATE_READY
+			})
+			slices.Reverse(s.left)
+		}
+	}
+	if len(s.left) == 0 {
+		return false
+	}
+	s.after, s.view, s.left = s.view, s.left[0], s.left[1:]
+	s.cursor, s.todo, s.listedTo = 0, nil, 0
+	return true
+}
+
+// listScrub asks all members for the next part of what was written between the
+// snapshot and what came after it: the rest lies in the same blocks as that, and
+// has been compared. Each has its own stamps, and so its own blocks.
+func (c *Core) listScrub(size int64) {
+	s := &c.scrub
+	n := min(maxList*c.cfg.Grain, size-s.listedTo)
+	o := &op{
+		verb: VerbChanged, who: members, snapshot: s.after.GetId(), generation: s.view.GetGeneration(),
+		off: s.listedTo, len: n, each: map[uint32][]byte{}, then: c.scrubListed,
+	}
+	for _, p := range c.peers {
+		o.each[p.id] = make([]byte, wire.BitBytes(n, c.cfg.Grain))
+	}
+	c.submit(o)
+}
+
+func (c *Core) scrubListed(o *op) {
+	s := &c.scrub
+	s.busy = false
+	if s.number == 0 {
 		return
 	}
-	n := min(scrubBatch*c.cfg.Grain, c.cfg.Size-s.cursor)
-	s.next = c.now + time.Duration(float64(n)/float64(c.cfg.ScrubPace)*float64(time.Second))
-	c.submit(c.sumsOp(s.cursor, n, c.summed))
+	list := make([]byte, wire.BitBytes(o.len, c.cfg.Grain))
+	for i := range list {
+		for _, bits := range o.each {
+			list[i] |= bits[i]
+		}
+		if o.missing { // what came after is gone, and so is what it shared
+			list[i] = 0xff
+		}
+	}
+	s.todo, s.listedTo = append(s.todo, list...), o.off+o.len
 }
 
 // sumsOp asks all members for the checksums of a range. They record those of
@@ -60,6 +162,12 @@ func (c *Core) sumsOp(off, n int64, then func(*op)) *op {
 	o := &op{
 		verb: VerbSums, who: members, lock: shared, off: off, len: n, each: map[uint32][]byte{}, then: then,
 		generation: max(c.clock.equalBefore, 1),
+	}
+	if c.breaks(BreakSumUnflushed) {
+		o.generation = c.clock.generation + 1
+	}
+	if v := c.scrub.view; v != nil {
+		o.snapshot, o.lock = v.GetId(), unlocked
 	}
 	for _, p := range c.peers {
 		o.each[p.id] = make([]byte, (n+c.cfg.Grain-1)/c.cfg.Grain*wire.SumSize)
@@ -77,7 +185,8 @@ func (c *Core) summed(o *op) {
 	s.cursor = o.off + o.len
 	answers := map[uint32][]wire.Sum{}
 	for _, p := range c.peers {
-		// One that left the set meanwhile has not answered, and does not matter.
+		// One that left the set meanwhile has not answered, and does not matter;
+		// nor does one whose snapshot is gone.
 		if list, err := wire.ParseSums(o.each[p.id]); err == nil && p.role == member && p.healthy() {
 			answers[p.id] = list
 		}
@@ -87,15 +196,24 @@ func (c *Core) summed(o *op) {
 		for id, list := range answers {
 			sums[id] = list[i]
 		}
+		s.compared++
 		off := o.off + i*c.cfg.Grain
 		switch good, bad, v := verdict(sums); v {
 		case repairable:
-			c.mend(off, min(c.cfg.Grain, c.cfg.Size-off), good, bad)
+			c.mend(off, min(c.cfg.Grain, o.off+o.len-off), good, bad)
 		case unclear:
-			s.unclear++
-			c.note(argonv1.Severity_SEVERITY_ERROR, "scrub-unclear", fmt.Sprint(off), "the region at %d is damaged, and nothing tells which copy is good: restore it from a snapshot or a backup", off)
+			c.noteUnclear(off, s.view)
 		}
 	}
+}
+
+func (c *Core) noteUnclear(off int64, view *argonv1.Snapshot) {
+	c.scrub.unclear++
+	if view == nil {
+		c.note(argonv1.Severity_SEVERITY_ERROR, "scrub-unclear", fmt.Sprint(off), "the region at %d is damaged, and nothing tells which copy is good: restore it from a snapshot or a backup", off)
+		return
+	}
+	c.note(argonv1.Severity_SEVERITY_ERROR, "scrub-unclear", fmt.Sprint(off, view.GetId()), "the region at %d of snapshot %s is damaged, and nothing tells which copy is good: delete the snapshot, or do not rely on it", off, view.GetName())
 }
 
 type finding uint8
@@ -152,37 +270,49 @@ func sortedIDs(sums map[uint32]wire.Sum) []uint32 {
 }
 
 // mend gives those whose copy of a region is bad what a good one has. The
-// region is locked from the reading to the writing; if it was written before
-// the lock, the good copy is as good.
+// region is locked from the reading to the writing, unless it is a snapshot's; if
+// it was written before the lock, the good copy is as good.
 func (c *Core) mend(off, n int64, good, bad []uint32) {
+	view := c.scrub.view
 	o := &op{verb: VerbReadVerified, lock: exclusive, off: off, len: n, data: make([]byte, n), optional: true}
+	if view != nil {
+		o.snapshot, o.lock = view.GetId(), unlocked
+	}
 	for _, p := range c.peers {
 		if !slices.Contains(good, p.id) {
 			o.damaged |= p.bit // is not read
 		}
 	}
-	o.read = func(o *op) { c.mendRead(o, bad) }
+	o.read = func(o *op) { c.mendRead(o, bad, view) }
 	c.scrub.mending++
 	o.then = func(o *op) {
 		c.scrub.mending--
-		if o.err == nil {
+		switch {
+		case o.err == nil && !o.missing:
 			c.scrub.repaired++
+		case o.verb == VerbMend && !o.missing:
+			c.noteUnclear(off, view)
 		}
 	}
 	c.submit(o)
 }
 
-func (c *Core) mendRead(o *op, bad []uint32) {
+func (c *Core) mendRead(o *op, bad []uint32, view *argonv1.Snapshot) {
 	if o.err != nil {
 		c.finish(o)
 		return
 	}
+	where := fmt.Sprint(o.off)
 	o.verb, o.who, o.generation, o.pending = VerbWrite, members, c.clock.generation, 0
-	c.clock.used = true
+	if view == nil {
+		c.clock.used = true
+	} else {
+		o.verb, where = VerbMend, fmt.Sprintf("%d of snapshot %s", o.off, view.GetName())
+	}
 	for _, p := range c.peers {
 		if slices.Contains(bad, p.id) && (p.role == member || p.role == leaving) {
 			o.pending |= p.bit
-			c.note(argonv1.Severity_SEVERITY_WARNING, "replica-mended", fmt.Sprint(p.id, o.off), "replica %d was damaged at %d; it has a good copy again", p.id, o.off)
+			c.note(argonv1.Severity_SEVERITY_WARNING, "replica-mended", fmt.Sprint(p.id, " ", where), "replica %d was damaged at %s; it is given a good copy", p.id, where)
 			c.send(o, p)
 		}
 	}
@@ -200,9 +330,9 @@ func (c *Core) scrubRecorded(s *argonv1.Scrub) {
 }
 
 // outcome is what there is to record of a scrub; nil: nothing yet.
-func (s *scrubbing) outcome(size, grain int64) *argonv1.Scrub {
+func (s *scrubbing) outcome() *argonv1.Scrub {
 	if !s.flushed {
 		return nil
 	}
-	return &argonv1.Scrub{Finished: s.number, Regions: uint64((size + grain - 1) / grain), Repaired: s.repaired, Unclear: s.unclear}
+	return &argonv1.Scrub{Finished: s.number, Regions: s.compared, Repaired: s.repaired, Unclear: s.unclear}
 }

@@ -11,11 +11,14 @@ import (
 
 	"github.com/argon-cluster/argon/internal/volume/layer"
 	"github.com/argon-cluster/argon/internal/volume/replica"
+	"github.com/argon-cluster/argon/internal/volume/wire"
 )
 
 const (
 	stripes     = 4
 	stripedSize = 2 << 20
+	// stripedRegion is the size of its regions.
+	stripedRegion = 64 << 10
 )
 
 // striper writes every fourth sector, so that others write the same blocks.
@@ -69,7 +72,7 @@ func TestConcurrentUpkeep(t *testing.T) {
 		t.Fatal(err)
 	}
 	store, err := replica.Open(replica.Options{
-		FS: layer.OS{}, Dir: filepath.Join(dir, "volumes"), ClusterID: "c", BootID: "b", RegionSize: 64 << 10,
+		FS: layer.OS{}, Dir: filepath.Join(dir, "volumes"), ClusterID: "c", BootID: "b", RegionSize: stripedRegion,
 		Images: func(string) string { return base }, Log: slog.New(slog.DiscardHandler),
 	})
 	d := &disk{t: t, store: store}
@@ -90,6 +93,8 @@ func TestConcurrentUpkeep(t *testing.T) {
 		d.must(s.Snapshot(id+1, uint64(id)+2))
 		before, after := make([]byte, stripedSize), make([]byte, stripedSize)
 		d.must(s.ReadSnapshot(id+1, before, 0))
+		var sums [stripedSize / stripedRegion]wire.Sum
+		d.must(s.SnapshotSums(id+1, 0, stripedSize, sums[:]))
 		if id > 0 {
 			d.must(r.Forget(id))
 		}
@@ -97,7 +102,8 @@ func TestConcurrentUpkeep(t *testing.T) {
 		if id == 6 {
 			d.untilDone(func() (bool, error) { return r.DetachBase(t.Context()) })
 		}
-		d.must(s.ReadSnapshot(id+1, after, 0))
+		d.must(s.Mend(id+1, before, 0)) // where there is nothing to mend
+		d.must(s.ReadSnapshotVerified(id+1, after, 0))
 		if !bytes.Equal(before, after) {
 			t.Errorf("snapshot %d has changed", id+1)
 		}

@@ -1,6 +1,7 @@
 package replica_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -44,10 +45,9 @@ func script(b []byte) (out []byte, frames int) {
 		var payload []byte
 		switch {
 		case h.Type == wire.Write && h.Len <= 1<<20:
-			payload = make([]byte, h.Len)
-			for i := range payload {
-				payload[i] = b[5]
-			}
+			payload = bytes.Repeat([]byte{b[5]}, int(h.Len))
+		case h.Type == wire.Mend && h.Len <= 1<<20:
+			payload = append(wire.MarshalID(uint32(b[5]%4)), bytes.Repeat([]byte{b[5]}, int(h.Len))...)
 		case h.Type.HasID():
 			payload = wire.MarshalID(uint32(b[5] % 4))
 		}
@@ -106,6 +106,8 @@ func FuzzFrames(f *testing.F) {
 	f.Add(join(at(wire.BeginSync, 0, 0, 0, 3, 0), at(wire.Resize, regions, 0, 200, 0, 0), at(wire.Zero, regions, 1, 90, 3, 0),
 		at(wire.Trim, 0x21, 1, 9, 4, 0), at(wire.EndSync, 0, 0, 0, 0, 0), at(wire.Changed, regions, 0, 128, 0, 0)))
 	f.Add(join(at(wire.Write, regions, 9, 9, 1, 1), at(wire.Sums, regions, 0, 128, 9, 0), at(wire.ReadVerified, regions, 0, 32, 0, 0), at(wire.Close, 0, 0, 0, 0, 0)))
+	f.Add(join(at(wire.Write, regions, 0, 4, 1, 7), at(wire.Snapshot, 0, 0, 0, 3, 1), at(wire.Write, 0x20, 3, 1, 3, 9), at(wire.SnapshotSums, regions, 0, 64, 0, 1),
+		at(wire.Mend, regions, 0, 32, 0, 1), at(wire.ReadSnapshotVerified, regions, 0, 64, 0, 1), at(wire.SnapshotSums, regions, 0, 64, 0, 1)))
 	f.Add([]byte{byte(wire.Read), 0, 0, 0, 0, 0, 255, 0, byte(wire.Changed), 0, 0, 0, 0, 0, 254, 0, byte(wire.Ping), 0, 0, 0, 0, 3, 252, 255})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > 8*64 {

@@ -315,7 +315,6 @@ func TestSums(t *testing.T) {
 		return out
 	}
 	states := func(sums [3]wire.Sum) (s [3]uint8) { return [3]uint8{sums[0].State, sums[1].State, sums[2].State} }
-	const isNew, same, differs = wire.SumNew, wire.SumSame, wire.SumDiffers
 	first := sums(5)
 	if got := states(first); got != [3]uint8{isNew, isNew, isNew} || first[0].Sum == first[1].Sum || first[1].Sum == first[2].Sum {
 		t.Errorf("at first: %v", first)

@@ -370,16 +370,18 @@ func legal(h wire.Header) error {
 	switch {
 	case h.Type == wire.Write:
 		payload = h.Len
+	case h.Type == wire.Mend:
+		payload = wire.IDSize + h.Len
 	case h.Type.HasID():
 		payload = wire.IDSize
 	}
 	answer := int64(0)
 	switch h.Type {
-	case wire.Read, wire.ReadSnapshot, wire.ReadVerified:
+	case wire.Read, wire.ReadSnapshot, wire.ReadVerified, wire.ReadSnapshotVerified:
 		answer = h.Len
 	case wire.Changed, wire.ChangedSnapshot:
 		answer = wire.ChangedBytes(h.Len)
-	case wire.Sums:
+	case wire.Sums, wire.SnapshotSums:
 		answer = wire.SumBytes(h.Len)
 	}
 	if h.Type == wire.Hello || h.Status != wire.OK || int64(h.Payload) != payload || answer > volume.MaxRequest {
@@ -431,8 +433,10 @@ func (c *serverConn) carryOut(j *job) {
 	case wire.ReadVerified:
 		j.take(int(h.Len))
 		err = c.session.ReadVerified(j.data, h.Off)
-	case wire.Snapshot, wire.ReadSnapshot, wire.ChangedSnapshot, wire.Revert:
+	case wire.Snapshot, wire.ReadSnapshot, wire.ChangedSnapshot, wire.Revert, wire.ReadSnapshotVerified, wire.SnapshotSums:
 		err = c.onSnapshot(j)
+	case wire.Mend:
+		err = c.mend(j)
 	default:
 		err = fmt.Errorf("request of type %d: %w", h.Type, volume.ErrRange)
 	}
@@ -456,8 +460,27 @@ func (c *serverConn) onSnapshot(j *job) error {
 	case wire.ChangedSnapshot:
 		j.takeZeros(int(wire.ChangedBytes(h.Len)))
 		return c.session.ChangedSnapshot(id, h.Generation, h.Off, h.Len, wire.ChangedGrain, j.data)
+	case wire.ReadSnapshotVerified:
+		j.take(int(h.Len))
+		return c.session.ReadSnapshotVerified(id, j.data, h.Off)
+	case wire.SnapshotSums:
+		sums := make([]wire.Sum, wire.SumBytes(h.Len)/wire.SumSize)
+		err := c.session.SnapshotSums(id, h.Off, h.Len, sums)
+		if err == nil {
+			j.data = wire.AppendSums(nil, sums)
+		}
+		return err
 	}
 	return c.session.Revert(id, h.Off, h.Len, h.Generation)
+}
+
+func (c *serverConn) mend(j *job) error {
+	id, err := wire.ParseID(j.data[:wire.IDSize])
+	if err == nil {
+		err = c.session.Mend(id, j.data[wire.IDSize:], j.head.Off)
+	}
+	j.release()
+	return err
 }
 
 // answer sends an answer. Those who come while another one writes are sent

@@ -70,7 +70,20 @@ func TestServeSnapshots(t *testing.T) {
 	if got := h.must(wire.Header{Type: wire.ChangedSnapshot, Len: region, Generation: 2}, one); !bytes.Equal(got, []byte{0}) {
 		t.Errorf("what changed in the snapshot since: %x", got)
 	}
-	for _, typ := range []wire.Type{wire.ReadSnapshot, wire.ChangedSnapshot, wire.Revert} {
+	sums, err := wire.ParseSums(h.must(wire.Header{Type: wire.SnapshotSums, Len: region}, one))
+	if err != nil || len(sums) != 1 || sums[0].State != wire.SumNew {
+		t.Errorf("%+v, %v", sums, err)
+	}
+	d.rot("00000000", 7)
+	verified := wire.Header{Type: wire.ReadSnapshotVerified, Len: region}
+	if answer, text := h.ask(verified, one); answer.Status != wire.Damaged {
+		t.Errorf("a verified read of a snapshot that is damaged: status %d: %s", answer.Status, text)
+	}
+	h.must(wire.Header{Type: wire.Mend, Len: region}, append(one[:wire.IDSize:wire.IDSize], append(bytes.Clone(sector), make([]byte, region-512)...)...))
+	if got := h.must(verified, one); !bytes.Equal(got[:512], sector) {
+		t.Error("what was mended is not what it was")
+	}
+	for _, typ := range []wire.Type{wire.ReadSnapshot, wire.ChangedSnapshot, wire.Revert, wire.SnapshotSums} {
 		if answer, _ := h.ask(wire.Header{Type: typ, Len: 512}, wire.MarshalID(2)); answer.Status != wire.NoSnapshot {
 			t.Errorf("request of type %d for a snapshot that is not there: status %d", typ, answer.Status)
 		}
@@ -80,7 +93,7 @@ func TestServeSnapshots(t *testing.T) {
 		t.Error("put back, it is not what the snapshot is")
 	}
 	h.must(wire.Header{Type: wire.Resize, Len: 2 * region}, nil)
-	sums, err := wire.ParseSums(h.must(wire.Header{Type: wire.Sums, Len: 2 * region, Generation: 9}, nil))
+	sums, err = wire.ParseSums(h.must(wire.Header{Type: wire.Sums, Len: 2 * region, Generation: 9}, nil))
 	if err != nil || len(sums) != 2 || sums[0].State != wire.SumNew || sums[0].Sum == sums[1].Sum {
 		t.Errorf("%+v, %v", sums, err)
 	}

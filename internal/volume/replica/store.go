@@ -67,12 +67,13 @@ type Hooks struct {
 	ForgetCopyUp     bool // a block counts as held without the rest of its content
 	ForgetFrozen     bool // what was written before a snapshot is not flushed after it
 	MoveUnsynced     bool // a block leaves its layer before it is durable in the one below
+	StaleSums        bool // a recorded checksum counts when its region was written since
 }
 
 func (h Hooks) layers() layer.Hooks {
 	return layer.Hooks{
 		LazyStamps: h.LazyStamp, HoldBeforeData: h.HoldBeforeData, ForgetCopyUp: h.ForgetCopyUp,
-		ForgetFrozen: h.ForgetFrozen, MoveUnsynced: h.MoveUnsynced,
+		ForgetFrozen: h.ForgetFrozen, MoveUnsynced: h.MoveUnsynced, StaleSums: h.StaleSums,
 	}
 }
 

@@ -119,6 +119,13 @@ func (r *Replica) copyDown() (whole bool, err error) {
 	return r.files.CopyDown()
 }
 
+// Detached is how far DetachBase has come, in bytes of the volume.
+func (r *Replica) Detached() uint64 {
+	r.upkeep.Lock()
+	defer r.upkeep.Unlock()
+	return r.files.Detached()
+}
+
 // Usage is how many bytes the replica takes on the disk, and how many of these
 // only for its snapshots.
 func (r *Replica) Usage() (used, snapshots uint64, err error) {

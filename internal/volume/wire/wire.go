@@ -33,8 +33,12 @@ import (
 	"github.com/argon-cluster/argon/internal/volume"
 )
 
-// Protocol is the ALPN name.
-const Protocol = "argon-replica/1"
+// Protocol is the ALPN name. A holder offers ProtocolV1, too: a server that
+// takes that one does not know the types from SnapshotSums on.
+const (
+	Protocol   = "argon-replica/2"
+	ProtocolV1 = "argon-replica/1"
+)
 
 // HeaderSize is in bytes.
 const HeaderSize = 48
@@ -83,13 +87,25 @@ const (
 	Sums
 	// ReadVerified is Read, of what equals its recorded checksum only.
 	ReadVerified
+	// SnapshotSums is Sums of a snapshot, whose id is the payload.
+	SnapshotSums
+	// ReadSnapshotVerified is ReadVerified of a snapshot, whose id is the
+	// payload.
+	ReadSnapshotVerified
+	// Mend makes a range of a snapshot what it once was. The payload is the
+	// snapshot's id, and that content.
+	Mend
 
-	lastType = ReadVerified
+	lastType = Mend
 )
 
 // HasID tells whether the payload of such a request is a snapshot's id.
 func (t Type) HasID() bool {
-	return t == Snapshot || t == ReadSnapshot || t == ChangedSnapshot || t == Revert
+	switch t {
+	case Snapshot, ReadSnapshot, ChangedSnapshot, Revert, SnapshotSums, ReadSnapshotVerified:
+		return true
+	}
+	return false
 }
 
 // ChangedGrain is what a bit of the answer to Changed stands for, in bytes.

@@ -337,6 +337,8 @@ func (c *conn) carryOut(e mirror.Effect, buf []byte) (info mirror.Info, err erro
 		err = c.sess.Trim(e.Off, e.Len, e.Generation, e.FUA)
 	case mirror.VerbRevert:
 		err = c.sess.Revert(e.Snapshot, e.Off, e.Len, e.Generation)
+	case mirror.VerbMend:
+		err = c.sess.Mend(e.Snapshot, buf, e.Off)
 	case mirror.VerbFlush:
 		err = c.sess.Flush()
 	case mirror.VerbPrepare:
@@ -373,13 +375,20 @@ func (c *conn) read(e mirror.Effect, buf []byte) error {
 		return c.sess.ReadAt(buf, e.Off)
 	case e.Verb == mirror.VerbChanged && e.Snapshot != 0:
 		return c.sess.ChangedSnapshot(e.Snapshot, e.Generation, e.Off, e.Len, grain, buf)
+	case e.Verb == mirror.VerbReadVerified && e.Snapshot != 0:
+		return c.sess.ReadSnapshotVerified(e.Snapshot, buf, e.Off)
 	case e.Verb == mirror.VerbReadVerified:
 		return c.sess.ReadVerified(buf, e.Off)
 	case e.Verb == mirror.VerbChanged:
 		return c.sess.Changed(e.Generation, e.Off, e.Len, grain, buf)
 	}
 	sums := make([]wire.Sum, len(buf)/wire.SumSize)
-	err := c.sess.Sums(e.Off, e.Len, e.Generation, sums)
+	var err error
+	if e.Snapshot != 0 {
+		err = c.sess.SnapshotSums(e.Snapshot, e.Off, e.Len, sums)
+	} else {
+		err = c.sess.Sums(e.Off, e.Len, e.Generation, sums)
+	}
 	copy(buf, wire.AppendSums(nil, sums))
 	return err
 }

@@ -12,7 +12,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 	"github.com/argon-cluster/argon/internal/volume/replica"
 )
@@ -112,6 +111,8 @@ func TestBrokenRules(t *testing.T) {
 		{rule: "snapshots: what was written before is not flushed after", hooks: replica.Hooks{ForgetFrozen: true}},
 		{rule: "snapshots: while writes are under way", brk: mirror.BreakSnapshotUnlocked},
 		{rule: "snapshots: ready before they are flushed", brk: mirror.BreakSnapshotUnflushed},
+		{rule: "sums: recorded of what is not flushed", brk: mirror.BreakSumUnflushed},
+		{rule: "sums: a record counts after its region was written", hooks: replica.Hooks{StaleSums: true}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.rule, func(t *testing.T) {
@@ -234,26 +235,16 @@ func TestScrubMends(t *testing.T) {
 		w.run(3*time.Second, never)
 		w.think = 24 * time.Hour
 		w.run(w.now+2*time.Second, never)
-		scrub := func() *argonv1.Scrub {
-			w.change("a scrub", func(v *argonv1.Volume) {
-				if v.Scrub == nil {
-					v.Scrub = &argonv1.Scrub{}
-				}
-				v.Scrub.Wanted++
-			})
-			w.run(w.now+20*time.Second, func() bool { return wished(w.catalog.volume) })
-			return w.catalog.volume.GetScrub()
-		}
-		if s := scrub(); s.GetFinished() != 1 || s.GetRegions() != volumeSize/grain || s.GetRepaired()+s.GetUnclear() != 0 {
+		if s := w.scrub(); s.GetFinished() != 1 || s.GetRegions() != volumeSize/grain || s.GetRepaired()+s.GetUnclear() != 0 {
 			t.Fatalf("seed %d: the first scrub: %v", seed, s)
 		}
 		if err := w.servers[1].rot(int64(seed) * grain); err != nil {
 			t.Fatal(err)
 		}
-		if s := scrub(); s.GetFinished() != 2 || s.GetRepaired() != 1 || s.GetUnclear() != 0 {
+		if s := w.scrub(); s.GetFinished() != 2 || s.GetRepaired() != 1 || s.GetUnclear() != 0 {
 			t.Errorf("seed %d: the scrub after a byte had changed: %v", seed, s)
 		}
-		if s := scrub(); s.GetRepaired()+s.GetUnclear() != 0 {
+		if s := w.scrub(); s.GetRepaired()+s.GetUnclear() != 0 {
 			t.Errorf("seed %d: the scrub after that: %v", seed, s)
 		}
 		w.detach()
