@@ -65,10 +65,13 @@ const (
 	askFor
 	// standBy makes the volume's socket for a machine on its way.
 	standBy
+	// letGo takes an attachment of this server's earlier run off the record of a
+	// volume that is being removed: nobody else would end it.
+	letGo
 )
 
 func (s volumeStep) String() string {
-	return [...]string{"leave", "attach", "detach", "drop", "ask for", "stand by"}[s]
+	return [...]string{"leave", "attach", "detach", "drop", "ask for", "stand by", "let go"}[s]
 }
 
 // demandFor says what this server should have a volume attached for. A guest
@@ -114,6 +117,8 @@ func nextForVolume(st *catalog.State, v *argonv1.Volume, serverID string, seen v
 			return leave, "" // the guest is killed first
 		}
 		return drop, ""
+	case have.use == unused && v.GetRemoving() && v.GetAttachment().GetServerId() == serverID:
+		return letGo, ""
 	case have.use == forUpkeep && want.use == forConnection:
 		return leave, "" // the same to the catalog: neither is for a machine
 	case have.use == forArrival && hasKey(guests, have.machineID) && want.use == unused:

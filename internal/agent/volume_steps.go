@@ -126,8 +126,27 @@ func (p *plan) planVolume(id string, v *argonv1.Volume, local *volume, guests ma
 		j.run = func(ctx context.Context) error { return a.detach(ctx, id, local, users) }
 	case drop:
 		j.run = func(context.Context) error { return a.drop(id, local) }
+	case letGo:
+		epoch := v.GetEpoch()
+		j.run = func(ctx context.Context) error { return a.letGo(ctx, id, epoch) }
 	}
 	p.add(key, j)
+}
+
+// letGo takes an attachment that nobody has any more off the record of a volume
+// that is being removed, so that no other can follow.
+func (a *Agent) letGo(ctx context.Context, id string, epoch uint64) error {
+	_, err := a.Store.Volumes.Update(ctx, id, func(v *argonv1.Volume) error {
+		if !v.GetRemoving() || v.GetEpoch() != epoch || v.GetAttachment().GetServerId() != a.ServerID {
+			return ErrOvertaken
+		}
+		v.Attachment = nil
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("let go of a volume that is being removed: %w", err)
+	}
+	return nil
 }
 
 func (a *Agent) attach(ctx context.Context, req AttachRequest, want demand) error {

@@ -70,6 +70,19 @@ func TestNextForVolume(t *testing.T) {
 			change: func(st *catalog.State, _ *argonv1.Volume) { st.Machines["m"] = withDisk(placed(wantStopped)) },
 		},
 		{
+			name: "it is being removed, and an earlier run had it",
+			change: func(_ *catalog.State, v *argonv1.Volume) {
+				v.Removing, v.Attachment = true, &argonv1.Attachment{ServerId: "a"}
+			},
+			step: letGo,
+		},
+		{
+			name: "it is being removed, and another server has it",
+			change: func(_ *catalog.State, v *argonv1.Volume) {
+				v.Removing, v.Attachment = true, &argonv1.Attachment{ServerId: "b"}
+			},
+		},
+		{
 			name: "its machine is stopping", want: demand{use: forMachine, machineID: "m", guestRuns: true}, step: attach,
 			change: func(st *catalog.State, _ *argonv1.Volume) { st.Machines["m"] = withDisk(placed(wantStopped)) },
 			guests: map[string]bool{"m": true},
