@@ -437,3 +437,75 @@ func TestReplicasAreMadeFromAnImage(t *testing.T) {
 	}
 	w.untilHosts("without the image", func(h *host) bool { return len(h.images) == 0 })
 }
+
+// evacuate asks for a server to be emptied, replicas too.
+func (w *world) evacuate(server string) {
+	w.t.Helper()
+	_, err := w.store.Servers.Update(w.t.Context(), server, func(s *argonv1.Server) error {
+		s.Drain = &argonv1.Drain{Evacuate: true}
+		return nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// gone waits until nothing of the volume is on a server any more, neither in the
+// record nor there, and as many replicas as are wanted are in sync elsewhere.
+func (w *world) gone(server string) *catalog.State {
+	w.t.Helper()
+	st := w.until("gone from "+server, func(st *catalog.State) bool {
+		v := st.Volumes["v"]
+		return allInSync(v, int(v.GetReplicasWanted())) &&
+			!slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool { return r.GetServerId() == server })
+	})
+	w.untilHosts("without what it keeps no more", func(h *host) bool { return h.id != server || len(h.replicas) == 0 })
+	return st
+}
+
+// A server is emptied that keeps a replica of a running machine's disk: first of
+// a machine elsewhere, which notices nothing, then of one that runs there.
+func TestEvacuationOfADiskInUse(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.create(2, "a", "b")
+	m := w.runs(0)
+	home, other := m.GetServerId(), "a"
+	if home == "a" {
+		other = "b"
+	}
+	g := w.hosts[home].guest()
+	w.evacuate(other)
+	st := w.gone(other)
+	if now := st.Machines["m"]; now.GetPlacement() != m.GetPlacement() || w.hosts[home].guest() != g || st.Volumes["v"].GetAttachment().GetServerId() != home {
+		t.Errorf("the machine was %v, and is %v", m, now)
+	}
+
+	if _, err := w.store.Servers.Update(t.Context(), other, func(s *argonv1.Server) error {
+		s.Drain = nil
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	w.evacuate(home)
+	w.gone(home)
+	if now := w.runs(m.GetPlacement()); now.GetServerId() == home || w.guests() != 1 {
+		t.Errorf("the machine runs on %s; %d guests run", now.GetServerId(), w.guests())
+	}
+}
+
+// The last replica in sync stays, whoever asks.
+func TestEvacuationKeepsTheLastReplica(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(1, "a")
+	m := w.runs(0)
+	w.hosts["b"].kill()
+	w.evacuate("a")
+	w.tells("machine-stays")
+	if st := w.view.State(); !allInSync(st.Volumes["v"], 1) || st.Machines["m"].GetPlacement() != m.GetPlacement() {
+		t.Errorf("%v, %v", st.Volumes["v"], st.Machines["m"])
+	}
+	// Once there is another place, it goes there.
+	w.hosts["b"].start()
+	w.gone("a")
+	w.runs(m.GetPlacement())
+}

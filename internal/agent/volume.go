@@ -219,7 +219,7 @@ func hasWork(st *catalog.State, v *argonv1.Volume) bool {
 		return false
 	}
 	behind := slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool {
-		return r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC && placement.Alive(st, r.GetServerId())
+		return r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC && !r.GetRetiring() && placement.Alive(st, r.GetServerId())
 	})
 	asked := slices.ContainsFunc(v.GetSnapshots(), func(s *argonv1.Snapshot) bool {
 		return s.GetState() == argonv1.SnapshotState_SNAPSHOT_STATE_CREATING

@@ -653,9 +653,15 @@ func (a *fakeAttachment) propose(ctx context.Context, release bool) error {
 	w := a.volumes.host.world
 	_, err := w.store.Volumes.Update(ctx, a.id, func(v *argonv1.Volume) error {
 		var set []mirror.Member
-		same := true
+		same, stay := true, 0
 		for _, r := range v.GetReplicas() {
-			made := r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC || inSync(r)
+			if inSync(r) && !r.GetRetiring() && w.view.State().Leases[r.GetServerId()] != nil {
+				stay++
+			}
+		}
+		for _, r := range v.GetReplicas() {
+			made := r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC && !r.GetRetiring() ||
+				inSync(r) && (!r.GetRetiring() || stay < int(v.GetReplicasWanted()))
 			if lives := w.view.State().Leases[r.GetServerId()] != nil; made && lives {
 				set = append(set, mirror.Member{ID: r.GetId(), Incarnation: 1})
 				same = same && inSync(r)

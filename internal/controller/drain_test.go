@@ -200,29 +200,41 @@ func TestDrainMovesMachines(t *testing.T) {
 }
 
 func TestEvacuationMovesReplicas(t *testing.T) {
+	heldBy := func(server string) func(fixture, *argonv1.Volume) {
+		return func(_ fixture, v *argonv1.Volume) {
+			v.Attachment, v.Clean = &argonv1.Attachment{ServerId: server}, false
+		}
+	}
+	lost := func(server string) func(fixture, *argonv1.Volume) {
+		return func(f fixture, v *argonv1.Volume) { heldBy("b")(f, v); f.dead(server) }
+	}
 	for name, c := range map[string]struct {
 		replicas []string
-		change   func(*argonv1.Volume)
+		change   func(fixture, *argonv1.Volume)
 		evacuate bool
 		want     []string
 	}{
-		"a new one first":                {[]string{"a:in", "b:in"}, nil, true, []string{"a:in", "b:in", "c:new"}},
-		"the old one while it is copied": {[]string{"a:in", "b:in", "c:out"}, nil, true, nil},
-		"then the old one goes":          {[]string{"a:in", "b:in", "c:in"}, nil, true, []string{"a:gone", "b:in", "c:in"}},
-		"not while it is attached": {[]string{"a:in", "b:in", "c:in"}, func(v *argonv1.Volume) {
-			v.Attachment, v.Clean = &argonv1.Attachment{ServerId: "b"}, false
-		}, true, nil},
-		"one that is not in sync, also then": {[]string{"a:out", "b:in", "c:in"}, func(v *argonv1.Volume) {
-			v.Attachment, v.Clean = &argonv1.Attachment{ServerId: "b"}, false
-		}, true, []string{"a:gone", "b:in", "c:in"}},
-		"only if asked for":  {[]string{"a:in", "b:in"}, nil, false, nil},
-		"never the last one": {[]string{"a:in", "b:out", "c:out"}, nil, true, nil},
+		"a new one first":                      {[]string{"a:in", "b:in"}, nil, true, []string{"a:in", "b:in", "c:new"}},
+		"the old one while it is copied":       {[]string{"a:in", "b:in", "c:out"}, nil, true, nil},
+		"then the old one goes":                {[]string{"a:in", "b:in", "c:in"}, nil, true, []string{"a:gone", "b:in", "c:in"}},
+		"attached: a new one first":            {[]string{"a:in", "b:in"}, heldBy("b"), true, []string{"a:in", "b:in", "c:new"}},
+		"attached: not before that is in sync": {[]string{"a:in", "b:in", "c:out"}, heldBy("b"), true, nil},
+		"attached: then it leaves the set":     {[]string{"a:in", "b:in", "c:in"}, heldBy("b"), true, []string{"a:leaves", "b:in", "c:in"}},
+		"attached there: it leaves the set":    {[]string{"a:in", "b:in", "c:in"}, heldBy("a"), true, []string{"a:leaves", "b:in", "c:in"}},
+		"attached: it is waited for":           {[]string{"a:leaves", "b:in", "c:in"}, heldBy("b"), true, nil},
+		"attached: it has left the set":        {[]string{"a:left", "b:in", "c:in"}, heldBy("b"), true, []string{"a:gone", "b:in", "c:in"}},
+		"attached: it stays after all":         {[]string{"a:leaves", "b:in", "c:out"}, heldBy("b"), true, []string{"a:in", "b:in", "c:out"}},
+		"attached: another one is lost":        {[]string{"a:in", "b:in", "c:in"}, lost("c"), true, nil},
+		"attached: its holder is lost":         {[]string{"a:in", "b:in", "c:in"}, lost("b"), true, nil},
+		"attached: one that is not in sync":    {[]string{"a:out", "b:in", "c:in"}, heldBy("b"), true, []string{"a:gone", "b:in", "c:in"}},
+		"only if asked for":                    {[]string{"a:in", "b:in"}, nil, false, nil},
+		"never the last one":                   {[]string{"a:in", "b:out", "c:out"}, nil, true, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture("a", "b", "c").drain("a", &argonv1.Drain{Evacuate: c.evacuate})
 			v := f.volume("v", 2, c.replicas...)
 			if c.change != nil {
-				c.change(v)
+				c.change(f, v)
 			}
 			var got []string
 			for _, a := range f.plan(0) {
@@ -272,9 +284,13 @@ func TestDrainEnds(t *testing.T) {
 			for _, s := range on {
 				replicas = append(replicas, s+":in")
 			}
-			f.volume(fmt.Sprintf("v%d", i), uint32(len(on)), replicas...)
+			v := f.volume(fmt.Sprintf("v%d", i), uint32(len(on)), replicas...)
+			if holder := rapid.SampledFrom(append(servers, "")).Draw(t, "holder"); holder != "" {
+				v.Attachment, v.Clean = &argonv1.Attachment{ServerId: holder}, false
+			}
 		}
-		f.drain("a", &argonv1.Drain{Evacuate: rapid.Bool().Draw(t, "evacuate"), Parallel: limit})
+		evacuate := rapid.Bool().Draw(t, "evacuate")
+		f.drain("a", &argonv1.Drain{Evacuate: evacuate, Parallel: limit})
 		for round := 0; ; round++ {
 			if round == 200 {
 				t.Fatalf("it goes on for ever: %v", moves(f.plan(0)))
@@ -303,6 +319,14 @@ func TestDrainEnds(t *testing.T) {
 			}
 			if to, err := placement.PlaceMachine(f.State, m); m.GetServerId() == "a" && err == nil {
 				t.Errorf("machine %s is left behind although it fits on %s", name, to)
+			}
+		}
+		for name, v := range f.Volumes {
+			if n := countInSync(v); n != int(v.GetReplicasWanted()) {
+				t.Errorf("volume %s ends with %d replicas in sync: %v", name, n, show(v))
+			}
+			if evacuate && len(servers) > int(v.GetReplicasWanted()) && slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool { return r.GetServerId() == "a" }) {
+				t.Errorf("volume %s is left behind: %v", name, show(v))
 			}
 		}
 	})
@@ -374,7 +398,10 @@ func act(t *rapid.T, f fixture) bool {
 		v := proto.CloneOf(old)
 		v.Replicas = slices.DeleteFunc(v.Replicas, func(r *argonv1.Replica) bool { return r.GetState() == removing })
 		for _, r := range v.GetReplicas() {
-			if r.GetState() == creating || r.GetState() == outOfSync {
+			switch {
+			case r.GetRetiring() && r.GetState() == inSync && countInSync(v) > int(v.GetReplicasWanted()):
+				r.State = outOfSync
+			case r.GetState() == creating || r.GetState() == outOfSync && !r.GetRetiring():
 				r.State = inSync
 			}
 		}

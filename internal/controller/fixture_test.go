@@ -75,7 +75,9 @@ func (f fixture) volume(name string, wanted uint32, replicas ...string) *argonv1
 		Meta: meta(name), SizeBytes: gib, ReplicasWanted: wanted, Epoch: 4, Clean: true,
 		NextReplicaId: uint32(len(replicas) + 1),
 	}
-	states := map[string]argonv1.ReplicaState{"new": creating, "in": inSync, "out": outOfSync, "gone": removing}
+	states := map[string]argonv1.ReplicaState{
+		"new": creating, "in": inSync, "leaves": inSync, "out": outOfSync, "left": outOfSync, "gone": removing,
+	}
 	for i, r := range replicas {
 		var server, state string
 		for j := range r {
@@ -84,7 +86,8 @@ func (f fixture) volume(name string, wanted uint32, replicas ...string) *argonv1
 			}
 		}
 		v.Replicas = append(v.Replicas, &argonv1.Replica{
-			Id: uint32(i + 1), ServerId: server, State: states[state], Since: timestamppb.New(noon.Add(-time.Minute)),
+			Id: uint32(i + 1), ServerId: server, State: states[state], Retiring: state == "leaves" || state == "left",
+			Since: timestamppb.New(noon.Add(-time.Minute)),
 		})
 	}
 	f.Volumes[name] = v
@@ -102,7 +105,11 @@ func show(v *argonv1.Volume) []string {
 	names := map[argonv1.ReplicaState]string{creating: "new", inSync: "in", outOfSync: "out", removing: "gone"}
 	var out []string
 	for _, r := range v.GetReplicas() {
-		out = append(out, fmt.Sprintf("%s:%s", r.GetServerId(), names[r.GetState()]))
+		state := names[r.GetState()]
+		if r.GetRetiring() {
+			state = map[argonv1.ReplicaState]string{inSync: "leaves", outOfSync: "left"}[r.GetState()]
+		}
+		out = append(out, fmt.Sprintf("%s:%s", r.GetServerId(), state))
 	}
 	return out
 }

@@ -156,13 +156,17 @@ func (p *planner) copyable(v *argonv1.Volume) bool {
 
 // dropSurplus asks for replicas to be deleted, one by one, once as many as are
 // wanted are in sync on servers that live: first those that are not in sync,
-// then those whose server is lost or evacuated, then one whose loss keeps the others in as
-// many zones as possible, the newest first.
+// then those whose server is lost or evacuated, then one whose loss keeps the
+// others in as many zones as possible, the newest first. One that the holder
+// counts on is asked to leave the set first.
 func (p *planner) dropSurplus(v *argonv1.Volume) {
+	for _, r := range v.GetReplicas() {
+		r.Retiring = false // unless it still is to
+	}
 	for {
 		var all, good []*argonv1.Replica
 		for _, r := range v.GetReplicas() {
-			if r.GetState() == removing {
+			if r.GetState() == removing || r.GetRetiring() {
 				continue
 			}
 			all = append(all, r)
@@ -174,13 +178,29 @@ func (p *planner) dropSurplus(v *argonv1.Volume) {
 			return
 		}
 		spare := slices.DeleteFunc(slices.Clone(all), func(r *argonv1.Replica) bool {
-			return !p.mayLeave(v, r) || p.depended(v, r)
+			return !p.mayLeave(v, r) && !p.mayRetire(v, r, good) || p.depended(v, r)
 		})
 		if len(spare) == 0 {
 			return
 		}
-		p.setReplica(slices.MinFunc(spare, p.sparest(good)), removing, "there are enough others")
+		if r := slices.MinFunc(spare, p.sparest(good)); p.mayLeave(v, r) {
+			p.setReplica(r, removing, "there are enough others")
+		} else {
+			r.Retiring = true
+		}
 	}
+}
+
+// mayRetire tells whether the holder of a volume can be asked to do without a
+// replica that is in sync: it lives, and as many as are wanted are in sync
+// elsewhere. The holder sees to it that this is so when the replica leaves.
+func (p *planner) mayRetire(v *argonv1.Volume, r *argonv1.Replica, good []*argonv1.Replica) bool {
+	others := len(good)
+	if slices.Contains(good, r) {
+		others--
+	}
+	return v.GetAttachment() != nil && placement.Alive(p.st, v.GetAttachment().GetServerId()) &&
+		others >= max(1, int(v.GetReplicasWanted()))
 }
 
 // sparest orders replicas by how well the volume does without them.

@@ -69,13 +69,14 @@ func TestReplicas(t *testing.T) {
 			want: []string{"a:in", "b:gone", "c:in"},
 		},
 		{
-			name: "one too many in sync, attached: left alone",
+			name: "one too many in sync, attached: the holder is asked",
 			cluster: func() (fixture, *argonv1.Volume) {
 				f := newFixture("a", "b", "c")
 				v := f.volume("v", 2, "a:in", "b:in", "c:in")
 				v.Attachment, v.Clean = &argonv1.Attachment{ServerId: "a"}, false
 				return f, v
 			},
+			want: []string{"a:in", "b:in", "c:leaves"},
 		},
 		{
 			name: "one too many in sync after a crash: left alone",

@@ -245,3 +245,60 @@ func TestWhatIsLost(t *testing.T) {
 		t.Errorf("a catalog that is behind: %q", got)
 	}
 }
+
+func TestMayDrain(t *testing.T) {
+	const room = 100 << 30
+	for name, c := range map[string]struct {
+		change   func(st *catalog.State)
+		evacuate bool
+		says     string
+	}{
+		"nothing on it": {func(*catalog.State) {}, true, ""},
+		"it keeps the only replica in sync, and there is room": {func(st *catalog.State) {
+			st.Volumes["V"].Replicas = st.Volumes["V"].Replicas[:1]
+		}, true, ""},
+		"it keeps the only replica in sync, and there is no room": {func(st *catalog.State) {
+			st.Volumes["V"].Replicas = st.Volumes["V"].Replicas[:1]
+			st.Servers["B"].Used = &argonv1.Resources{DiskBytes: room}
+		}, true, "only replica in sync of volume data, and no other server has room"},
+		"the same, but replicas stay": {func(st *catalog.State) {
+			st.Volumes["V"].Replicas = st.Volumes["V"].Replicas[:1]
+			st.Servers["B"].Used = &argonv1.Resources{DiskBytes: room}
+		}, false, ""},
+		"the other replica is being copied to": {func(st *catalog.State) {
+			st.Volumes["V"].Replicas[1].State = outOfSync
+			st.Servers["B"].Used = &argonv1.Resources{DiskBytes: room}
+		}, true, ""},
+		"the other replica's server is down": {func(st *catalog.State) {
+			st.Volumes["V"].Replicas[1].State = outOfSync
+			delete(st.Leases, "B")
+		}, true, "only replica in sync of volume data"},
+		"the other one is drained": {func(st *catalog.State) { st.Servers["B"].Drain = &argonv1.Drain{} }, true, "the last one that takes"},
+		"it is a witness":          {func(st *catalog.State) { st.Servers["A"].Witness = true }, true, "is a witness"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := &catalog.State{
+				Servers: map[string]*argonv1.Server{},
+				Leases:  map[string]*argonv1.Lease{"A": {}, "B": {}},
+				Volumes: map[string]*argonv1.Volume{"V": {
+					Meta: &argonv1.Meta{Id: "V", Name: "data"}, SizeBytes: 1 << 30, ReplicasWanted: 2, Epoch: 3,
+					Attachment: &argonv1.Attachment{ServerId: "B"},
+					Replicas:   []*argonv1.Replica{{Id: 1, ServerId: "A", State: inSync}, {Id: 2, ServerId: "B", State: inSync}},
+				}},
+			}
+			for _, id := range []string{"A", "B"} {
+				st.Servers[id] = &argonv1.Server{
+					Meta: &argonv1.Meta{Id: id, Name: strings.ToLower(id)}, Capacity: &argonv1.Resources{Cpus: 4, MemoryBytes: 8 << 30, DiskBytes: room},
+				}
+			}
+			c.change(st)
+			next := proto.CloneOf(st.Servers["A"])
+			next.Drain = &argonv1.Drain{Evacuate: c.evacuate}
+			var code connect.Code
+			if c.says != "" {
+				code = connect.CodeFailedPrecondition
+			}
+			wantError(t, mayDrain(st, next), code, c.says)
+		})
+	}
+}

@@ -202,8 +202,6 @@ func replicaWaits(st *catalog.State, v *argonv1.Volume, r *argonv1.Replica) stri
 		}
 	}
 	switch {
-	case good >= int(v.GetReplicasWanted()) && v.GetAttachment() != nil:
-		return "leaves when its holder lets go of it"
 	case good >= int(v.GetReplicasWanted()):
 		return "is about to leave"
 	case len(copying) > 0:

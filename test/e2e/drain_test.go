@@ -3,9 +3,12 @@ package e2e_test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/cgroup"
 	"github.com/argon-cluster/argon/internal/devcluster"
 	"github.com/argon-cluster/argon/test/harness"
@@ -36,6 +39,8 @@ func TestSharesAndDrain(t *testing.T) {
 		t.Errorf("the guest's process was %v, is %v", guest, now)
 	}
 
+	evacuates(t, c, home, w)
+
 	if line := c.ArgonFails(other, "server", "rm", home.Name); !strings.Contains(line, "server drain "+home.Name) {
 		t.Errorf("the removal of a server in use: %s", line)
 	}
@@ -56,6 +61,33 @@ func TestSharesAndDrain(t *testing.T) {
 	if out := c.Argon(other, "server", "ls"); strings.Contains(out, "drain") {
 		t.Errorf("a server is drained after its activation:\n%s", out)
 	}
+}
+
+// evacuates empties a server that keeps a replica of the disk of a machine that
+// runs elsewhere. The guest goes on, on the replica that was made meanwhile.
+func evacuates(t *testing.T, c *harness.Cluster, home *devcluster.Server, w *harness.Watcher) {
+	t.Helper()
+	boot, guest := lastBoot(t, w), guestPIDs(t, home)
+	far := replicaElsewhere(t, c, home)
+	c.Argon(home, "server", "drain", far.Name, "--evacuate", "--yes", "--timeout", "3m")
+	v, err := c.Volume(home, machine)
+	must(t, err)
+	for _, r := range v.GetVolume().GetReplicas() {
+		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_IN_SYNC || c.ByID(home, r.GetServerId()) == far {
+			t.Errorf("after %s was emptied: %v", far.Name, r)
+		}
+	}
+	if len(v.GetVolume().GetReplicas()) != 2 || v.GetVolume().GetAttachment() == nil {
+		t.Errorf("after %s was emptied: %v", far.Name, v)
+	}
+	if files, err := filepath.Glob(filepath.Join(far.Dir, "volumes", v.GetVolume().GetMeta().GetId(), "*")); err != nil || len(files) > 0 {
+		t.Errorf("%s still keeps %v, %v", far.Name, files, err)
+	}
+	counts(c, w, 5)
+	if now := guestPIDs(t, home); lastBoot(t, w) != boot || !slices.Equal(now, guest) {
+		t.Errorf("the guest was started anew: %v, then %v", guest, now)
+	}
+	c.Argon(home, "server", "activate", far.Name)
 }
 
 // cpuCap is what the kernel shows of a guest's cap: microseconds of each tenth of

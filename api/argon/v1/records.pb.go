@@ -1564,7 +1564,11 @@ type Replica struct {
 	CopiedTo   uint64 `protobuf:"varint,8,opt,name=copied_to,json=copiedTo,proto3" json:"copied_to,omitempty"`
 	CopiedBase uint64 `protobuf:"varint,9,opt,name=copied_base,json=copiedBase,proto3" json:"copied_base,omitempty"`
 	// It reads from the volume's base what it does not hold itself.
-	Based         bool `protobuf:"varint,10,opt,name=based,proto3" json:"based,omitempty"`
+	Based bool `protobuf:"varint,10,opt,name=based,proto3" json:"based,omitempty"`
+	// Of a replica in sync while the volume is attached: the holder is asked to
+	// take it out of the set, once enough others are in it. One that is out stays
+	// out. Set by the controller only.
+	Retiring      bool `protobuf:"varint,20,opt,name=retiring,proto3" json:"retiring,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1665,6 +1669,13 @@ func (x *Replica) GetCopiedBase() uint64 {
 func (x *Replica) GetBased() bool {
 	if x != nil {
 		return x.Based
+	}
+	return false
+}
+
+func (x *Replica) GetRetiring() bool {
+	if x != nil {
+		return x.Retiring
 	}
 	return false
 }
@@ -2717,6 +2728,10 @@ type Machine struct {
 	Migration *Migration `protobuf:"bytes,51,opt,name=migration,proto3" json:"migration,omitempty"`
 	// How the last one ended.
 	LastMigration *MigrationReport `protobuf:"bytes,52,opt,name=last_migration,json=lastMigration,proto3" json:"last_migration,omitempty"`
+	// What its guest tells a copy of itself by (docs/operations.md): another one
+	// each time that it goes on from a checkpoint. A UUID; empty: the guest has
+	// no such device.
+	GenerationId  string `protobuf:"bytes,60,opt,name=generation_id,json=generationId,proto3" json:"generation_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2924,6 +2939,13 @@ func (x *Machine) GetLastMigration() *MigrationReport {
 		return x.LastMigration
 	}
 	return nil
+}
+
+func (x *Machine) GetGenerationId() string {
+	if x != nil {
+		return x.GenerationId
+	}
+	return ""
 }
 
 // Wake is the order to go on from a checkpoint instead of booting. It is
@@ -4231,7 +4253,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\bfirmware\x18\x03 \x01(\tR\bfirmware\">\n" +
 	"\tImageCopy\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
-	"\x05ready\x18\x02 \x01(\bR\x05ready\"\xc7\x02\n" +
+	"\x05ready\x18\x02 \x01(\bR\x05ready\"\xe3\x02\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12,\n" +
@@ -4244,7 +4266,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\vcopied_base\x18\t \x01(\x04R\n" +
 	"copiedBase\x12\x14\n" +
 	"\x05based\x18\n" +
-	" \x01(\bR\x05based\"\xb7\x03\n" +
+	" \x01(\bR\x05based\x12\x1a\n" +
+	"\bretiring\x18\x14 \x01(\bR\bretiring\"\xb7\x03\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -4355,7 +4378,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\rPublishedPort\x12!\n" +
 	"\fcluster_port\x18\x01 \x01(\rR\vclusterPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x02 \x01(\rR\tguestPort\"\x84\b\n" +
+	"guest_port\x18\x02 \x01(\rR\tguestPort\"\xa9\b\n" +
 	"\aMachine\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -4386,7 +4409,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"clonedFrom\x12%\n" +
 	"\x0elast_placement\x182 \x01(\x04R\rlastPlacement\x121\n" +
 	"\tmigration\x183 \x01(\v2\x13.argon.v1.MigrationR\tmigration\x12@\n" +
-	"\x0elast_migration\x184 \x01(\v2\x19.argon.v1.MigrationReportR\rlastMigration\"}\n" +
+	"\x0elast_migration\x184 \x01(\v2\x19.argon.v1.MigrationReportR\rlastMigration\x12#\n" +
+	"\rgeneration_id\x18< \x01(\tR\fgenerationId\"}\n" +
 	"\x04Wake\x12#\n" +
 	"\rcheckpoint_id\x18\x01 \x01(\tR\fcheckpointId\x12\x18\n" +
 	"\achecked\x18\x02 \x01(\bR\achecked\x12\x19\n" +

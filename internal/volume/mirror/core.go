@@ -197,6 +197,7 @@ func (c *Core) event(now time.Duration, step func()) []Effect {
 	}
 	if c.phase == settling || c.phase == serving || c.phase == closing {
 		c.review()
+		c.retire()
 		c.tryPropose()
 	}
 	switch c.phase {
@@ -554,7 +555,11 @@ func (c *Core) adoptSet() {
 			c.note(argonv1.Severity_SEVERITY_INFO, "replica-in-sync", fmt.Sprint(p.id, c.now), "replica %d is in sync", p.id)
 		case !in && p.role == leaving:
 			c.putOutside(p)
-			c.note(argonv1.Severity_SEVERITY_WARNING, "replica-out-of-sync", fmt.Sprint(p.id, c.now), "replica %d left the in-sync set: %s", p.id, p.reason)
+			severity := argonv1.Severity_SEVERITY_WARNING
+			if p.reason == retired {
+				severity = argonv1.Severity_SEVERITY_INFO
+			}
+			c.note(severity, "replica-out-of-sync", fmt.Sprint(p.id, c.now), "replica %d left the in-sync set: %s", p.id, p.reason)
 		}
 	}
 }

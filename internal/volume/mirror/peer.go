@@ -56,6 +56,9 @@ type peer struct {
 	failed      bool
 	reason      string
 
+	// retiring: the record wants it out of the set.
+	retiring bool
+
 	// A copy's. run tells the operations of one from an earlier one's.
 	behind   bool // the record wants it copied to
 	run      int
@@ -96,9 +99,10 @@ func (c *Core) addPeer(r *argonv1.Replica) *peer {
 	return p
 }
 
-// follow takes over what the record says of a replica outside the set.
+// follow takes over what others want of a replica.
 func (p *peer) follow(r *argonv1.Replica) {
-	p.behind = r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC
+	p.retiring = r.GetRetiring()
+	p.behind = r.GetState() == argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC && !p.retiring
 }
 
 // syncPeers follows what others changed in the record: replicas that were
@@ -366,6 +370,31 @@ func (c *Core) review() {
 		c.end(ErrRestarted, false)
 	}
 }
+
+// retire lets a member go that the record wants out of the set, if as many as
+// are wanted stay that can carry on. It leaves as any other does: by a change of
+// the record, before anything is acknowledged without it (I3).
+func (c *Core) retire() {
+	if c.phase != serving || c.proposed != nil || c.anyLeaving() {
+		return
+	}
+	stay := 0
+	var goes *peer
+	for _, p := range c.peers {
+		switch {
+		case p.role == member && p.retiring:
+			goes = p
+		case p.role == member && p.healthy():
+			stay++
+		}
+	}
+	if goes != nil && stay >= max(1, int(c.volume.GetReplicasWanted())) {
+		c.leave(goes, retired)
+	}
+}
+
+// retired is the reason of a replica that was asked to leave.
+const retired = "there are enough others"
 
 // takeBack keeps those in the set that were to leave, when none that was to
 // stay is healthy any more. The record still has them. While settling they may

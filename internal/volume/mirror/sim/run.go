@@ -77,6 +77,12 @@ func (w *world) heal() {
 	w.quiet = true
 	clear(w.cut)
 	w.catalog.away = false
+	w.change("no replica shall leave", func(v *argonv1.Volume) {
+		v.ReplicasWanted = uint32(len(v.GetReplicas()))
+		for _, r := range v.GetReplicas() {
+			r.Retiring = false
+		}
+	})
 	for _, s := range w.servers {
 		s.fs.Full = false
 		s.mendDisk()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 	"github.com/argon-cluster/argon/internal/volume/replica"
 )
@@ -25,7 +27,7 @@ var (
 //
 //	go test ./internal/volume/mirror/sim -run TestSeeds -first SEED -seeds 1 -v
 func TestSeeds(t *testing.T) {
-	var operations, attachments, faults, whole, partial, snapshots, rollbacks, grown, scrubs atomic.Int64
+	var operations, attachments, faults, whole, partial, snapshots, rollbacks, grown, scrubs, retired atomic.Int64
 	forSeeds(*first, *seeds, func(seed uint64) bool {
 		r := Run(Options{Seed: seed})
 		operations.Add(int64(r.Operations))
@@ -37,6 +39,7 @@ func TestSeeds(t *testing.T) {
 		rollbacks.Add(int64(r.Rollbacks))
 		grown.Add(int64(r.Grown))
 		scrubs.Add(int64(r.Scrubs))
+		retired.Add(int64(r.Retired))
 		if r.Violation != nil {
 			t.Error(r.Violation)
 			if *seeds == 1 {
@@ -45,8 +48,8 @@ func TestSeeds(t *testing.T) {
 		}
 		return !t.Failed()
 	})
-	t.Logf("%d seeds: %d operations, %d attachments, %d faults, %d copies of a whole volume, %d of what had changed, %d snapshots, %d rollbacks, %d times grown, %d scrubs",
-		*seeds, operations.Load(), attachments.Load(), faults.Load(), whole.Load(), partial.Load(), snapshots.Load(), rollbacks.Load(), grown.Load(), scrubs.Load())
+	t.Logf("%d seeds: %d operations, %d attachments, %d faults, %d copies of a whole volume, %d of what had changed, %d snapshots, %d rollbacks, %d times grown, %d scrubs, %d replicas left as they were asked to",
+		*seeds, operations.Load(), attachments.Load(), faults.Load(), whole.Load(), partial.Load(), snapshots.Load(), rollbacks.Load(), grown.Load(), scrubs.Load(), retired.Load())
 	if operations.Load() < int64(*seeds)*50 {
 		t.Errorf("the worlds stood still: %d operations in %d", operations.Load(), *seeds)
 	}
@@ -218,6 +221,50 @@ func TestRebootCopiesLittle(t *testing.T) {
 	}
 	if copied == 0 {
 		t.Error("nothing was copied at all")
+	}
+}
+
+// TestRetire: a replica that is asked to leave does, if as many as are wanted
+// stay, and is copied to once it is wanted again.
+func TestRetire(t *testing.T) {
+	inSync := func(w *world) int {
+		n := 0
+		for _, r := range w.catalog.volume.GetReplicas() {
+			if r.GetState() == argonv1.ReplicaState_REPLICA_STATE_IN_SYNC {
+				n++
+			}
+		}
+		return n
+	}
+	for seed := range uint64(10) {
+		w := newWorld(Options{Seed: seed})
+		if err := w.build(3); err != nil {
+			t.Fatal(err)
+		}
+		w.tend()
+		w.move(w.servers[0])
+		w.run(2*time.Second, never)
+		for _, step := range []struct {
+			retire []uint32 // among them the holder's own
+			wanted uint32
+			want   int
+		}{
+			{[]uint32{1}, 3, 3}, {[]uint32{1}, 2, 2}, {[]uint32{1, 2}, 1, 1}, {[]uint32{1, 2, 3}, 1, 1}, {nil, 3, 3},
+		} {
+			w.change("others are wanted", func(v *argonv1.Volume) {
+				v.ReplicasWanted = step.wanted
+				for _, r := range v.GetReplicas() {
+					r.Retiring = slices.Contains(step.retire, r.GetId())
+				}
+			})
+			w.run(w.now+20*time.Second, never)
+			if got := inSync(w); got != step.want || !w.current.alive() {
+				t.Errorf("seed %d, %v: %d replicas in sync; the holder is alive: %v", seed, step, got, w.current.alive())
+			}
+		}
+		if r := w.result(); r.Violation != nil {
+			t.Errorf("seed %d: %v", seed, r.Violation)
+		}
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 )
 
 // This file is what operators want of the volume beside its I/O — snapshots,
-// rollbacks, growth, scrubs — and what the servers' agents do about it.
+// rollbacks, growth, scrubs, fewer replicas — and what the servers' agents do about it.
 
 const (
 	// maxSectors bounds how far a volume grows.
@@ -43,7 +43,9 @@ func (w *world) wish() {
 		w.deleteSnapshot(v.GetSnapshots()[w.rng.IntN(len(v.GetSnapshots()))].GetId())
 	case p < 0.75:
 		w.wishRollback()
-	case p < 0.85 && v.GetSizeBytes() < maxSectors*volume.SectorSize:
+	case p < 0.8:
+		w.wishFewer(v.GetReplicas()[w.rng.IntN(len(v.GetReplicas()))].GetId())
+	case p < 0.88 && v.GetSizeBytes() < maxSectors*volume.SectorSize:
 		w.change("the volume shall grow", func(v *argonv1.Volume) {
 			// Never less than what was wanted before: a replica may be there already.
 			v.WantedBytes = max(v.GetWantedBytes(), v.GetSizeBytes()+uint64(1+w.rng.IntN(6))*volume.SectorSize)
@@ -64,6 +66,23 @@ func (w *world) wish() {
 func (w *world) change(what string, change func(*argonv1.Volume)) {
 	w.trace("%s", what)
 	w.catalog.alter(change)
+}
+
+// wishFewer has a replica leave the set, and wants it back after a while. The
+// holder keeps it if no other could carry on.
+func (w *world) wishFewer(id uint32) {
+	retire := func(yes bool) func(*argonv1.Volume) {
+		return func(v *argonv1.Volume) {
+			v.ReplicasWanted = uint32(len(v.GetReplicas()))
+			for _, r := range v.GetReplicas() {
+				if r.Retiring = yes && r.GetId() == id; r.GetRetiring() {
+					v.ReplicasWanted = max(1, v.GetReplicasWanted()-1)
+				}
+			}
+		}
+	}
+	w.change("a replica shall leave", retire(true))
+	w.after(w.between(50*time.Millisecond, 4*time.Second), func() { w.change("no replica shall leave", retire(false)) })
 }
 
 func (w *world) wishSnapshot() {
@@ -132,6 +151,12 @@ func (w *world) follow(before, after *argonv1.Volume) {
 	}
 	if after.GetSizeBytes() > before.GetSizeBytes() {
 		w.stats.Grown++
+	}
+	for i, r := range after.GetReplicas() {
+		in := argonv1.ReplicaState_REPLICA_STATE_IN_SYNC
+		if r.GetRetiring() && r.GetState() != in && before.GetReplicas()[i].GetState() == in {
+			w.stats.Retired++
+		}
 	}
 	for _, s := range after.GetSnapshots() {
 		ready := argonv1.SnapshotState_SNAPSHOT_STATE_READY

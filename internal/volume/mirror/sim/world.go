@@ -35,7 +35,7 @@ type Result struct {
 	// Copies of a whole volume, and of what had changed.
 	Whole, Partial int
 	// What operators wanted and got.
-	Snapshots, Rollbacks, Grown, Scrubs int
+	Snapshots, Rollbacks, Grown, Scrubs, Retired int
 }
 
 // world is everything there is. One goroutine, one clock, one source of
