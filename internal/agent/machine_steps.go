@@ -337,6 +337,7 @@ func (a *Agent) spec(ctx context.Context, m *argonv1.Machine, g *guest) (hypervi
 	spec := hypervisor.Spec{
 		ID: g.id, Name: m.GetMeta().GetName(), CPUs: int(m.GetCpus()), MemoryBytes: int64(m.GetMemoryBytes()),
 		Acceleration: g.acceleration, Shares: sharesOf(m), Ports: ports, Dir: dir, Firmware: hypervisor.Firmware(m.GetFirmware()),
+		Generation: m.GetGenerationId(),
 	}
 	for _, n := range m.GetNetworks() {
 		spec.Networks = append(spec.Networks, hypervisor.Network{MAC: n.GetMac()})

@@ -20,7 +20,7 @@ func (f fixture) checkpoint(id string, state argonv1.CheckpointState, age time.D
 	}
 	c := &argonv1.Checkpoint{
 		Meta: meta(id), MachineId: "m", State: state, Purpose: argonv1.CheckpointPurpose_CHECKPOINT_PURPOSE_MANUAL,
-		MemoryVolumeId: "memory-" + id, Snapshots: map[string]uint32{"v": 1}, Machine: &argonv1.Machine{VolumeIds: []string{"v"}},
+		MemoryVolumeId: "memory-" + id, Snapshots: map[string]uint32{"v": 1}, Machine: &argonv1.Machine{VolumeIds: []string{"v"}, GenerationId: "as-then"},
 	}
 	c.Meta.Created = timestamppb.New(noon.Add(-age))
 	f.Checkpoints[id] = c
@@ -97,11 +97,14 @@ func TestLostMachineIsResumed(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFixture("a", "b").dead("a")
 			m := f.machine("m", "a", run, running)
-			m.OnLoss = argonv1.OnLoss_ON_LOSS_RESUME
+			m.OnLoss, m.GenerationId = argonv1.OnLoss_ON_LOSS_RESUME, "as-before"
 			tt.change(f, m)
 			got, _, events := planned(f)
 			if got.GetWake().GetCheckpointId() != tt.wake || got.GetServerId() != "b" {
 				t.Errorf("on %s, from %v", got.GetServerId(), got.GetWake())
+			}
+			if goesBack := tt.event == "machine-resumed-from"; (got.GetGenerationId() != m.GetGenerationId()) != goesBack {
+				t.Errorf("its generation is %q", got.GetGenerationId())
 			}
 			if says := slices.Contains(events, "machine-resumed-from") || slices.Contains(events, "machine-not-resumed"); says != (tt.event != "") || says && !slices.Contains(events, tt.event) {
 				t.Errorf("events %v, want %q", events, tt.event)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/placement"
 )
 
@@ -136,6 +137,7 @@ func (p *planner) onLoss(m *argonv1.Machine) []*argonv1.Event {
 			"it has no checkpoint to be resumed from: it is started")}
 	}
 	m.Wake = &argonv1.Wake{CheckpointId: c.GetMeta().GetId(), OrStart: true}
+	m.GenerationId = placement.NextGeneration(c.GetMachine(), catalog.NewGeneration())
 	return []*argonv1.Event{machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-resumed-from",
 		fmt.Sprintf("it goes on from checkpoint %s of %s: what it did since then is lost",
 			c.GetMeta().GetName(), c.GetTaken().AsTime().UTC().Format("2006-01-02 15:04:05 MST")))}

@@ -34,7 +34,11 @@ type Spec struct {
 	// Machine is the monitor's name of the kind of machine; empty: the newest.
 	// A guest that goes on from a memory must be of the kind that this is of.
 	Machine string
-	Shares  Shares
+	// Generation is what the guest tells a copy of itself by: a UUID that is
+	// another one where it goes on from a memory once more. Empty: it has no such
+	// device.
+	Generation string
+	Shares     Shares
 	// Disks, the boot disk first.
 	Disks []Disk
 	// Seed is the file of a small disk for the guest's first boot, which the

@@ -121,6 +121,16 @@ func Unusable(st *catalog.State, c *argonv1.Checkpoint) string {
 	return ""
 }
 
+// NextGeneration is the generation of a machine that goes on from a checkpoint,
+// fresh being one that nobody has: none if the machine had none at the checkpoint,
+// as its memory knows no such device.
+func NextGeneration(was *argonv1.Machine, fresh string) string {
+	if was.GetGenerationId() == "" {
+		return ""
+	}
+	return fresh
+}
+
 // unserved says why no server could serve a volume now; empty if one could.
 func unserved(st *catalog.State, v *argonv1.Volume) string {
 	inSync := 0

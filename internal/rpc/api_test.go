@@ -49,6 +49,7 @@ type world struct {
 	volumes  argonv1connect.VolumeServiceClient
 	machines argonv1connect.MachineServiceClient
 	snaps    argonv1connect.SnapshotServiceClient
+	checks   argonv1connect.CheckpointServiceClient
 	events   argonv1connect.EventServiceClient
 }
 
@@ -144,6 +145,7 @@ func (w *world) serve(h http.Handler) {
 	w.volumes = argonv1connect.NewVolumeServiceClient(c, s.URL)
 	w.machines = argonv1connect.NewMachineServiceClient(c, s.URL)
 	w.snaps = argonv1connect.NewSnapshotServiceClient(c, s.URL)
+	w.checks = argonv1connect.NewCheckpointServiceClient(c, s.URL)
 	w.events = argonv1connect.NewEventServiceClient(c, s.URL)
 }
 

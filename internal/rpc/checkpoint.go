@@ -263,6 +263,7 @@ func asThen(m *argonv1.Machine, c *argonv1.Checkpoint) {
 	was := c.GetMachine()
 	m.Cpus, m.MemoryBytes, m.VolumeIds = was.GetCpus(), was.GetMemoryBytes(), was.GetVolumeIds()
 	m.Firmware, m.Networks, m.FirstBoot = was.GetFirmware(), was.GetNetworks(), was.GetFirstBoot()
+	m.GenerationId = placement.NextGeneration(was, catalog.NewGeneration())
 }
 
 func usableCheckpoint(st *catalog.State, name string) (*argonv1.Checkpoint, error) {
@@ -311,15 +312,19 @@ func (s machineService) CloneMachine(ctx context.Context, req *connect.Request[a
 	if now := st.Machines[clone.GetMeta().GetId()]; now != nil {
 		clone = now
 	}
-	return answer(&argonv1.CloneMachineResponse{Machine: machineView(st, clone), Notes: cloneNotes(req.Msg)}, nil)
+	return answer(&argonv1.CloneMachineResponse{Machine: machineView(st, clone), Notes: cloneNotes(req.Msg, clone)}, nil)
 }
 
 // cloneNotes say what a machine that goes on from another's memory shares with
 // it.
-func cloneNotes(req *argonv1.CloneMachineRequest) []string {
+func cloneNotes(req *argonv1.CloneMachineRequest, clone *argonv1.Machine) []string {
+	random := "its kernel is told that it is a copy (vmgenid) and takes new random numbers, if it knows that; programs in it may go on with those of the other: make no keys in it before it has booted"
+	if clone.GetGenerationId() == "" {
+		random = "its random numbers continue those of the other: make no keys in it before it has booted"
+	}
 	return []string{
 		fmt.Sprintf("until it boots, %s knows itself by the hostname, machine id, SSH host keys and hardware addresses of %s", req.GetClone(), req.GetName()),
-		"its random numbers continue those of the other: make no keys in it before it has booted",
+		random,
 		"no ports are published for it",
 	}
 }

@@ -79,6 +79,7 @@ func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.Cr
 		Firmware:           req.GetFirmware(),
 		Shares:             req.GetShares(),
 		OnLoss:             req.GetOnLoss(),
+		GenerationId:       catalog.NewGeneration(),
 		Status:             &argonv1.MachineStatus{State: argonv1.MachineState_MACHINE_STATE_PENDING, Since: timestamppb.New(p.Now())},
 	}
 	m.Networks = networks(m.GetMeta().GetId(), req.GetNetworks())

@@ -49,6 +49,9 @@ func commandLine(s hypervisor.Spec) ([]string, error) {
 		"-serial", "chardev:console",
 		"-object", "rng-builtin,id=random", "-device", "virtio-rng-pci,rng=random,"+addr(slotRandom),
 	)
+	if s.Generation != "" {
+		args = append(args, "-device", "vmgenid,guid="+escape(s.Generation))
+	}
 	args = append(args, screenArgs(s.Dir)...)
 	args = append(args, agentArgs(s.Dir)...)
 	if s.Firmware == hypervisor.UEFI {

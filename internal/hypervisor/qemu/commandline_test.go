@@ -24,7 +24,7 @@ func TestCommandLine(t *testing.T) {
 		"more": {
 			ID: "g", Name: "web", CPUs: 1, MemoryBytes: 128 << 20, Acceleration: hypervisor.TCG, Dir: "/run/argon/machines/g",
 			Disks: []hypervisor.Disk{{Socket: "/run/argon/volumes/v.nbd", Export: "v", Serial: "0123456789"}},
-			Seed:  "/run/a,b/g/seed.iso", Firmware: hypervisor.BIOS,
+			Seed:  "/run/a,b/g/seed.iso", Firmware: hypervisor.BIOS, Generation: "01890a5d-ac96-774b-bcce-b302099a8057",
 			Networks: []hypervisor.Network{{MAC: "52:54:00:00:00:01"}, {MAC: "52:54:00:00:00:02"}},
 			Ports:    []hypervisor.Port{{HostAddress: "127.0.0.1", HostPort: 20000, GuestPort: 80}},
 		},

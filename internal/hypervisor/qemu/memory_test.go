@@ -3,10 +3,12 @@ package qemu
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -48,11 +50,30 @@ func save(t *testing.T, g hypervisor.Guest, live bool) []byte {
 func (w *world) elsewhere(memory io.Reader, platform hypervisor.Platform) (hypervisor.Guest, error) {
 	w.t.Helper()
 	w.write(0, make([]byte, 512))
-	w.spec.ID, w.spec.Dir, w.spec.Machine = "other", w.guestDir("other"), platform.Machine
+	w.spec.ID, w.spec.Dir, w.spec.Machine, w.spec.Generation = "other", w.guestDir("other"), platform.Machine, wokenAs
 	if err := os.MkdirAll(w.spec.Dir, 0o700); err != nil {
 		w.t.Fatal(err)
 	}
 	return w.monitor.Wake(w.t.Context(), w.spec, memory)
+}
+
+// What guests of these tests are started as, and woken as.
+const (
+	startedAs = "4c1b6fd2-0a54-4d0b-8d35-2a6f2b7d9a01"
+	wokenAs   = "0d3b8a37-54a7-4c3a-9f0e-51c7d0a2be02"
+)
+
+// generation is a UUID as it lies in the guest's memory.
+func generation(t *testing.T, uuid string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(strings.ReplaceAll(uuid, "-", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range [][]byte{b[:4], b[4:6], b[6:8]} {
+		slices.Reverse(part)
+	}
+	return b
 }
 
 // A guest goes on from its memory, in another process, without having booted.
@@ -98,8 +119,8 @@ func TestWakes(t *testing.T) {
 			c.hear("W") // its disk works
 			// And again, from there.
 			again := save(t, g, live)
-			if len(again) == 0 {
-				t.Error("nothing was saved the second time")
+			if !bytes.Contains(memory, generation(t, startedAs)) || !bytes.Contains(again, generation(t, wokenAs)) || bytes.Contains(again, generation(t, startedAs)) {
+				t.Error("the guest can't see that it goes on once more")
 			}
 		})
 	}

@@ -159,7 +159,7 @@ func newWorld(t *testing.T) *world {
 	w.spec = hypervisor.Spec{
 		ID: "g", Name: "a,b", CPUs: 1, MemoryBytes: 64 << 20, Acceleration: hypervisor.TCG,
 		Disks: []hypervisor.Disk{{Socket: filepath.Join(dir, "d.nbd"), Export: "e,x", Serial: "s1"}},
-		Dir:   w.guestDir("g"),
+		Dir:   w.guestDir("g"), Generation: startedAs,
 	}
 	if err := os.Mkdir(w.spec.Dir, 0o700); err != nil {
 		t.Fatal(err)
