@@ -374,7 +374,11 @@ func (a *Agent) awaitSnapshots(ctx context.Context, c *argonv1.Checkpoint, epoch
 // commitCheckpoint records that it is whole. From then on a machine that is
 // suspended goes on from it, and its guest must not.
 func (a *Agent) commitCheckpoint(ctx context.Context, c *argonv1.Checkpoint, m *argonv1.Machine, g *guest, t taken) error {
-	err := a.change(ctx, c, func(c *argonv1.Checkpoint, now *argonv1.Machine) error {
+	// This step ends when the view shows the change, which may be before its
+	// answer is here.
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), goOnTimeout)
+	defer cancel()
+	err := a.change(bounded, c, func(c *argonv1.Checkpoint, now *argonv1.Machine) error {
 		if c.GetState() != cpTaking || c.GetServerId() != a.ServerID || !belongs(now, a.ServerID) || now.GetPlacement() != m.GetPlacement() {
 			return ErrOvertaken
 		}

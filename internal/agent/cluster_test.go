@@ -488,6 +488,7 @@ func TestEvacuationOfADiskInUse(t *testing.T) {
 	}
 	w.evacuate(home)
 	w.gone(home)
+	w.untilHosts("left by the guest", func(h *host) bool { return h.id != home || h.guest() == nil })
 	if now := w.runs(m.GetPlacement()); now.GetServerId() == home || w.guests() != 1 {
 		t.Errorf("the machine runs on %s; %d guests run", now.GetServerId(), w.guests())
 	}

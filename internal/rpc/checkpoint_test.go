@@ -52,7 +52,7 @@ func (w *world) saves() {
 			changed := w.view.Changed()
 			st := w.view.State()
 			for id, c := range st.Checkpoints {
-				if c.GetState() == cpWanted {
+				if c.GetState() == cpWanted && settled(st, st.Volumes[c.GetMemoryVolumeId()]) {
 					w.save(ctx, st, id)
 				}
 			}
