@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"fmt"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -453,6 +454,41 @@ func TestDamagedSnapshot(t *testing.T) {
 			t.Errorf("%s exports something else than the snapshot was", on.Name)
 		}
 	}
+	t.Run("nothing tells", func(t *testing.T) { scrubDoesNotGuess(t, c) })
+}
+
+// scrubDoesNotGuess damages a replica of which nothing was recorded yet: that is
+// told, and each replica stays as it is.
+func scrubDoesNotGuess(t *testing.T, c *harness.Cluster) {
+	s := c.S(1)
+	c.Argon(s, "volume", "create", "fresh", "--size", "8MiB")
+	c.Healthy(s, "fresh")
+	u := use(c, s, "fresh")
+	fillWith(t, u.Client, 0, 8<<20)
+	u.end()
+	v, err := c.Volume(s, "fresh")
+	must(t, err)
+	var files []string
+	for _, r := range v.GetVolume().GetReplicas() {
+		files = append(files, filepath.Join(c.ByID(s, r.GetServerId()).Dir, "volumes", v.GetVolume().GetMeta().GetId(), fmt.Sprint(r.GetId()), "layer-00000000.data"))
+	}
+	spoil(t, files[1], 3<<20, 4096)
+	sums := func() (list [2][sha256.Size]byte) {
+		for i, name := range files[:2] {
+			b, err := os.ReadFile(name)
+			must(t, err)
+			list[i] = sha256.Sum256(b)
+		}
+		return list
+	}
+	before := sums()
+	if out := c.ArgonFails(s, "volume", "scrub", "fresh", "--wait"); !strings.Contains(out, "1 regions differ, and nothing tells which copy is right") {
+		t.Errorf("the scrub: %s", out)
+	}
+	if sums() != before {
+		t.Error("the scrub has changed a replica")
+	}
+	c.Eventually("an event tells of it", func() bool { return strings.Contains(c.Argon(s, "events"), "scrub-unclear") })
 }
 
 // damage writes nonsense into a file of a server's only replica.
@@ -462,7 +498,13 @@ func damage(t *testing.T, s *devcluster.Server, file string, off, n int64) {
 	if err != nil || len(found) != 1 {
 		t.Fatalf("%s of the replica on %s: %q, %v", file, s.Name, found, err)
 	}
-	f, err := os.OpenFile(found[0], os.O_WRONLY, 0)
+	spoil(t, found[0], off, n)
+}
+
+// spoil writes nonsense into a file.
+func spoil(t *testing.T, file string, off, n int64) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
 	must(t, err)
 	defer f.Close()
 	nonsense := make([]byte, n)
