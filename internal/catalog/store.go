@@ -176,18 +176,47 @@ func (s *Store) Client() *clientv3.Client { return s.etcd.Client }
 
 // Cluster reads the record about the whole.
 func (s *Store) Cluster(ctx context.Context) (*argonv1.Cluster, error) {
+	c, _, err := s.readCluster(ctx)
+	return c, err
+}
+
+func (s *Store) readCluster(ctx context.Context) (c *argonv1.Cluster, revision int64, err error) {
 	res, err := s.etcd.Get(ctx, clusterKey)
 	if err != nil {
-		return nil, fmt.Errorf("catalog: read the cluster record: %w", err)
+		return nil, 0, fmt.Errorf("catalog: read the cluster record: %w", err)
 	}
 	if len(res.Kvs) == 0 {
-		return nil, errNoCluster()
+		return nil, 0, errNoCluster()
 	}
-	c := &argonv1.Cluster{}
+	c = &argonv1.Cluster{}
 	if err := proto.Unmarshal(res.Kvs[0].Value, c); err != nil {
-		return nil, fmt.Errorf("catalog: the cluster record is damaged: %w", err)
+		return nil, 0, fmt.Errorf("catalog: the cluster record is damaged: %w", err)
 	}
-	return c, nil
+	return c, res.Kvs[0].ModRevision, nil
+}
+
+// ChangeCluster changes the record about the whole, and begins anew when somebody
+// else did so in between. It returns what was written.
+func (s *Store) ChangeCluster(ctx context.Context, alter func(*argonv1.Cluster)) (*argonv1.Cluster, error) {
+	for {
+		c, revision, err := s.readCluster(ctx)
+		if err != nil {
+			return nil, err
+		}
+		alter(c)
+		value, err := proto.Marshal(c)
+		if err != nil {
+			return nil, fmt.Errorf("catalog: encode the cluster record: %w", err)
+		}
+		_, err = commit(ctx, s.etcd, []change{{
+			what: "the cluster record", key: clusterKey,
+			guards: []guard{{key: clusterKey, revision: revision, refused: changed}},
+			ops:    []clientv3.Op{clientv3.OpPut(clusterKey, string(value))},
+		}})
+		if !errors.Is(err, ErrConflict) {
+			return c, err
+		}
+	}
 }
 
 // PutLease says that a server is alive, for as long as the etcd lease lasts:

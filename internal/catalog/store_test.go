@@ -204,3 +204,26 @@ func TestEtcdIsAway(t *testing.T) {
 		t.Errorf("Put with etcd back: %v", err)
 	}
 }
+
+// Of two who change the record about the whole at once, each finds the other's
+// change.
+func TestChangeCluster(t *testing.T) {
+	s, _ := newStore(t)
+	interfered := false
+	c, err := s.ChangeCluster(t.Context(), func(c *argonv1.Cluster) {
+		if !interfered {
+			interfered = true
+			_, err := s.ChangeCluster(t.Context(), func(c *argonv1.Cluster) { c.Settings = &argonv1.Settings{LeaseSeconds: 5} })
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		c.Name = "office"
+	})
+	if err != nil || c.GetName() != "office" || c.GetSettings().GetLeaseSeconds() != 5 || c.GetId() != "c" {
+		t.Errorf("%v, %v", c, err)
+	}
+	if is, err := s.Cluster(t.Context()); err != nil || is.GetName() != "office" || is.GetSettings().GetLeaseSeconds() != 5 {
+		t.Errorf("read again: %v, %v", is, err)
+	}
+}

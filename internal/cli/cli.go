@@ -83,7 +83,7 @@ several), or with --server and a client certificate to any server.`,
 	flags.StringVar(&a.server, "server", "", "talk to this server, HOST[:PORT], over HTTPS (default $ARGON_SERVER)")
 	flags.StringVar(&a.certs, "certs", "", "directory of the client certificate for --server (default $ARGON_CERTS or ~/.config/argon)")
 	root.AddCommand(
-		a.serverCommand(), a.initCommand(), a.joinCommand(), a.tokenCommand(), a.statusCommand(),
+		a.serverCommand(), a.initCommand(), a.joinCommand(), a.tokenCommand(), a.statusCommand(), a.clusterCommand(),
 		a.imageCommand(), a.volumeCommand(), a.snapshotCommand(), a.checkpointCommand(), a.machineCommand(), a.eventsCommand(),
 		a.clientCommand(), a.upgradeCommand(), a.devCommand(), a.demoCommand(), a.versionCommand(),
 	)

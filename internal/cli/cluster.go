@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -14,7 +16,7 @@ import (
 	"github.com/argon-cluster/argon/client"
 )
 
-// This file: what makes and shows a cluster (init, join, status).
+// This file: what makes, shows and changes a cluster (init, join, status, cluster).
 
 func (a *app) initCommand() *cobra.Command {
 	req := &argonv1.InitRequest{Settings: &argonv1.Settings{}}
@@ -53,10 +55,11 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 			}
 			*s.into = n
 		}
-		if scrubInterval < 0 || scrubInterval%time.Hour != 0 || scrubInterval > math.MaxInt32*time.Second {
-			return usage(cmd, "--scrub-interval %v: not a whole number of hours", scrubInterval)
+		hours, err := wholeHours(scrubInterval)
+		if err != nil {
+			return usage(cmd, "--scrub-interval %v: %v", scrubInterval, err)
 		}
-		req.Settings.ScrubIntervalHours, req.Settings.ScrubOff = uint32(scrubInterval/time.Hour), scrubInterval == 0
+		req.Settings.ScrubIntervalHours, req.Settings.ScrubOff = hours, hours == 0
 		return nil
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
@@ -75,6 +78,87 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 	})
 	return cmd
 }
+
+func wholeHours(d time.Duration) (uint32, error) {
+	if d < 0 || d%time.Hour != 0 || d > math.MaxInt32*time.Second {
+		return 0, errors.New("not a whole number of hours")
+	}
+	return uint32(d / time.Hour), nil
+}
+
+func (a *app) clusterCommand() *cobra.Command {
+	return group("cluster", "Cluster-wide times", "  argon cluster set --scrub-interval 24h", a.clusterSetCommand())
+}
+
+func (a *app) clusterSetCommand() *cobra.Command {
+	req := &argonv1.SetClusterRequest{}
+	var replicaGrace, voterGrace, scrubInterval time.Duration
+	cmd := &cobra.Command{
+		Use:   "set",
+		Short: "Change cluster-wide times",
+		Long: `Changes times that were set when the cluster was made. They count at once, on
+every server.`,
+		Example: `  argon cluster set --scrub-interval 24h
+  argon cluster set --replica-grace 30m --voter-grace 5m`,
+		Args: noArgs,
+	}
+	f := addFormat(cmd)
+	flags := cmd.Flags()
+	flags.DurationVar(&replicaGrace, "replica-grace", 0, "how long a replica may be away before it is rebuilt elsewhere")
+	flags.DurationVar(&voterGrace, "voter-grace", 0, "how long a voter may be away before another server replaces it")
+	flags.DurationVar(&scrubInterval, "scrub-interval", 0, "how long after one scrub of a volume the next one is due; 0: none is")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		any := false
+		for _, s := range []struct {
+			flag  string
+			value time.Duration
+			into  **uint32
+			whole func(time.Duration) (uint32, error)
+		}{
+			{"replica-grace", replicaGrace, &req.ReplicaGraceSeconds, wholeSeconds},
+			{"voter-grace", voterGrace, &req.VoterGraceSeconds, wholeSeconds},
+			{"scrub-interval", scrubInterval, &req.ScrubIntervalHours, wholeHours},
+		} {
+			if !flags.Changed(s.flag) {
+				continue
+			}
+			n, err := s.whole(s.value)
+			if err != nil {
+				return usage(cmd, "--%s %v: %v", s.flag, s.value, err)
+			}
+			any, *s.into = true, &n
+		}
+		if !any {
+			return usage(cmd, "nothing to change: give at least one flag")
+		}
+		return nil
+	}
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		res, err := client.Call(ctx, c.Cluster.SetCluster, req)
+		if err != nil {
+			return err
+		}
+		if *f != formatTable {
+			return printData(a, *f, res.GetCluster())
+		}
+		return writeFields(a.out, isTerminal(a.out), res.GetCluster(), clusterFields)
+	})
+	return cmd
+}
+
+var clusterFields = []column[*argonv1.Cluster]{
+	{"cluster", func(c *argonv1.Cluster) cell { return plain(c.GetName()) }},
+	{"replica grace", func(c *argonv1.Cluster) cell { return seconds(c.GetSettings().GetReplicaGraceSeconds()) }},
+	{"voter grace", func(c *argonv1.Cluster) cell { return seconds(c.GetSettings().GetVoterGraceSeconds()) }},
+	{"scrub interval", func(c *argonv1.Cluster) cell {
+		if c.GetSettings().GetScrubOff() {
+			return plain("none")
+		}
+		return plain((time.Duration(cmp.Or(c.GetSettings().GetScrubIntervalHours(), 168)) * time.Hour).String())
+	}},
+}
+
+func seconds(n uint32) cell { return plain((time.Duration(n) * time.Second).String()) }
 
 func (a *app) joinCommand() *cobra.Command {
 	req := &argonv1.JoinRequest{}

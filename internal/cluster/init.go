@@ -176,5 +176,7 @@ func withDefaults(s *argonv1.Settings) *argonv1.Settings {
 		LeaseSeconds:        orElse(s.GetLeaseSeconds(), defaultLease),
 		ReplicaGraceSeconds: orElse(s.GetReplicaGraceSeconds(), defaultReplicaGrace),
 		VoterGraceSeconds:   orElse(s.GetVoterGraceSeconds(), defaultVoterGrace),
+		ScrubIntervalHours:  s.GetScrubIntervalHours(),
+		ScrubOff:            s.GetScrubOff(),
 	}
 }

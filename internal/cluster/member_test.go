@@ -16,6 +16,8 @@ import (
 
 	"pgregory.net/rapid"
 
+	"google.golang.org/protobuf/proto"
+
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/boottime"
 	"github.com/argon-cluster/argon/internal/catalog"
@@ -507,5 +509,16 @@ func TestDeadlineCountsFromSending(t *testing.T) {
 	k.held(1, 10*time.Second)
 	if want := 10*time.Second + 3*time.Second - 300*time.Millisecond; until != want {
 		t.Errorf("until %v, want %v", until, want)
+	}
+}
+
+// What an operator says is kept, what he leaves open has a default.
+func TestSettings(t *testing.T) {
+	said := &argonv1.Settings{LeaseSeconds: 5, ReplicaGraceSeconds: 6, VoterGraceSeconds: 7, ScrubIntervalHours: 8, ScrubOff: true}
+	if got := withDefaults(said); !proto.Equal(got, said) {
+		t.Errorf("%v became %v", said, got)
+	}
+	if got, want := withDefaults(nil), (&argonv1.Settings{LeaseSeconds: 3, ReplicaGraceSeconds: 600, VoterGraceSeconds: 60}); !proto.Equal(got, want) {
+		t.Errorf("nothing became %v", got)
 	}
 }

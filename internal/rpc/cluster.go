@@ -124,6 +124,44 @@ func fillStatus(res *argonv1.StatusResponse, st *catalog.State, serverID string)
 	res.Warnings = warnings(st)
 }
 
+// SetCluster changes what is given.
+func (s clusterService) SetCluster(ctx context.Context, req *connect.Request[argonv1.SetClusterRequest]) (*connect.Response[argonv1.SetClusterResponse], error) {
+	p, err := s.parts()
+	if err != nil {
+		return nil, err
+	}
+	m := req.Msg
+	wanted := &argonv1.Settings{ReplicaGraceSeconds: m.GetReplicaGraceSeconds(), VoterGraceSeconds: m.GetVoterGraceSeconds()}
+	if err := checkSettings(wanted); err != nil {
+		return nil, err
+	}
+	if m.ReplicaGraceSeconds != nil && m.GetReplicaGraceSeconds() == 0 || m.VoterGraceSeconds != nil && m.GetVoterGraceSeconds() == 0 {
+		return nil, invalid("a grace time of 0: give 1 s at least")
+	}
+	bounded, cancel := context.WithTimeout(ctx, catalogTimeout)
+	defer cancel()
+	c, err := p.Store.ChangeCluster(bounded, func(c *argonv1.Cluster) { alterSettings(c, m) })
+	if err != nil {
+		return nil, noMajority(ctx, err)
+	}
+	return answer(&argonv1.SetClusterResponse{Cluster: c}, nil)
+}
+
+func alterSettings(c *argonv1.Cluster, m *argonv1.SetClusterRequest) {
+	if c.Settings == nil {
+		c.Settings = &argonv1.Settings{}
+	}
+	if m.ScrubIntervalHours != nil {
+		c.Settings.ScrubIntervalHours, c.Settings.ScrubOff = m.GetScrubIntervalHours(), m.GetScrubIntervalHours() == 0
+	}
+	if m.ReplicaGraceSeconds != nil {
+		c.Settings.ReplicaGraceSeconds = m.GetReplicaGraceSeconds()
+	}
+	if m.VoterGraceSeconds != nil {
+		c.Settings.VoterGraceSeconds = m.GetVoterGraceSeconds()
+	}
+}
+
 func (s clusterService) CreateToken(ctx context.Context, req *connect.Request[argonv1.CreateTokenRequest]) (*connect.Response[argonv1.CreateTokenResponse], error) {
 	p, err := s.parts()
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/api/argon/v1/argonv1connect"
@@ -382,6 +383,31 @@ func TestServers(t *testing.T) {
 	wantError(t, err, connect.CodeFailedPrecondition, "last one")
 	status, err := call(t, w.cluster.Status, &argonv1.StatusRequest{})
 	if err != nil || status.GetState() != "ready" || status.GetLeaderId() != "A" || status.GetCluster().GetName() != "test" || len(status.GetServers()) != 1 {
+		t.Errorf("status: %v, %v", status, err)
+	}
+}
+
+func TestSetCluster(t *testing.T) {
+	w := newWorld(t)
+	hours, seconds, none := uint32(24), uint32(30), uint32(0)
+	for _, tt := range []struct {
+		req  *argonv1.SetClusterRequest
+		want *argonv1.Settings
+	}{
+		{&argonv1.SetClusterRequest{ScrubIntervalHours: &hours}, &argonv1.Settings{ScrubIntervalHours: 24}},
+		{&argonv1.SetClusterRequest{ReplicaGraceSeconds: &seconds}, &argonv1.Settings{ScrubIntervalHours: 24, ReplicaGraceSeconds: 30}},
+		{&argonv1.SetClusterRequest{ScrubIntervalHours: &none, VoterGraceSeconds: &seconds}, &argonv1.Settings{ScrubOff: true, ReplicaGraceSeconds: 30, VoterGraceSeconds: 30}},
+		{&argonv1.SetClusterRequest{ScrubIntervalHours: &hours}, &argonv1.Settings{ScrubIntervalHours: 24, ReplicaGraceSeconds: 30, VoterGraceSeconds: 30}},
+	} {
+		res, err := call(t, w.cluster.SetCluster, tt.req)
+		if err != nil || !proto.Equal(res.GetCluster().GetSettings(), tt.want) {
+			t.Errorf("%v: %v, %v; want %v", tt.req, res, err, tt.want)
+		}
+	}
+	_, err := call(t, w.cluster.SetCluster, &argonv1.SetClusterRequest{VoterGraceSeconds: &none})
+	wantError(t, err, connect.CodeInvalidArgument, "at least")
+	status, err := call(t, w.cluster.Status, &argonv1.StatusRequest{})
+	if err != nil || status.GetCluster().GetName() != "test" || status.GetCluster().GetSettings().GetScrubIntervalHours() != 24 {
 		t.Errorf("status: %v, %v", status, err)
 	}
 }

@@ -25,6 +25,111 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type SetClusterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0: no scrub is due by itself.
+	ScrubIntervalHours  *uint32 `protobuf:"varint,1,opt,name=scrub_interval_hours,json=scrubIntervalHours,proto3,oneof" json:"scrub_interval_hours,omitempty"`
+	ReplicaGraceSeconds *uint32 `protobuf:"varint,2,opt,name=replica_grace_seconds,json=replicaGraceSeconds,proto3,oneof" json:"replica_grace_seconds,omitempty"`
+	VoterGraceSeconds   *uint32 `protobuf:"varint,3,opt,name=voter_grace_seconds,json=voterGraceSeconds,proto3,oneof" json:"voter_grace_seconds,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *SetClusterRequest) Reset() {
+	*x = SetClusterRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetClusterRequest) ProtoMessage() {}
+
+func (x *SetClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetClusterRequest.ProtoReflect.Descriptor instead.
+func (*SetClusterRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *SetClusterRequest) GetScrubIntervalHours() uint32 {
+	if x != nil && x.ScrubIntervalHours != nil {
+		return *x.ScrubIntervalHours
+	}
+	return 0
+}
+
+func (x *SetClusterRequest) GetReplicaGraceSeconds() uint32 {
+	if x != nil && x.ReplicaGraceSeconds != nil {
+		return *x.ReplicaGraceSeconds
+	}
+	return 0
+}
+
+func (x *SetClusterRequest) GetVoterGraceSeconds() uint32 {
+	if x != nil && x.VoterGraceSeconds != nil {
+		return *x.VoterGraceSeconds
+	}
+	return 0
+}
+
+type SetClusterResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       *Cluster               `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetClusterResponse) Reset() {
+	*x = SetClusterResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetClusterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetClusterResponse) ProtoMessage() {}
+
+func (x *SetClusterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetClusterResponse.ProtoReflect.Descriptor instead.
+func (*SetClusterResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SetClusterResponse) GetCluster() *Cluster {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
 type InitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClusterName   string                 `protobuf:"bytes,1,opt,name=cluster_name,json=clusterName,proto3" json:"cluster_name,omitempty"`
@@ -38,7 +143,7 @@ type InitRequest struct {
 
 func (x *InitRequest) Reset() {
 	*x = InitRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[0]
+	mi := &file_argon_v1_api_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -50,7 +155,7 @@ func (x *InitRequest) String() string {
 func (*InitRequest) ProtoMessage() {}
 
 func (x *InitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[0]
+	mi := &file_argon_v1_api_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -63,7 +168,7 @@ func (x *InitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitRequest.ProtoReflect.Descriptor instead.
 func (*InitRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *InitRequest) GetClusterName() string {
@@ -111,7 +216,7 @@ type InitResponse struct {
 
 func (x *InitResponse) Reset() {
 	*x = InitResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[1]
+	mi := &file_argon_v1_api_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -123,7 +228,7 @@ func (x *InitResponse) String() string {
 func (*InitResponse) ProtoMessage() {}
 
 func (x *InitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[1]
+	mi := &file_argon_v1_api_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -136,7 +241,7 @@ func (x *InitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitResponse.ProtoReflect.Descriptor instead.
 func (*InitResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{1}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *InitResponse) GetCluster() *Cluster {
@@ -167,7 +272,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[2]
+	mi := &file_argon_v1_api_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -179,7 +284,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[2]
+	mi := &file_argon_v1_api_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -192,7 +297,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{2}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *JoinRequest) GetAddress() string {
@@ -240,7 +345,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[3]
+	mi := &file_argon_v1_api_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -252,7 +357,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[3]
+	mi := &file_argon_v1_api_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -265,7 +370,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{3}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *JoinResponse) GetCluster() *Cluster {
@@ -295,7 +400,7 @@ type AdmitRequest struct {
 
 func (x *AdmitRequest) Reset() {
 	*x = AdmitRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[4]
+	mi := &file_argon_v1_api_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -307,7 +412,7 @@ func (x *AdmitRequest) String() string {
 func (*AdmitRequest) ProtoMessage() {}
 
 func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[4]
+	mi := &file_argon_v1_api_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -320,7 +425,7 @@ func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
 func (*AdmitRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{4}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AdmitRequest) GetToken() string {
@@ -358,7 +463,7 @@ type AdmitResponse struct {
 
 func (x *AdmitResponse) Reset() {
 	*x = AdmitResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[5]
+	mi := &file_argon_v1_api_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -370,7 +475,7 @@ func (x *AdmitResponse) String() string {
 func (*AdmitResponse) ProtoMessage() {}
 
 func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[5]
+	mi := &file_argon_v1_api_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -383,7 +488,7 @@ func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitResponse.ProtoReflect.Descriptor instead.
 func (*AdmitResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{5}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AdmitResponse) GetCluster() *Cluster {
@@ -422,7 +527,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[6]
+	mi := &file_argon_v1_api_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -434,7 +539,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[6]
+	mi := &file_argon_v1_api_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -447,7 +552,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{6}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{8}
 }
 
 type StatusResponse struct {
@@ -476,7 +581,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[7]
+	mi := &file_argon_v1_api_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +593,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[7]
+	mi := &file_argon_v1_api_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +606,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{7}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StatusResponse) GetState() string {
@@ -598,7 +703,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[8]
+	mi := &file_argon_v1_api_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +715,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[8]
+	mi := &file_argon_v1_api_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +728,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{8}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreateTokenRequest) GetTtlSeconds() uint32 {
@@ -644,7 +749,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[9]
+	mi := &file_argon_v1_api_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -656,7 +761,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[9]
+	mi := &file_argon_v1_api_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -669,7 +774,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{9}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -694,7 +799,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[10]
+	mi := &file_argon_v1_api_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +811,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[10]
+	mi := &file_argon_v1_api_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +824,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{10}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{12}
 }
 
 type ListTokensResponse struct {
@@ -731,7 +836,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[11]
+	mi := &file_argon_v1_api_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +848,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[11]
+	mi := &file_argon_v1_api_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +861,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{11}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -775,7 +880,7 @@ type DeleteTokenRequest struct {
 
 func (x *DeleteTokenRequest) Reset() {
 	*x = DeleteTokenRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[12]
+	mi := &file_argon_v1_api_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +892,7 @@ func (x *DeleteTokenRequest) String() string {
 func (*DeleteTokenRequest) ProtoMessage() {}
 
 func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[12]
+	mi := &file_argon_v1_api_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +905,7 @@ func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTokenRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{12}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteTokenRequest) GetId() string {
@@ -818,7 +923,7 @@ type DeleteTokenResponse struct {
 
 func (x *DeleteTokenResponse) Reset() {
 	*x = DeleteTokenResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[13]
+	mi := &file_argon_v1_api_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +935,7 @@ func (x *DeleteTokenResponse) String() string {
 func (*DeleteTokenResponse) ProtoMessage() {}
 
 func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[13]
+	mi := &file_argon_v1_api_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +948,7 @@ func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTokenResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{13}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{15}
 }
 
 type IssueClientCertificateRequest struct {
@@ -857,7 +962,7 @@ type IssueClientCertificateRequest struct {
 
 func (x *IssueClientCertificateRequest) Reset() {
 	*x = IssueClientCertificateRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[14]
+	mi := &file_argon_v1_api_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -869,7 +974,7 @@ func (x *IssueClientCertificateRequest) String() string {
 func (*IssueClientCertificateRequest) ProtoMessage() {}
 
 func (x *IssueClientCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[14]
+	mi := &file_argon_v1_api_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -882,7 +987,7 @@ func (x *IssueClientCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{14}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *IssueClientCertificateRequest) GetName() string {
@@ -916,7 +1021,7 @@ type IssueClientCertificateResponse struct {
 
 func (x *IssueClientCertificateResponse) Reset() {
 	*x = IssueClientCertificateResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[15]
+	mi := &file_argon_v1_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +1033,7 @@ func (x *IssueClientCertificateResponse) String() string {
 func (*IssueClientCertificateResponse) ProtoMessage() {}
 
 func (x *IssueClientCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[15]
+	mi := &file_argon_v1_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +1046,7 @@ func (x *IssueClientCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{15}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *IssueClientCertificateResponse) GetCertificatePem() string {
@@ -980,7 +1085,7 @@ type ServerView struct {
 
 func (x *ServerView) Reset() {
 	*x = ServerView{}
-	mi := &file_argon_v1_api_proto_msgTypes[16]
+	mi := &file_argon_v1_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +1097,7 @@ func (x *ServerView) String() string {
 func (*ServerView) ProtoMessage() {}
 
 func (x *ServerView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[16]
+	mi := &file_argon_v1_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,7 +1110,7 @@ func (x *ServerView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerView.ProtoReflect.Descriptor instead.
 func (*ServerView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{16}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ServerView) GetServer() *Server {
@@ -1072,7 +1177,7 @@ type ListServersRequest struct {
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[17]
+	mi := &file_argon_v1_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1189,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[17]
+	mi := &file_argon_v1_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1202,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{17}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{19}
 }
 
 type ListServersResponse struct {
@@ -1109,7 +1214,7 @@ type ListServersResponse struct {
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[18]
+	mi := &file_argon_v1_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1226,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[18]
+	mi := &file_argon_v1_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1239,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListServersResponse) GetServers() []*ServerView {
@@ -1153,7 +1258,7 @@ type GetServerRequest struct {
 
 func (x *GetServerRequest) Reset() {
 	*x = GetServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[19]
+	mi := &file_argon_v1_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1270,7 @@ func (x *GetServerRequest) String() string {
 func (*GetServerRequest) ProtoMessage() {}
 
 func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[19]
+	mi := &file_argon_v1_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1283,7 @@ func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerRequest.ProtoReflect.Descriptor instead.
 func (*GetServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetServerRequest) GetName() string {
@@ -1197,7 +1302,7 @@ type GetServerResponse struct {
 
 func (x *GetServerResponse) Reset() {
 	*x = GetServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[20]
+	mi := &file_argon_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1314,7 @@ func (x *GetServerResponse) String() string {
 func (*GetServerResponse) ProtoMessage() {}
 
 func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[20]
+	mi := &file_argon_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1327,7 @@ func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerResponse.ProtoReflect.Descriptor instead.
 func (*GetServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetServerResponse) GetServer() *ServerView {
@@ -1242,7 +1347,7 @@ type RemoveServerRequest struct {
 
 func (x *RemoveServerRequest) Reset() {
 	*x = RemoveServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[21]
+	mi := &file_argon_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1359,7 @@ func (x *RemoveServerRequest) String() string {
 func (*RemoveServerRequest) ProtoMessage() {}
 
 func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[21]
+	mi := &file_argon_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1372,7 @@ func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RemoveServerRequest) GetName() string {
@@ -1292,7 +1397,7 @@ type RemoveServerResponse struct {
 
 func (x *RemoveServerResponse) Reset() {
 	*x = RemoveServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[22]
+	mi := &file_argon_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1409,7 @@ func (x *RemoveServerResponse) String() string {
 func (*RemoveServerResponse) ProtoMessage() {}
 
 func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[22]
+	mi := &file_argon_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1422,7 @@ func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 type DrainServerRequest struct {
@@ -1332,7 +1437,7 @@ type DrainServerRequest struct {
 
 func (x *DrainServerRequest) Reset() {
 	*x = DrainServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[23]
+	mi := &file_argon_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1449,7 @@ func (x *DrainServerRequest) String() string {
 func (*DrainServerRequest) ProtoMessage() {}
 
 func (x *DrainServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[23]
+	mi := &file_argon_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1462,7 @@ func (x *DrainServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainServerRequest.ProtoReflect.Descriptor instead.
 func (*DrainServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DrainServerRequest) GetName() string {
@@ -1390,7 +1495,7 @@ type DrainServerResponse struct {
 
 func (x *DrainServerResponse) Reset() {
 	*x = DrainServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[24]
+	mi := &file_argon_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1507,7 @@ func (x *DrainServerResponse) String() string {
 func (*DrainServerResponse) ProtoMessage() {}
 
 func (x *DrainServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[24]
+	mi := &file_argon_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1520,7 @@ func (x *DrainServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainServerResponse.ProtoReflect.Descriptor instead.
 func (*DrainServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DrainServerResponse) GetServer() *ServerView {
@@ -1434,7 +1539,7 @@ type ActivateServerRequest struct {
 
 func (x *ActivateServerRequest) Reset() {
 	*x = ActivateServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[25]
+	mi := &file_argon_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1551,7 @@ func (x *ActivateServerRequest) String() string {
 func (*ActivateServerRequest) ProtoMessage() {}
 
 func (x *ActivateServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[25]
+	mi := &file_argon_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1564,7 @@ func (x *ActivateServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateServerRequest.ProtoReflect.Descriptor instead.
 func (*ActivateServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ActivateServerRequest) GetName() string {
@@ -1478,7 +1583,7 @@ type ActivateServerResponse struct {
 
 func (x *ActivateServerResponse) Reset() {
 	*x = ActivateServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[26]
+	mi := &file_argon_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1490,7 +1595,7 @@ func (x *ActivateServerResponse) String() string {
 func (*ActivateServerResponse) ProtoMessage() {}
 
 func (x *ActivateServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[26]
+	mi := &file_argon_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1503,7 +1608,7 @@ func (x *ActivateServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateServerResponse.ProtoReflect.Descriptor instead.
 func (*ActivateServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ActivateServerResponse) GetServer() *ServerView {
@@ -1526,7 +1631,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[27]
+	mi := &file_argon_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1643,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[27]
+	mi := &file_argon_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1656,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ImportImageRequest) GetPart() isImportImageRequest_Part {
@@ -1609,7 +1714,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[28]
+	mi := &file_argon_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +1726,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[28]
+	mi := &file_argon_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1634,7 +1739,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ImportImageResponse) GetPhase() string {
@@ -1673,7 +1778,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[29]
+	mi := &file_argon_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1790,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[29]
+	mi := &file_argon_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1803,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 type ListImagesResponse struct {
@@ -1710,7 +1815,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[30]
+	mi := &file_argon_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1827,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[30]
+	mi := &file_argon_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1840,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -1754,7 +1859,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[31]
+	mi := &file_argon_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1871,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[31]
+	mi := &file_argon_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1884,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -1798,7 +1903,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[32]
+	mi := &file_argon_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +1915,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[32]
+	mi := &file_argon_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1928,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -1845,7 +1950,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[33]
+	mi := &file_argon_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1857,7 +1962,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[33]
+	mi := &file_argon_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1870,7 +1975,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -1897,7 +2002,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[34]
+	mi := &file_argon_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2014,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[34]
+	mi := &file_argon_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2027,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RemoveImageResponse) GetWaitsFor() []string {
@@ -1941,7 +2046,7 @@ type FetchImageRequest struct {
 
 func (x *FetchImageRequest) Reset() {
 	*x = FetchImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[35]
+	mi := &file_argon_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2058,7 @@ func (x *FetchImageRequest) String() string {
 func (*FetchImageRequest) ProtoMessage() {}
 
 func (x *FetchImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[35]
+	mi := &file_argon_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2071,7 @@ func (x *FetchImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchImageRequest.ProtoReflect.Descriptor instead.
 func (*FetchImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FetchImageRequest) GetId() string {
@@ -1987,7 +2092,7 @@ type FetchImageResponse struct {
 
 func (x *FetchImageResponse) Reset() {
 	*x = FetchImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[36]
+	mi := &file_argon_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2104,7 @@ func (x *FetchImageResponse) String() string {
 func (*FetchImageResponse) ProtoMessage() {}
 
 func (x *FetchImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[36]
+	mi := &file_argon_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2117,7 @@ func (x *FetchImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchImageResponse.ProtoReflect.Descriptor instead.
 func (*FetchImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FetchImageResponse) GetOffset() uint64 {
@@ -2051,7 +2156,7 @@ type VolumeView struct {
 
 func (x *VolumeView) Reset() {
 	*x = VolumeView{}
-	mi := &file_argon_v1_api_proto_msgTypes[37]
+	mi := &file_argon_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2168,7 @@ func (x *VolumeView) String() string {
 func (*VolumeView) ProtoMessage() {}
 
 func (x *VolumeView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[37]
+	mi := &file_argon_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2181,7 @@ func (x *VolumeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeView.ProtoReflect.Descriptor instead.
 func (*VolumeView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *VolumeView) GetVolume() *Volume {
@@ -2153,7 +2258,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[38]
+	mi := &file_argon_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +2270,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[38]
+	mi := &file_argon_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +2283,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -2233,7 +2338,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[39]
+	mi := &file_argon_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2245,7 +2350,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[39]
+	mi := &file_argon_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2258,7 +2363,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *VolumeView {
@@ -2285,7 +2390,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[40]
+	mi := &file_argon_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2402,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[40]
+	mi := &file_argon_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2415,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListVolumesRequest) GetAll() bool {
@@ -2329,7 +2434,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[41]
+	mi := &file_argon_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +2446,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[41]
+	mi := &file_argon_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +2459,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*VolumeView {
@@ -2373,7 +2478,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[42]
+	mi := &file_argon_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2490,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[42]
+	mi := &file_argon_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2503,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -2417,7 +2522,7 @@ type GetVolumeResponse struct {
 
 func (x *GetVolumeResponse) Reset() {
 	*x = GetVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[43]
+	mi := &file_argon_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2429,7 +2534,7 @@ func (x *GetVolumeResponse) String() string {
 func (*GetVolumeResponse) ProtoMessage() {}
 
 func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[43]
+	mi := &file_argon_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2442,7 +2547,7 @@ func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeResponse.ProtoReflect.Descriptor instead.
 func (*GetVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetVolumeResponse) GetVolume() *VolumeView {
@@ -2461,7 +2566,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[44]
+	mi := &file_argon_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2473,7 +2578,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[44]
+	mi := &file_argon_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2486,7 +2591,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -2504,7 +2609,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[45]
+	mi := &file_argon_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2621,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[45]
+	mi := &file_argon_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2634,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 type ConnectVolumeRequest struct {
@@ -2541,7 +2646,7 @@ type ConnectVolumeRequest struct {
 
 func (x *ConnectVolumeRequest) Reset() {
 	*x = ConnectVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[46]
+	mi := &file_argon_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2658,7 @@ func (x *ConnectVolumeRequest) String() string {
 func (*ConnectVolumeRequest) ProtoMessage() {}
 
 func (x *ConnectVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[46]
+	mi := &file_argon_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2671,7 @@ func (x *ConnectVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ConnectVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ConnectVolumeRequest) GetName() string {
@@ -2586,7 +2691,7 @@ type ConnectVolumeResponse struct {
 
 func (x *ConnectVolumeResponse) Reset() {
 	*x = ConnectVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[47]
+	mi := &file_argon_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2598,7 +2703,7 @@ func (x *ConnectVolumeResponse) String() string {
 func (*ConnectVolumeResponse) ProtoMessage() {}
 
 func (x *ConnectVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[47]
+	mi := &file_argon_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2611,7 +2716,7 @@ func (x *ConnectVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ConnectVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ConnectVolumeResponse) GetUri() string {
@@ -2633,7 +2738,7 @@ type PromoteReplicaRequest struct {
 
 func (x *PromoteReplicaRequest) Reset() {
 	*x = PromoteReplicaRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[48]
+	mi := &file_argon_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2750,7 @@ func (x *PromoteReplicaRequest) String() string {
 func (*PromoteReplicaRequest) ProtoMessage() {}
 
 func (x *PromoteReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[48]
+	mi := &file_argon_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +2763,7 @@ func (x *PromoteReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteReplicaRequest.ProtoReflect.Descriptor instead.
 func (*PromoteReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PromoteReplicaRequest) GetVolume() string {
@@ -2693,7 +2798,7 @@ type PromoteReplicaResponse struct {
 
 func (x *PromoteReplicaResponse) Reset() {
 	*x = PromoteReplicaResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[49]
+	mi := &file_argon_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2705,7 +2810,7 @@ func (x *PromoteReplicaResponse) String() string {
 func (*PromoteReplicaResponse) ProtoMessage() {}
 
 func (x *PromoteReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[49]
+	mi := &file_argon_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2718,7 +2823,7 @@ func (x *PromoteReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteReplicaResponse.ProtoReflect.Descriptor instead.
 func (*PromoteReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PromoteReplicaResponse) GetVolume() *VolumeView {
@@ -2746,7 +2851,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2758,7 +2863,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2771,7 +2876,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -2797,7 +2902,7 @@ type ResizeVolumeResponse struct {
 
 func (x *ResizeVolumeResponse) Reset() {
 	*x = ResizeVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2809,7 +2914,7 @@ func (x *ResizeVolumeResponse) String() string {
 func (*ResizeVolumeResponse) ProtoMessage() {}
 
 func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2822,7 +2927,7 @@ func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ResizeVolumeResponse) GetVolume() *VolumeView {
@@ -2841,7 +2946,7 @@ type DetachBaseRequest struct {
 
 func (x *DetachBaseRequest) Reset() {
 	*x = DetachBaseRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2853,7 +2958,7 @@ func (x *DetachBaseRequest) String() string {
 func (*DetachBaseRequest) ProtoMessage() {}
 
 func (x *DetachBaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2866,7 +2971,7 @@ func (x *DetachBaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachBaseRequest.ProtoReflect.Descriptor instead.
 func (*DetachBaseRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DetachBaseRequest) GetName() string {
@@ -2885,7 +2990,7 @@ type DetachBaseResponse struct {
 
 func (x *DetachBaseResponse) Reset() {
 	*x = DetachBaseResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2897,7 +3002,7 @@ func (x *DetachBaseResponse) String() string {
 func (*DetachBaseResponse) ProtoMessage() {}
 
 func (x *DetachBaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2910,7 +3015,7 @@ func (x *DetachBaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachBaseResponse.ProtoReflect.Descriptor instead.
 func (*DetachBaseResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DetachBaseResponse) GetVolume() *VolumeView {
@@ -2929,7 +3034,7 @@ type ScrubVolumeRequest struct {
 
 func (x *ScrubVolumeRequest) Reset() {
 	*x = ScrubVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3046,7 @@ func (x *ScrubVolumeRequest) String() string {
 func (*ScrubVolumeRequest) ProtoMessage() {}
 
 func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3059,7 @@ func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ScrubVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ScrubVolumeRequest) GetName() string {
@@ -2975,7 +3080,7 @@ type ScrubVolumeResponse struct {
 
 func (x *ScrubVolumeResponse) Reset() {
 	*x = ScrubVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3092,7 @@ func (x *ScrubVolumeResponse) String() string {
 func (*ScrubVolumeResponse) ProtoMessage() {}
 
 func (x *ScrubVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3105,7 @@ func (x *ScrubVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ScrubVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ScrubVolumeResponse) GetVolume() *VolumeView {
@@ -3032,7 +3137,7 @@ type ExportVolumeRequest struct {
 
 func (x *ExportVolumeRequest) Reset() {
 	*x = ExportVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3044,7 +3149,7 @@ func (x *ExportVolumeRequest) String() string {
 func (*ExportVolumeRequest) ProtoMessage() {}
 
 func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3057,7 +3162,7 @@ func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ExportVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExportVolumeRequest) GetVolume() string {
@@ -3103,7 +3208,7 @@ type ExportVolumeResponse struct {
 
 func (x *ExportVolumeResponse) Reset() {
 	*x = ExportVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3115,7 +3220,7 @@ func (x *ExportVolumeResponse) String() string {
 func (*ExportVolumeResponse) ProtoMessage() {}
 
 func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3128,7 +3233,7 @@ func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ExportVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExportVolumeResponse) GetPart() isExportVolumeResponse_Part {
@@ -3216,7 +3321,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3228,7 +3333,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3241,7 +3346,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Progress) GetPhase() string {
@@ -3278,7 +3383,7 @@ type ImportVolumeRequest struct {
 
 func (x *ImportVolumeRequest) Reset() {
 	*x = ImportVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +3395,7 @@ func (x *ImportVolumeRequest) String() string {
 func (*ImportVolumeRequest) ProtoMessage() {}
 
 func (x *ImportVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3303,7 +3408,7 @@ func (x *ImportVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ImportVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ImportVolumeRequest) GetPart() isImportVolumeRequest_Part {
@@ -3359,7 +3464,7 @@ type ImportVolumeResponse struct {
 
 func (x *ImportVolumeResponse) Reset() {
 	*x = ImportVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3371,7 +3476,7 @@ func (x *ImportVolumeResponse) String() string {
 func (*ImportVolumeResponse) ProtoMessage() {}
 
 func (x *ImportVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3384,7 +3489,7 @@ func (x *ImportVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ImportVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ImportVolumeResponse) GetProgress() *Progress {
@@ -3423,7 +3528,7 @@ type SnapshotView struct {
 
 func (x *SnapshotView) Reset() {
 	*x = SnapshotView{}
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3435,7 +3540,7 @@ func (x *SnapshotView) String() string {
 func (*SnapshotView) ProtoMessage() {}
 
 func (x *SnapshotView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3448,7 +3553,7 @@ func (x *SnapshotView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotView.ProtoReflect.Descriptor instead.
 func (*SnapshotView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *SnapshotView) GetSnapshot() *Snapshot {
@@ -3492,7 +3597,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3504,7 +3609,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3517,7 +3622,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *CreateSnapshotRequest) GetVolume() string {
@@ -3557,7 +3662,7 @@ type CreateSnapshotResponse struct {
 
 func (x *CreateSnapshotResponse) Reset() {
 	*x = CreateSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3569,7 +3674,7 @@ func (x *CreateSnapshotResponse) String() string {
 func (*CreateSnapshotResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3582,7 +3687,7 @@ func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *CreateSnapshotResponse) GetSnapshots() []*SnapshotView {
@@ -3603,7 +3708,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3615,7 +3720,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3628,7 +3733,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -3654,7 +3759,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3666,7 +3771,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3679,7 +3784,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*SnapshotView {
@@ -3699,7 +3804,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3711,7 +3816,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3724,7 +3829,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -3750,7 +3855,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3762,7 +3867,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3775,7 +3880,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *SnapshotView {
@@ -3800,7 +3905,7 @@ type RemoveSnapshotRequest struct {
 
 func (x *RemoveSnapshotRequest) Reset() {
 	*x = RemoveSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3812,7 +3917,7 @@ func (x *RemoveSnapshotRequest) String() string {
 func (*RemoveSnapshotRequest) ProtoMessage() {}
 
 func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3825,7 +3930,7 @@ func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RemoveSnapshotRequest) GetVolume() string {
@@ -3866,7 +3971,7 @@ type RemoveSnapshotResponse struct {
 
 func (x *RemoveSnapshotResponse) Reset() {
 	*x = RemoveSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3878,7 +3983,7 @@ func (x *RemoveSnapshotResponse) String() string {
 func (*RemoveSnapshotResponse) ProtoMessage() {}
 
 func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3891,7 +3996,7 @@ func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RemoveSnapshotResponse) GetWaitsFor() []string {
@@ -3913,7 +4018,7 @@ type RollBackRequest struct {
 
 func (x *RollBackRequest) Reset() {
 	*x = RollBackRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3925,7 +4030,7 @@ func (x *RollBackRequest) String() string {
 func (*RollBackRequest) ProtoMessage() {}
 
 func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3938,7 +4043,7 @@ func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackRequest.ProtoReflect.Descriptor instead.
 func (*RollBackRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RollBackRequest) GetVolume() string {
@@ -3971,7 +4076,7 @@ type RollBackResponse struct {
 
 func (x *RollBackResponse) Reset() {
 	*x = RollBackResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3983,7 +4088,7 @@ func (x *RollBackResponse) String() string {
 func (*RollBackResponse) ProtoMessage() {}
 
 func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3996,7 +4101,7 @@ func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackResponse.ProtoReflect.Descriptor instead.
 func (*RollBackResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RollBackResponse) GetVolumes() []*VolumeView {
@@ -4017,7 +4122,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4029,7 +4134,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4042,7 +4147,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *MachineView) GetMachine() *Machine {
@@ -4101,7 +4206,7 @@ type CreateMachineRequest struct {
 
 func (x *CreateMachineRequest) Reset() {
 	*x = CreateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4113,7 +4218,7 @@ func (x *CreateMachineRequest) String() string {
 func (*CreateMachineRequest) ProtoMessage() {}
 
 func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4126,7 +4231,7 @@ func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineRequest.ProtoReflect.Descriptor instead.
 func (*CreateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *CreateMachineRequest) GetName() string {
@@ -4265,7 +4370,7 @@ type CreateMachineResponse struct {
 
 func (x *CreateMachineResponse) Reset() {
 	*x = CreateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4277,7 +4382,7 @@ func (x *CreateMachineResponse) String() string {
 func (*CreateMachineResponse) ProtoMessage() {}
 
 func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4290,7 +4395,7 @@ func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineResponse.ProtoReflect.Descriptor instead.
 func (*CreateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *CreateMachineResponse) GetMachine() *MachineView {
@@ -4315,7 +4420,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4327,7 +4432,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4340,7 +4445,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
 }
 
 type ListMachinesResponse struct {
@@ -4352,7 +4457,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4364,7 +4469,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4377,7 +4482,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -4396,7 +4501,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4408,7 +4513,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4421,7 +4526,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *GetMachineRequest) GetName() string {
@@ -4440,7 +4545,7 @@ type GetMachineResponse struct {
 
 func (x *GetMachineResponse) Reset() {
 	*x = GetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4452,7 +4557,7 @@ func (x *GetMachineResponse) String() string {
 func (*GetMachineResponse) ProtoMessage() {}
 
 func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4465,7 +4570,7 @@ func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineResponse.ProtoReflect.Descriptor instead.
 func (*GetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *GetMachineResponse) GetMachine() *MachineView {
@@ -4484,7 +4589,7 @@ type StartMachineRequest struct {
 
 func (x *StartMachineRequest) Reset() {
 	*x = StartMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4496,7 +4601,7 @@ func (x *StartMachineRequest) String() string {
 func (*StartMachineRequest) ProtoMessage() {}
 
 func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4509,7 +4614,7 @@ func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineRequest.ProtoReflect.Descriptor instead.
 func (*StartMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *StartMachineRequest) GetName() string {
@@ -4528,7 +4633,7 @@ type StartMachineResponse struct {
 
 func (x *StartMachineResponse) Reset() {
 	*x = StartMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4540,7 +4645,7 @@ func (x *StartMachineResponse) String() string {
 func (*StartMachineResponse) ProtoMessage() {}
 
 func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4553,7 +4658,7 @@ func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineResponse.ProtoReflect.Descriptor instead.
 func (*StartMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *StartMachineResponse) GetMachine() *MachineView {
@@ -4573,7 +4678,7 @@ type StopMachineRequest struct {
 
 func (x *StopMachineRequest) Reset() {
 	*x = StopMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4585,7 +4690,7 @@ func (x *StopMachineRequest) String() string {
 func (*StopMachineRequest) ProtoMessage() {}
 
 func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4598,7 +4703,7 @@ func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineRequest.ProtoReflect.Descriptor instead.
 func (*StopMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *StopMachineRequest) GetName() string {
@@ -4624,7 +4729,7 @@ type StopMachineResponse struct {
 
 func (x *StopMachineResponse) Reset() {
 	*x = StopMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4636,7 +4741,7 @@ func (x *StopMachineResponse) String() string {
 func (*StopMachineResponse) ProtoMessage() {}
 
 func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4649,7 +4754,7 @@ func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineResponse.ProtoReflect.Descriptor instead.
 func (*StopMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *StopMachineResponse) GetMachine() *MachineView {
@@ -4672,7 +4777,7 @@ type RemoveMachineRequest struct {
 
 func (x *RemoveMachineRequest) Reset() {
 	*x = RemoveMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4684,7 +4789,7 @@ func (x *RemoveMachineRequest) String() string {
 func (*RemoveMachineRequest) ProtoMessage() {}
 
 func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4697,7 +4802,7 @@ func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RemoveMachineRequest) GetName() string {
@@ -4729,7 +4834,7 @@ type RemoveMachineResponse struct {
 
 func (x *RemoveMachineResponse) Reset() {
 	*x = RemoveMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4741,7 +4846,7 @@ func (x *RemoveMachineResponse) String() string {
 func (*RemoveMachineResponse) ProtoMessage() {}
 
 func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4754,7 +4859,7 @@ func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
 }
 
 // What is absent stays as it is.
@@ -4778,7 +4883,7 @@ type SetMachineRequest struct {
 
 func (x *SetMachineRequest) Reset() {
 	*x = SetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4790,7 +4895,7 @@ func (x *SetMachineRequest) String() string {
 func (*SetMachineRequest) ProtoMessage() {}
 
 func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4803,7 +4908,7 @@ func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineRequest.ProtoReflect.Descriptor instead.
 func (*SetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *SetMachineRequest) GetName() string {
@@ -4901,7 +5006,7 @@ type SetMachineResponse struct {
 
 func (x *SetMachineResponse) Reset() {
 	*x = SetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4913,7 +5018,7 @@ func (x *SetMachineResponse) String() string {
 func (*SetMachineResponse) ProtoMessage() {}
 
 func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4926,7 +5031,7 @@ func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineResponse.ProtoReflect.Descriptor instead.
 func (*SetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SetMachineResponse) GetMachine() *MachineView {
@@ -4954,7 +5059,7 @@ type CheckpointMachineRequest struct {
 
 func (x *CheckpointMachineRequest) Reset() {
 	*x = CheckpointMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[87]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4966,7 +5071,7 @@ func (x *CheckpointMachineRequest) String() string {
 func (*CheckpointMachineRequest) ProtoMessage() {}
 
 func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[87]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4979,7 +5084,7 @@ func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *CheckpointMachineRequest) GetName() string {
@@ -5005,7 +5110,7 @@ type CheckpointMachineResponse struct {
 
 func (x *CheckpointMachineResponse) Reset() {
 	*x = CheckpointMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[88]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5017,7 +5122,7 @@ func (x *CheckpointMachineResponse) String() string {
 func (*CheckpointMachineResponse) ProtoMessage() {}
 
 func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[88]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5030,7 +5135,7 @@ func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *CheckpointMachineResponse) GetCheckpoint() *CheckpointView {
@@ -5049,7 +5154,7 @@ type SuspendMachineRequest struct {
 
 func (x *SuspendMachineRequest) Reset() {
 	*x = SuspendMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[89]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5061,7 +5166,7 @@ func (x *SuspendMachineRequest) String() string {
 func (*SuspendMachineRequest) ProtoMessage() {}
 
 func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[89]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5074,7 +5179,7 @@ func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineRequest.ProtoReflect.Descriptor instead.
 func (*SuspendMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *SuspendMachineRequest) GetName() string {
@@ -5093,7 +5198,7 @@ type SuspendMachineResponse struct {
 
 func (x *SuspendMachineResponse) Reset() {
 	*x = SuspendMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[90]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5105,7 +5210,7 @@ func (x *SuspendMachineResponse) String() string {
 func (*SuspendMachineResponse) ProtoMessage() {}
 
 func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[90]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5118,7 +5223,7 @@ func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineResponse.ProtoReflect.Descriptor instead.
 func (*SuspendMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *SuspendMachineResponse) GetMachine() *MachineView {
@@ -5141,7 +5246,7 @@ type ResumeMachineRequest struct {
 
 func (x *ResumeMachineRequest) Reset() {
 	*x = ResumeMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[91]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5153,7 +5258,7 @@ func (x *ResumeMachineRequest) String() string {
 func (*ResumeMachineRequest) ProtoMessage() {}
 
 func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[91]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5166,7 +5271,7 @@ func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineRequest.ProtoReflect.Descriptor instead.
 func (*ResumeMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ResumeMachineRequest) GetName() string {
@@ -5199,7 +5304,7 @@ type ResumeMachineResponse struct {
 
 func (x *ResumeMachineResponse) Reset() {
 	*x = ResumeMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[92]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5211,7 +5316,7 @@ func (x *ResumeMachineResponse) String() string {
 func (*ResumeMachineResponse) ProtoMessage() {}
 
 func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[92]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5224,7 +5329,7 @@ func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineResponse.ProtoReflect.Descriptor instead.
 func (*ResumeMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ResumeMachineResponse) GetMachine() *MachineView {
@@ -5248,7 +5353,7 @@ type CloneMachineRequest struct {
 
 func (x *CloneMachineRequest) Reset() {
 	*x = CloneMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[93]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5260,7 +5365,7 @@ func (x *CloneMachineRequest) String() string {
 func (*CloneMachineRequest) ProtoMessage() {}
 
 func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[93]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5273,7 +5378,7 @@ func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineRequest.ProtoReflect.Descriptor instead.
 func (*CloneMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *CloneMachineRequest) GetName() string {
@@ -5315,7 +5420,7 @@ type CloneMachineResponse struct {
 
 func (x *CloneMachineResponse) Reset() {
 	*x = CloneMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5327,7 +5432,7 @@ func (x *CloneMachineResponse) String() string {
 func (*CloneMachineResponse) ProtoMessage() {}
 
 func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5340,7 +5445,7 @@ func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineResponse.ProtoReflect.Descriptor instead.
 func (*CloneMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *CloneMachineResponse) GetMachine() *MachineView {
@@ -5370,7 +5475,7 @@ type MigrateMachineRequest struct {
 
 func (x *MigrateMachineRequest) Reset() {
 	*x = MigrateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5382,7 +5487,7 @@ func (x *MigrateMachineRequest) String() string {
 func (*MigrateMachineRequest) ProtoMessage() {}
 
 func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5395,7 +5500,7 @@ func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineRequest.ProtoReflect.Descriptor instead.
 func (*MigrateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *MigrateMachineRequest) GetName() string {
@@ -5428,7 +5533,7 @@ type MigrateMachineResponse struct {
 
 func (x *MigrateMachineResponse) Reset() {
 	*x = MigrateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5440,7 +5545,7 @@ func (x *MigrateMachineResponse) String() string {
 func (*MigrateMachineResponse) ProtoMessage() {}
 
 func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5453,7 +5558,7 @@ func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineResponse.ProtoReflect.Descriptor instead.
 func (*MigrateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *MigrateMachineResponse) GetMachine() *MachineView {
@@ -5472,7 +5577,7 @@ type CancelMigrationRequest struct {
 
 func (x *CancelMigrationRequest) Reset() {
 	*x = CancelMigrationRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5484,7 +5589,7 @@ func (x *CancelMigrationRequest) String() string {
 func (*CancelMigrationRequest) ProtoMessage() {}
 
 func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5497,7 +5602,7 @@ func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationRequest.ProtoReflect.Descriptor instead.
 func (*CancelMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *CancelMigrationRequest) GetName() string {
@@ -5516,7 +5621,7 @@ type CancelMigrationResponse struct {
 
 func (x *CancelMigrationResponse) Reset() {
 	*x = CancelMigrationResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5528,7 +5633,7 @@ func (x *CancelMigrationResponse) String() string {
 func (*CancelMigrationResponse) ProtoMessage() {}
 
 func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5541,7 +5646,7 @@ func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationResponse.ProtoReflect.Descriptor instead.
 func (*CancelMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *CancelMigrationResponse) GetMachine() *MachineView {
@@ -5562,7 +5667,7 @@ type SetFirstBootRequest struct {
 
 func (x *SetFirstBootRequest) Reset() {
 	*x = SetFirstBootRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5574,7 +5679,7 @@ func (x *SetFirstBootRequest) String() string {
 func (*SetFirstBootRequest) ProtoMessage() {}
 
 func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5587,7 +5692,7 @@ func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootRequest.ProtoReflect.Descriptor instead.
 func (*SetFirstBootRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *SetFirstBootRequest) GetName() string {
@@ -5613,7 +5718,7 @@ type SetFirstBootResponse struct {
 
 func (x *SetFirstBootResponse) Reset() {
 	*x = SetFirstBootResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5625,7 +5730,7 @@ func (x *SetFirstBootResponse) String() string {
 func (*SetFirstBootResponse) ProtoMessage() {}
 
 func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5638,7 +5743,7 @@ func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootResponse.ProtoReflect.Descriptor instead.
 func (*SetFirstBootResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *SetFirstBootResponse) GetMachine() *MachineView {
@@ -5661,7 +5766,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5673,7 +5778,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5686,7 +5791,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ConsoleRequest) GetName() string {
@@ -5719,7 +5824,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5731,7 +5836,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5744,7 +5849,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ConsoleResponse) GetData() []byte {
@@ -5768,7 +5873,7 @@ type CheckpointView struct {
 
 func (x *CheckpointView) Reset() {
 	*x = CheckpointView{}
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5780,7 +5885,7 @@ func (x *CheckpointView) String() string {
 func (*CheckpointView) ProtoMessage() {}
 
 func (x *CheckpointView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5793,7 +5898,7 @@ func (x *CheckpointView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointView.ProtoReflect.Descriptor instead.
 func (*CheckpointView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *CheckpointView) GetCheckpoint() *Checkpoint {
@@ -5834,7 +5939,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5846,7 +5951,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5859,7 +5964,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ListCheckpointsRequest) GetMachine() string {
@@ -5878,7 +5983,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5890,7 +5995,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5903,7 +6008,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*CheckpointView {
@@ -5922,7 +6027,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5934,7 +6039,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5947,7 +6052,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *GetCheckpointRequest) GetName() string {
@@ -5966,7 +6071,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5978,7 +6083,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5991,7 +6096,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() *CheckpointView {
@@ -6010,7 +6115,7 @@ type RemoveCheckpointRequest struct {
 
 func (x *RemoveCheckpointRequest) Reset() {
 	*x = RemoveCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6022,7 +6127,7 @@ func (x *RemoveCheckpointRequest) String() string {
 func (*RemoveCheckpointRequest) ProtoMessage() {}
 
 func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6035,7 +6140,7 @@ func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *RemoveCheckpointRequest) GetName() string {
@@ -6053,7 +6158,7 @@ type RemoveCheckpointResponse struct {
 
 func (x *RemoveCheckpointResponse) Reset() {
 	*x = RemoveCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6065,7 +6170,7 @@ func (x *RemoveCheckpointResponse) String() string {
 func (*RemoveCheckpointResponse) ProtoMessage() {}
 
 func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6078,7 +6183,7 @@ func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
 }
 
 type DisplayRequest struct {
@@ -6091,7 +6196,7 @@ type DisplayRequest struct {
 
 func (x *DisplayRequest) Reset() {
 	*x = DisplayRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6103,7 +6208,7 @@ func (x *DisplayRequest) String() string {
 func (*DisplayRequest) ProtoMessage() {}
 
 func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6116,7 +6221,7 @@ func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayRequest.ProtoReflect.Descriptor instead.
 func (*DisplayRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *DisplayRequest) GetName() string {
@@ -6142,7 +6247,7 @@ type DisplayResponse struct {
 
 func (x *DisplayResponse) Reset() {
 	*x = DisplayResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6154,7 +6259,7 @@ func (x *DisplayResponse) String() string {
 func (*DisplayResponse) ProtoMessage() {}
 
 func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6167,7 +6272,7 @@ func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayResponse.ProtoReflect.Descriptor instead.
 func (*DisplayResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *DisplayResponse) GetData() []byte {
@@ -6186,7 +6291,7 @@ type ScreenshotRequest struct {
 
 func (x *ScreenshotRequest) Reset() {
 	*x = ScreenshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6198,7 +6303,7 @@ func (x *ScreenshotRequest) String() string {
 func (*ScreenshotRequest) ProtoMessage() {}
 
 func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6211,7 +6316,7 @@ func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotRequest.ProtoReflect.Descriptor instead.
 func (*ScreenshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ScreenshotRequest) GetName() string {
@@ -6230,7 +6335,7 @@ type ScreenshotResponse struct {
 
 func (x *ScreenshotResponse) Reset() {
 	*x = ScreenshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6242,7 +6347,7 @@ func (x *ScreenshotResponse) String() string {
 func (*ScreenshotResponse) ProtoMessage() {}
 
 func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6255,7 +6360,7 @@ func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotResponse.ProtoReflect.Descriptor instead.
 func (*ScreenshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ScreenshotResponse) GetData() []byte {
@@ -6274,7 +6379,7 @@ type QuiesceMachineRequest struct {
 
 func (x *QuiesceMachineRequest) Reset() {
 	*x = QuiesceMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6286,7 +6391,7 @@ func (x *QuiesceMachineRequest) String() string {
 func (*QuiesceMachineRequest) ProtoMessage() {}
 
 func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6299,7 +6404,7 @@ func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *QuiesceMachineRequest) GetName() string {
@@ -6317,7 +6422,7 @@ type QuiesceMachineResponse struct {
 
 func (x *QuiesceMachineResponse) Reset() {
 	*x = QuiesceMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6329,7 +6434,7 @@ func (x *QuiesceMachineResponse) String() string {
 func (*QuiesceMachineResponse) ProtoMessage() {}
 
 func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6342,7 +6447,7 @@ func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
 }
 
 type ImportMachineRequest struct {
@@ -6359,7 +6464,7 @@ type ImportMachineRequest struct {
 
 func (x *ImportMachineRequest) Reset() {
 	*x = ImportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6371,7 +6476,7 @@ func (x *ImportMachineRequest) String() string {
 func (*ImportMachineRequest) ProtoMessage() {}
 
 func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6384,7 +6489,7 @@ func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ImportMachineRequest) GetPart() isImportMachineRequest_Part {
@@ -6460,7 +6565,7 @@ type ImportMachineResponse struct {
 
 func (x *ImportMachineResponse) Reset() {
 	*x = ImportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6472,7 +6577,7 @@ func (x *ImportMachineResponse) String() string {
 func (*ImportMachineResponse) ProtoMessage() {}
 
 func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6485,7 +6590,7 @@ func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ImportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *ImportMachineResponse) GetPhase() string {
@@ -6536,7 +6641,7 @@ type ExportMachineRequest struct {
 
 func (x *ExportMachineRequest) Reset() {
 	*x = ExportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6548,7 +6653,7 @@ func (x *ExportMachineRequest) String() string {
 func (*ExportMachineRequest) ProtoMessage() {}
 
 func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6561,7 +6666,7 @@ func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ExportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *ExportMachineRequest) GetName() string {
@@ -6598,7 +6703,7 @@ type ExportMachineResponse struct {
 
 func (x *ExportMachineResponse) Reset() {
 	*x = ExportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6610,7 +6715,7 @@ func (x *ExportMachineResponse) String() string {
 func (*ExportMachineResponse) ProtoMessage() {}
 
 func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6623,7 +6728,7 @@ func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ExportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ExportMachineResponse) GetPhase() string {
@@ -6668,7 +6773,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6680,7 +6785,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6693,7 +6798,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -6733,7 +6838,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6745,7 +6850,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6758,7 +6863,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -6780,7 +6885,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6792,7 +6897,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6805,7 +6910,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -6838,7 +6943,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[123]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6850,7 +6955,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[123]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6863,7 +6968,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -6892,7 +6997,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[124]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6904,7 +7009,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[124]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6917,7 +7022,7 @@ func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest_Header.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{27, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{29, 0}
 }
 
 func (x *ImportImageRequest_Header) GetName() string {
@@ -6975,7 +7080,7 @@ type ExportVolumeResponse_Header struct {
 
 func (x *ExportVolumeResponse_Header) Reset() {
 	*x = ExportVolumeResponse_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6987,7 +7092,7 @@ func (x *ExportVolumeResponse_Header) String() string {
 func (*ExportVolumeResponse_Header) ProtoMessage() {}
 
 func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7000,7 +7105,7 @@ func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeResponse_Header.ProtoReflect.Descriptor instead.
 func (*ExportVolumeResponse_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{57, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{59, 0}
 }
 
 func (x *ExportVolumeResponse_Header) GetVolume() string {
@@ -7046,7 +7151,7 @@ type ImportVolumeRequest_Header struct {
 
 func (x *ImportVolumeRequest_Header) Reset() {
 	*x = ImportVolumeRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7058,7 +7163,7 @@ func (x *ImportVolumeRequest_Header) String() string {
 func (*ImportVolumeRequest_Header) ProtoMessage() {}
 
 func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7071,7 +7176,7 @@ func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeRequest_Header.ProtoReflect.Descriptor instead.
 func (*ImportVolumeRequest_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{59, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{61, 0}
 }
 
 func (x *ImportVolumeRequest_Header) GetName() string {
@@ -7117,7 +7222,7 @@ type ImportMachineRequest_File struct {
 
 func (x *ImportMachineRequest_File) Reset() {
 	*x = ImportMachineRequest_File{}
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7129,7 +7234,7 @@ func (x *ImportMachineRequest_File) String() string {
 func (*ImportMachineRequest_File) ProtoMessage() {}
 
 func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7142,7 +7247,7 @@ func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest_File.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest_File) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{116, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{118, 0}
 }
 
 func (x *ImportMachineRequest_File) GetFormat() string {
@@ -7177,7 +7282,16 @@ var File_argon_v1_api_proto protoreflect.FileDescriptor
 
 const file_argon_v1_api_proto_rawDesc = "" +
 	"\n" +
-	"\x12argon/v1/api.proto\x12\bargon.v1\x1a\x16argon/v1/records.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x01\n" +
+	"\x12argon/v1/api.proto\x12\bargon.v1\x1a\x16argon/v1/records.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x02\n" +
+	"\x11SetClusterRequest\x125\n" +
+	"\x14scrub_interval_hours\x18\x01 \x01(\rH\x00R\x12scrubIntervalHours\x88\x01\x01\x127\n" +
+	"\x15replica_grace_seconds\x18\x02 \x01(\rH\x01R\x13replicaGraceSeconds\x88\x01\x01\x123\n" +
+	"\x13voter_grace_seconds\x18\x03 \x01(\rH\x02R\x11voterGraceSeconds\x88\x01\x01B\x17\n" +
+	"\x15_scrub_interval_hoursB\x18\n" +
+	"\x16_replica_grace_secondsB\x16\n" +
+	"\x14_voter_grace_seconds\"A\n" +
+	"\x12SetClusterResponse\x12+\n" +
+	"\acluster\x18\x01 \x01(\v2\x11.argon.v1.ClusterR\acluster\"\xaf\x01\n" +
 	"\vInitRequest\x12!\n" +
 	"\fcluster_name\x18\x01 \x01(\tR\vclusterName\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
@@ -7657,7 +7771,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\"<\n" +
 	"\x13WatchEventsResponse\x12%\n" +
-	"\x05event\x18\x01 \x01(\v2\x0f.argon.v1.EventR\x05event2\xc3\x04\n" +
+	"\x05event\x18\x01 \x01(\v2\x0f.argon.v1.EventR\x05event2\x8c\x05\n" +
 	"\x0eClusterService\x125\n" +
 	"\x04Init\x12\x15.argon.v1.InitRequest\x1a\x16.argon.v1.InitResponse\x125\n" +
 	"\x04Join\x12\x15.argon.v1.JoinRequest\x1a\x16.argon.v1.JoinResponse\x128\n" +
@@ -7667,7 +7781,9 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"ListTokens\x12\x1b.argon.v1.ListTokensRequest\x1a\x1c.argon.v1.ListTokensResponse\x12J\n" +
 	"\vDeleteToken\x12\x1c.argon.v1.DeleteTokenRequest\x1a\x1d.argon.v1.DeleteTokenResponse\x12k\n" +
-	"\x16IssueClientCertificate\x12'.argon.v1.IssueClientCertificateRequest\x1a(.argon.v1.IssueClientCertificateResponse2\x91\x03\n" +
+	"\x16IssueClientCertificate\x12'.argon.v1.IssueClientCertificateRequest\x1a(.argon.v1.IssueClientCertificateResponse\x12G\n" +
+	"\n" +
+	"SetCluster\x12\x1b.argon.v1.SetClusterRequest\x1a\x1c.argon.v1.SetClusterResponse2\x91\x03\n" +
 	"\rServerService\x12J\n" +
 	"\vListServers\x12\x1c.argon.v1.ListServersRequest\x1a\x1d.argon.v1.ListServersResponse\x12D\n" +
 	"\tGetServer\x12\x1a.argon.v1.GetServerRequest\x1a\x1b.argon.v1.GetServerResponse\x12M\n" +
@@ -7746,355 +7862,360 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 129)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 131)
 var file_argon_v1_api_proto_goTypes = []any{
-	(*InitRequest)(nil),                    // 0: argon.v1.InitRequest
-	(*InitResponse)(nil),                   // 1: argon.v1.InitResponse
-	(*JoinRequest)(nil),                    // 2: argon.v1.JoinRequest
-	(*JoinResponse)(nil),                   // 3: argon.v1.JoinResponse
-	(*AdmitRequest)(nil),                   // 4: argon.v1.AdmitRequest
-	(*AdmitResponse)(nil),                  // 5: argon.v1.AdmitResponse
-	(*StatusRequest)(nil),                  // 6: argon.v1.StatusRequest
-	(*StatusResponse)(nil),                 // 7: argon.v1.StatusResponse
-	(*CreateTokenRequest)(nil),             // 8: argon.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),            // 9: argon.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),              // 10: argon.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),             // 11: argon.v1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),             // 12: argon.v1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),            // 13: argon.v1.DeleteTokenResponse
-	(*IssueClientCertificateRequest)(nil),  // 14: argon.v1.IssueClientCertificateRequest
-	(*IssueClientCertificateResponse)(nil), // 15: argon.v1.IssueClientCertificateResponse
-	(*ServerView)(nil),                     // 16: argon.v1.ServerView
-	(*ListServersRequest)(nil),             // 17: argon.v1.ListServersRequest
-	(*ListServersResponse)(nil),            // 18: argon.v1.ListServersResponse
-	(*GetServerRequest)(nil),               // 19: argon.v1.GetServerRequest
-	(*GetServerResponse)(nil),              // 20: argon.v1.GetServerResponse
-	(*RemoveServerRequest)(nil),            // 21: argon.v1.RemoveServerRequest
-	(*RemoveServerResponse)(nil),           // 22: argon.v1.RemoveServerResponse
-	(*DrainServerRequest)(nil),             // 23: argon.v1.DrainServerRequest
-	(*DrainServerResponse)(nil),            // 24: argon.v1.DrainServerResponse
-	(*ActivateServerRequest)(nil),          // 25: argon.v1.ActivateServerRequest
-	(*ActivateServerResponse)(nil),         // 26: argon.v1.ActivateServerResponse
-	(*ImportImageRequest)(nil),             // 27: argon.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),            // 28: argon.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),              // 29: argon.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),             // 30: argon.v1.ListImagesResponse
-	(*GetImageRequest)(nil),                // 31: argon.v1.GetImageRequest
-	(*GetImageResponse)(nil),               // 32: argon.v1.GetImageResponse
-	(*RemoveImageRequest)(nil),             // 33: argon.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),            // 34: argon.v1.RemoveImageResponse
-	(*FetchImageRequest)(nil),              // 35: argon.v1.FetchImageRequest
-	(*FetchImageResponse)(nil),             // 36: argon.v1.FetchImageResponse
-	(*VolumeView)(nil),                     // 37: argon.v1.VolumeView
-	(*CreateVolumeRequest)(nil),            // 38: argon.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),           // 39: argon.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),             // 40: argon.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),            // 41: argon.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),               // 42: argon.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),              // 43: argon.v1.GetVolumeResponse
-	(*RemoveVolumeRequest)(nil),            // 44: argon.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),           // 45: argon.v1.RemoveVolumeResponse
-	(*ConnectVolumeRequest)(nil),           // 46: argon.v1.ConnectVolumeRequest
-	(*ConnectVolumeResponse)(nil),          // 47: argon.v1.ConnectVolumeResponse
-	(*PromoteReplicaRequest)(nil),          // 48: argon.v1.PromoteReplicaRequest
-	(*PromoteReplicaResponse)(nil),         // 49: argon.v1.PromoteReplicaResponse
-	(*ResizeVolumeRequest)(nil),            // 50: argon.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),           // 51: argon.v1.ResizeVolumeResponse
-	(*DetachBaseRequest)(nil),              // 52: argon.v1.DetachBaseRequest
-	(*DetachBaseResponse)(nil),             // 53: argon.v1.DetachBaseResponse
-	(*ScrubVolumeRequest)(nil),             // 54: argon.v1.ScrubVolumeRequest
-	(*ScrubVolumeResponse)(nil),            // 55: argon.v1.ScrubVolumeResponse
-	(*ExportVolumeRequest)(nil),            // 56: argon.v1.ExportVolumeRequest
-	(*ExportVolumeResponse)(nil),           // 57: argon.v1.ExportVolumeResponse
-	(*Progress)(nil),                       // 58: argon.v1.Progress
-	(*ImportVolumeRequest)(nil),            // 59: argon.v1.ImportVolumeRequest
-	(*ImportVolumeResponse)(nil),           // 60: argon.v1.ImportVolumeResponse
-	(*SnapshotView)(nil),                   // 61: argon.v1.SnapshotView
-	(*CreateSnapshotRequest)(nil),          // 62: argon.v1.CreateSnapshotRequest
-	(*CreateSnapshotResponse)(nil),         // 63: argon.v1.CreateSnapshotResponse
-	(*ListSnapshotsRequest)(nil),           // 64: argon.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),          // 65: argon.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),             // 66: argon.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),            // 67: argon.v1.GetSnapshotResponse
-	(*RemoveSnapshotRequest)(nil),          // 68: argon.v1.RemoveSnapshotRequest
-	(*RemoveSnapshotResponse)(nil),         // 69: argon.v1.RemoveSnapshotResponse
-	(*RollBackRequest)(nil),                // 70: argon.v1.RollBackRequest
-	(*RollBackResponse)(nil),               // 71: argon.v1.RollBackResponse
-	(*MachineView)(nil),                    // 72: argon.v1.MachineView
-	(*CreateMachineRequest)(nil),           // 73: argon.v1.CreateMachineRequest
-	(*CreateMachineResponse)(nil),          // 74: argon.v1.CreateMachineResponse
-	(*ListMachinesRequest)(nil),            // 75: argon.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),           // 76: argon.v1.ListMachinesResponse
-	(*GetMachineRequest)(nil),              // 77: argon.v1.GetMachineRequest
-	(*GetMachineResponse)(nil),             // 78: argon.v1.GetMachineResponse
-	(*StartMachineRequest)(nil),            // 79: argon.v1.StartMachineRequest
-	(*StartMachineResponse)(nil),           // 80: argon.v1.StartMachineResponse
-	(*StopMachineRequest)(nil),             // 81: argon.v1.StopMachineRequest
-	(*StopMachineResponse)(nil),            // 82: argon.v1.StopMachineResponse
-	(*RemoveMachineRequest)(nil),           // 83: argon.v1.RemoveMachineRequest
-	(*RemoveMachineResponse)(nil),          // 84: argon.v1.RemoveMachineResponse
-	(*SetMachineRequest)(nil),              // 85: argon.v1.SetMachineRequest
-	(*SetMachineResponse)(nil),             // 86: argon.v1.SetMachineResponse
-	(*CheckpointMachineRequest)(nil),       // 87: argon.v1.CheckpointMachineRequest
-	(*CheckpointMachineResponse)(nil),      // 88: argon.v1.CheckpointMachineResponse
-	(*SuspendMachineRequest)(nil),          // 89: argon.v1.SuspendMachineRequest
-	(*SuspendMachineResponse)(nil),         // 90: argon.v1.SuspendMachineResponse
-	(*ResumeMachineRequest)(nil),           // 91: argon.v1.ResumeMachineRequest
-	(*ResumeMachineResponse)(nil),          // 92: argon.v1.ResumeMachineResponse
-	(*CloneMachineRequest)(nil),            // 93: argon.v1.CloneMachineRequest
-	(*CloneMachineResponse)(nil),           // 94: argon.v1.CloneMachineResponse
-	(*MigrateMachineRequest)(nil),          // 95: argon.v1.MigrateMachineRequest
-	(*MigrateMachineResponse)(nil),         // 96: argon.v1.MigrateMachineResponse
-	(*CancelMigrationRequest)(nil),         // 97: argon.v1.CancelMigrationRequest
-	(*CancelMigrationResponse)(nil),        // 98: argon.v1.CancelMigrationResponse
-	(*SetFirstBootRequest)(nil),            // 99: argon.v1.SetFirstBootRequest
-	(*SetFirstBootResponse)(nil),           // 100: argon.v1.SetFirstBootResponse
-	(*ConsoleRequest)(nil),                 // 101: argon.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),                // 102: argon.v1.ConsoleResponse
-	(*CheckpointView)(nil),                 // 103: argon.v1.CheckpointView
-	(*ListCheckpointsRequest)(nil),         // 104: argon.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),        // 105: argon.v1.ListCheckpointsResponse
-	(*GetCheckpointRequest)(nil),           // 106: argon.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 107: argon.v1.GetCheckpointResponse
-	(*RemoveCheckpointRequest)(nil),        // 108: argon.v1.RemoveCheckpointRequest
-	(*RemoveCheckpointResponse)(nil),       // 109: argon.v1.RemoveCheckpointResponse
-	(*DisplayRequest)(nil),                 // 110: argon.v1.DisplayRequest
-	(*DisplayResponse)(nil),                // 111: argon.v1.DisplayResponse
-	(*ScreenshotRequest)(nil),              // 112: argon.v1.ScreenshotRequest
-	(*ScreenshotResponse)(nil),             // 113: argon.v1.ScreenshotResponse
-	(*QuiesceMachineRequest)(nil),          // 114: argon.v1.QuiesceMachineRequest
-	(*QuiesceMachineResponse)(nil),         // 115: argon.v1.QuiesceMachineResponse
-	(*ImportMachineRequest)(nil),           // 116: argon.v1.ImportMachineRequest
-	(*ImportMachineResponse)(nil),          // 117: argon.v1.ImportMachineResponse
-	(*ExportMachineRequest)(nil),           // 118: argon.v1.ExportMachineRequest
-	(*ExportMachineResponse)(nil),          // 119: argon.v1.ExportMachineResponse
-	(*ListEventsRequest)(nil),              // 120: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 121: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 122: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 123: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 124: argon.v1.ImportImageRequest.Header
-	(*ExportVolumeResponse_Header)(nil),    // 125: argon.v1.ExportVolumeResponse.Header
-	(*ImportVolumeRequest_Header)(nil),     // 126: argon.v1.ImportVolumeRequest.Header
-	nil,                                    // 127: argon.v1.CreateSnapshotRequest.LabelsEntry
-	(*ImportMachineRequest_File)(nil),      // 128: argon.v1.ImportMachineRequest.File
-	(*Settings)(nil),                       // 129: argon.v1.Settings
-	(*Cluster)(nil),                        // 130: argon.v1.Cluster
-	(*Server)(nil),                         // 131: argon.v1.Server
-	(*Token)(nil),                          // 132: argon.v1.Token
-	(*Resources)(nil),                      // 133: argon.v1.Resources
-	(*Usage)(nil),                          // 134: argon.v1.Usage
-	(*Image)(nil),                          // 135: argon.v1.Image
-	(*Volume)(nil),                         // 136: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 137: argon.v1.VolumeStatus
-	(*ReplicaUsage)(nil),                   // 138: argon.v1.ReplicaUsage
-	(*Snapshot)(nil),                       // 139: argon.v1.Snapshot
-	(*Machine)(nil),                        // 140: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 141: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 142: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 143: argon.v1.FirstBoot
-	(OnLoss)(0),                            // 144: argon.v1.OnLoss
-	(*Checkpoint)(nil),                     // 145: argon.v1.Checkpoint
-	(*timestamppb.Timestamp)(nil),          // 146: google.protobuf.Timestamp
-	(*Event)(nil),                          // 147: argon.v1.Event
+	(*SetClusterRequest)(nil),              // 0: argon.v1.SetClusterRequest
+	(*SetClusterResponse)(nil),             // 1: argon.v1.SetClusterResponse
+	(*InitRequest)(nil),                    // 2: argon.v1.InitRequest
+	(*InitResponse)(nil),                   // 3: argon.v1.InitResponse
+	(*JoinRequest)(nil),                    // 4: argon.v1.JoinRequest
+	(*JoinResponse)(nil),                   // 5: argon.v1.JoinResponse
+	(*AdmitRequest)(nil),                   // 6: argon.v1.AdmitRequest
+	(*AdmitResponse)(nil),                  // 7: argon.v1.AdmitResponse
+	(*StatusRequest)(nil),                  // 8: argon.v1.StatusRequest
+	(*StatusResponse)(nil),                 // 9: argon.v1.StatusResponse
+	(*CreateTokenRequest)(nil),             // 10: argon.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),            // 11: argon.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),              // 12: argon.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),             // 13: argon.v1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),             // 14: argon.v1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),            // 15: argon.v1.DeleteTokenResponse
+	(*IssueClientCertificateRequest)(nil),  // 16: argon.v1.IssueClientCertificateRequest
+	(*IssueClientCertificateResponse)(nil), // 17: argon.v1.IssueClientCertificateResponse
+	(*ServerView)(nil),                     // 18: argon.v1.ServerView
+	(*ListServersRequest)(nil),             // 19: argon.v1.ListServersRequest
+	(*ListServersResponse)(nil),            // 20: argon.v1.ListServersResponse
+	(*GetServerRequest)(nil),               // 21: argon.v1.GetServerRequest
+	(*GetServerResponse)(nil),              // 22: argon.v1.GetServerResponse
+	(*RemoveServerRequest)(nil),            // 23: argon.v1.RemoveServerRequest
+	(*RemoveServerResponse)(nil),           // 24: argon.v1.RemoveServerResponse
+	(*DrainServerRequest)(nil),             // 25: argon.v1.DrainServerRequest
+	(*DrainServerResponse)(nil),            // 26: argon.v1.DrainServerResponse
+	(*ActivateServerRequest)(nil),          // 27: argon.v1.ActivateServerRequest
+	(*ActivateServerResponse)(nil),         // 28: argon.v1.ActivateServerResponse
+	(*ImportImageRequest)(nil),             // 29: argon.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),            // 30: argon.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),              // 31: argon.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),             // 32: argon.v1.ListImagesResponse
+	(*GetImageRequest)(nil),                // 33: argon.v1.GetImageRequest
+	(*GetImageResponse)(nil),               // 34: argon.v1.GetImageResponse
+	(*RemoveImageRequest)(nil),             // 35: argon.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),            // 36: argon.v1.RemoveImageResponse
+	(*FetchImageRequest)(nil),              // 37: argon.v1.FetchImageRequest
+	(*FetchImageResponse)(nil),             // 38: argon.v1.FetchImageResponse
+	(*VolumeView)(nil),                     // 39: argon.v1.VolumeView
+	(*CreateVolumeRequest)(nil),            // 40: argon.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),           // 41: argon.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),             // 42: argon.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),            // 43: argon.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),               // 44: argon.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),              // 45: argon.v1.GetVolumeResponse
+	(*RemoveVolumeRequest)(nil),            // 46: argon.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),           // 47: argon.v1.RemoveVolumeResponse
+	(*ConnectVolumeRequest)(nil),           // 48: argon.v1.ConnectVolumeRequest
+	(*ConnectVolumeResponse)(nil),          // 49: argon.v1.ConnectVolumeResponse
+	(*PromoteReplicaRequest)(nil),          // 50: argon.v1.PromoteReplicaRequest
+	(*PromoteReplicaResponse)(nil),         // 51: argon.v1.PromoteReplicaResponse
+	(*ResizeVolumeRequest)(nil),            // 52: argon.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),           // 53: argon.v1.ResizeVolumeResponse
+	(*DetachBaseRequest)(nil),              // 54: argon.v1.DetachBaseRequest
+	(*DetachBaseResponse)(nil),             // 55: argon.v1.DetachBaseResponse
+	(*ScrubVolumeRequest)(nil),             // 56: argon.v1.ScrubVolumeRequest
+	(*ScrubVolumeResponse)(nil),            // 57: argon.v1.ScrubVolumeResponse
+	(*ExportVolumeRequest)(nil),            // 58: argon.v1.ExportVolumeRequest
+	(*ExportVolumeResponse)(nil),           // 59: argon.v1.ExportVolumeResponse
+	(*Progress)(nil),                       // 60: argon.v1.Progress
+	(*ImportVolumeRequest)(nil),            // 61: argon.v1.ImportVolumeRequest
+	(*ImportVolumeResponse)(nil),           // 62: argon.v1.ImportVolumeResponse
+	(*SnapshotView)(nil),                   // 63: argon.v1.SnapshotView
+	(*CreateSnapshotRequest)(nil),          // 64: argon.v1.CreateSnapshotRequest
+	(*CreateSnapshotResponse)(nil),         // 65: argon.v1.CreateSnapshotResponse
+	(*ListSnapshotsRequest)(nil),           // 66: argon.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),          // 67: argon.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),             // 68: argon.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),            // 69: argon.v1.GetSnapshotResponse
+	(*RemoveSnapshotRequest)(nil),          // 70: argon.v1.RemoveSnapshotRequest
+	(*RemoveSnapshotResponse)(nil),         // 71: argon.v1.RemoveSnapshotResponse
+	(*RollBackRequest)(nil),                // 72: argon.v1.RollBackRequest
+	(*RollBackResponse)(nil),               // 73: argon.v1.RollBackResponse
+	(*MachineView)(nil),                    // 74: argon.v1.MachineView
+	(*CreateMachineRequest)(nil),           // 75: argon.v1.CreateMachineRequest
+	(*CreateMachineResponse)(nil),          // 76: argon.v1.CreateMachineResponse
+	(*ListMachinesRequest)(nil),            // 77: argon.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),           // 78: argon.v1.ListMachinesResponse
+	(*GetMachineRequest)(nil),              // 79: argon.v1.GetMachineRequest
+	(*GetMachineResponse)(nil),             // 80: argon.v1.GetMachineResponse
+	(*StartMachineRequest)(nil),            // 81: argon.v1.StartMachineRequest
+	(*StartMachineResponse)(nil),           // 82: argon.v1.StartMachineResponse
+	(*StopMachineRequest)(nil),             // 83: argon.v1.StopMachineRequest
+	(*StopMachineResponse)(nil),            // 84: argon.v1.StopMachineResponse
+	(*RemoveMachineRequest)(nil),           // 85: argon.v1.RemoveMachineRequest
+	(*RemoveMachineResponse)(nil),          // 86: argon.v1.RemoveMachineResponse
+	(*SetMachineRequest)(nil),              // 87: argon.v1.SetMachineRequest
+	(*SetMachineResponse)(nil),             // 88: argon.v1.SetMachineResponse
+	(*CheckpointMachineRequest)(nil),       // 89: argon.v1.CheckpointMachineRequest
+	(*CheckpointMachineResponse)(nil),      // 90: argon.v1.CheckpointMachineResponse
+	(*SuspendMachineRequest)(nil),          // 91: argon.v1.SuspendMachineRequest
+	(*SuspendMachineResponse)(nil),         // 92: argon.v1.SuspendMachineResponse
+	(*ResumeMachineRequest)(nil),           // 93: argon.v1.ResumeMachineRequest
+	(*ResumeMachineResponse)(nil),          // 94: argon.v1.ResumeMachineResponse
+	(*CloneMachineRequest)(nil),            // 95: argon.v1.CloneMachineRequest
+	(*CloneMachineResponse)(nil),           // 96: argon.v1.CloneMachineResponse
+	(*MigrateMachineRequest)(nil),          // 97: argon.v1.MigrateMachineRequest
+	(*MigrateMachineResponse)(nil),         // 98: argon.v1.MigrateMachineResponse
+	(*CancelMigrationRequest)(nil),         // 99: argon.v1.CancelMigrationRequest
+	(*CancelMigrationResponse)(nil),        // 100: argon.v1.CancelMigrationResponse
+	(*SetFirstBootRequest)(nil),            // 101: argon.v1.SetFirstBootRequest
+	(*SetFirstBootResponse)(nil),           // 102: argon.v1.SetFirstBootResponse
+	(*ConsoleRequest)(nil),                 // 103: argon.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),                // 104: argon.v1.ConsoleResponse
+	(*CheckpointView)(nil),                 // 105: argon.v1.CheckpointView
+	(*ListCheckpointsRequest)(nil),         // 106: argon.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),        // 107: argon.v1.ListCheckpointsResponse
+	(*GetCheckpointRequest)(nil),           // 108: argon.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 109: argon.v1.GetCheckpointResponse
+	(*RemoveCheckpointRequest)(nil),        // 110: argon.v1.RemoveCheckpointRequest
+	(*RemoveCheckpointResponse)(nil),       // 111: argon.v1.RemoveCheckpointResponse
+	(*DisplayRequest)(nil),                 // 112: argon.v1.DisplayRequest
+	(*DisplayResponse)(nil),                // 113: argon.v1.DisplayResponse
+	(*ScreenshotRequest)(nil),              // 114: argon.v1.ScreenshotRequest
+	(*ScreenshotResponse)(nil),             // 115: argon.v1.ScreenshotResponse
+	(*QuiesceMachineRequest)(nil),          // 116: argon.v1.QuiesceMachineRequest
+	(*QuiesceMachineResponse)(nil),         // 117: argon.v1.QuiesceMachineResponse
+	(*ImportMachineRequest)(nil),           // 118: argon.v1.ImportMachineRequest
+	(*ImportMachineResponse)(nil),          // 119: argon.v1.ImportMachineResponse
+	(*ExportMachineRequest)(nil),           // 120: argon.v1.ExportMachineRequest
+	(*ExportMachineResponse)(nil),          // 121: argon.v1.ExportMachineResponse
+	(*ListEventsRequest)(nil),              // 122: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 123: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 124: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 125: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 126: argon.v1.ImportImageRequest.Header
+	(*ExportVolumeResponse_Header)(nil),    // 127: argon.v1.ExportVolumeResponse.Header
+	(*ImportVolumeRequest_Header)(nil),     // 128: argon.v1.ImportVolumeRequest.Header
+	nil,                                    // 129: argon.v1.CreateSnapshotRequest.LabelsEntry
+	(*ImportMachineRequest_File)(nil),      // 130: argon.v1.ImportMachineRequest.File
+	(*Cluster)(nil),                        // 131: argon.v1.Cluster
+	(*Settings)(nil),                       // 132: argon.v1.Settings
+	(*Server)(nil),                         // 133: argon.v1.Server
+	(*Token)(nil),                          // 134: argon.v1.Token
+	(*Resources)(nil),                      // 135: argon.v1.Resources
+	(*Usage)(nil),                          // 136: argon.v1.Usage
+	(*Image)(nil),                          // 137: argon.v1.Image
+	(*Volume)(nil),                         // 138: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 139: argon.v1.VolumeStatus
+	(*ReplicaUsage)(nil),                   // 140: argon.v1.ReplicaUsage
+	(*Snapshot)(nil),                       // 141: argon.v1.Snapshot
+	(*Machine)(nil),                        // 142: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 143: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 144: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 145: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 146: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 147: argon.v1.Checkpoint
+	(*timestamppb.Timestamp)(nil),          // 148: google.protobuf.Timestamp
+	(*Event)(nil),                          // 149: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	129, // 0: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	130, // 1: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	131, // 2: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	130, // 3: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	131, // 4: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	131, // 5: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	130, // 6: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	131, // 7: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	130, // 8: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	131, // 9: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
-	16,  // 10: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
-	132, // 11: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	132, // 12: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	131, // 13: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	133, // 14: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	134, // 15: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
-	16,  // 16: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
-	16,  // 17: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
-	16,  // 18: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
-	16,  // 19: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	124, // 20: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	135, // 21: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	135, // 22: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	135, // 23: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	136, // 24: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	137, // 25: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	138, // 26: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
-	37,  // 27: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	37,  // 28: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
-	37,  // 29: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	37,  // 30: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
-	37,  // 31: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	37,  // 32: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
-	37,  // 33: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	125, // 34: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
-	58,  // 35: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
-	126, // 36: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
-	58,  // 37: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
-	37,  // 38: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	139, // 39: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
-	127, // 40: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
-	61,  // 41: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
-	61,  // 42: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
-	61,  // 43: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
-	37,  // 44: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
-	140, // 45: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	141, // 46: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	142, // 47: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	143, // 48: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	144, // 49: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	72,  // 50: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
-	72,  // 51: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
-	72,  // 52: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
-	72,  // 53: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
-	72,  // 54: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	144, // 55: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	72,  // 56: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
-	103, // 57: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	72,  // 58: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
-	72,  // 59: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
-	72,  // 60: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
-	72,  // 61: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
-	72,  // 62: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
-	143, // 63: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
-	72,  // 64: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
-	145, // 65: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
-	103, // 66: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
-	103, // 67: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	73,  // 68: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
-	128, // 69: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
-	72,  // 70: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
-	146, // 71: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	147, // 72: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	147, // 73: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	0,   // 74: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	2,   // 75: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	4,   // 76: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	6,   // 77: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	8,   // 78: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	10,  // 79: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	12,  // 80: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	14,  // 81: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	17,  // 82: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	19,  // 83: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	21,  // 84: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	23,  // 85: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
-	25,  // 86: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
-	27,  // 87: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	29,  // 88: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	31,  // 89: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	33,  // 90: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	35,  // 91: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	38,  // 92: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	40,  // 93: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	42,  // 94: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	44,  // 95: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	46,  // 96: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	48,  // 97: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	50,  // 98: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
-	52,  // 99: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
-	54,  // 100: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
-	56,  // 101: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
-	59,  // 102: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
-	62,  // 103: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
-	64,  // 104: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
-	66,  // 105: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
-	68,  // 106: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
-	70,  // 107: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
-	73,  // 108: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	75,  // 109: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	77,  // 110: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	79,  // 111: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	81,  // 112: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	83,  // 113: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	95,  // 114: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
-	97,  // 115: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
-	99,  // 116: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
-	85,  // 117: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
-	87,  // 118: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
-	89,  // 119: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
-	91,  // 120: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
-	93,  // 121: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
-	101, // 122: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	110, // 123: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
-	112, // 124: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
-	114, // 125: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
-	116, // 126: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
-	118, // 127: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
-	104, // 128: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
-	106, // 129: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
-	108, // 130: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
-	120, // 131: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	122, // 132: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	1,   // 133: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	3,   // 134: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	5,   // 135: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	7,   // 136: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	9,   // 137: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	11,  // 138: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	13,  // 139: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	15,  // 140: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	18,  // 141: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	20,  // 142: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	22,  // 143: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	24,  // 144: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
-	26,  // 145: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
-	28,  // 146: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	30,  // 147: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	32,  // 148: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	34,  // 149: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	36,  // 150: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	39,  // 151: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	41,  // 152: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	43,  // 153: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	45,  // 154: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	47,  // 155: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	49,  // 156: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	51,  // 157: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	53,  // 158: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	55,  // 159: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	57,  // 160: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
-	60,  // 161: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
-	63,  // 162: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	65,  // 163: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	67,  // 164: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	69,  // 165: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	71,  // 166: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	74,  // 167: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	76,  // 168: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	78,  // 169: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	80,  // 170: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	82,  // 171: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	84,  // 172: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	96,  // 173: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	98,  // 174: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	100, // 175: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	86,  // 176: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
-	88,  // 177: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
-	90,  // 178: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
-	92,  // 179: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
-	94,  // 180: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
-	102, // 181: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	111, // 182: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
-	113, // 183: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
-	115, // 184: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
-	117, // 185: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
-	119, // 186: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
-	105, // 187: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
-	107, // 188: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
-	109, // 189: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
-	121, // 190: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	123, // 191: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	133, // [133:192] is the sub-list for method output_type
-	74,  // [74:133] is the sub-list for method input_type
-	74,  // [74:74] is the sub-list for extension type_name
-	74,  // [74:74] is the sub-list for extension extendee
-	0,   // [0:74] is the sub-list for field type_name
+	131, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
+	132, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	131, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	133, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	131, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	133, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	133, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	131, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	133, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	131, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	133, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	18,  // 11: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
+	134, // 12: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	134, // 13: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	133, // 14: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	135, // 15: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	136, // 16: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
+	18,  // 17: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
+	18,  // 18: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
+	18,  // 19: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
+	18,  // 20: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
+	126, // 21: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	137, // 22: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	137, // 23: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	137, // 24: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	138, // 25: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	139, // 26: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	140, // 27: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
+	39,  // 28: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	39,  // 29: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
+	39,  // 30: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	39,  // 31: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
+	39,  // 32: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	39,  // 33: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
+	39,  // 34: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	127, // 35: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
+	60,  // 36: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
+	128, // 37: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
+	60,  // 38: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
+	39,  // 39: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	141, // 40: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
+	129, // 41: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
+	63,  // 42: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
+	63,  // 43: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
+	63,  // 44: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
+	39,  // 45: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
+	142, // 46: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	143, // 47: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	144, // 48: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	145, // 49: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	146, // 50: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	74,  // 51: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
+	74,  // 52: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
+	74,  // 53: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
+	74,  // 54: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
+	74,  // 55: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
+	146, // 56: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	74,  // 57: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
+	105, // 58: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	74,  // 59: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
+	74,  // 60: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
+	74,  // 61: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
+	74,  // 62: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
+	74,  // 63: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
+	145, // 64: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
+	74,  // 65: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
+	147, // 66: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	105, // 67: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
+	105, // 68: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	75,  // 69: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
+	130, // 70: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
+	74,  // 71: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
+	148, // 72: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	149, // 73: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	149, // 74: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	2,   // 75: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	4,   // 76: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	6,   // 77: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	8,   // 78: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	10,  // 79: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	12,  // 80: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	14,  // 81: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	16,  // 82: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	0,   // 83: argon.v1.ClusterService.SetCluster:input_type -> argon.v1.SetClusterRequest
+	19,  // 84: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	21,  // 85: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	23,  // 86: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	25,  // 87: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
+	27,  // 88: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
+	29,  // 89: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	31,  // 90: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	33,  // 91: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	35,  // 92: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	37,  // 93: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	40,  // 94: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	42,  // 95: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	44,  // 96: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	46,  // 97: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	48,  // 98: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	50,  // 99: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	52,  // 100: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
+	54,  // 101: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
+	56,  // 102: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
+	58,  // 103: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
+	61,  // 104: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
+	64,  // 105: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
+	66,  // 106: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
+	68,  // 107: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
+	70,  // 108: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
+	72,  // 109: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
+	75,  // 110: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	77,  // 111: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	79,  // 112: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	81,  // 113: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	83,  // 114: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	85,  // 115: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	97,  // 116: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
+	99,  // 117: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
+	101, // 118: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
+	87,  // 119: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
+	89,  // 120: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
+	91,  // 121: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
+	93,  // 122: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
+	95,  // 123: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
+	103, // 124: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	112, // 125: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	114, // 126: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	116, // 127: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	118, // 128: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
+	120, // 129: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
+	106, // 130: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
+	108, // 131: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
+	110, // 132: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
+	122, // 133: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	124, // 134: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	3,   // 135: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	5,   // 136: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	7,   // 137: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	9,   // 138: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	11,  // 139: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	13,  // 140: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	15,  // 141: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	17,  // 142: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	1,   // 143: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
+	20,  // 144: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	22,  // 145: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	24,  // 146: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	26,  // 147: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
+	28,  // 148: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
+	30,  // 149: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	32,  // 150: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	34,  // 151: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	36,  // 152: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	38,  // 153: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	41,  // 154: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	43,  // 155: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	45,  // 156: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	47,  // 157: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	49,  // 158: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	51,  // 159: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	53,  // 160: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	55,  // 161: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	57,  // 162: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	59,  // 163: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
+	62,  // 164: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
+	65,  // 165: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	67,  // 166: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	69,  // 167: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	71,  // 168: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	73,  // 169: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	76,  // 170: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	78,  // 171: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	80,  // 172: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	82,  // 173: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	84,  // 174: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	86,  // 175: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	98,  // 176: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	100, // 177: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	102, // 178: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	88,  // 179: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
+	90,  // 180: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
+	92,  // 181: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
+	94,  // 182: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
+	96,  // 183: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
+	104, // 184: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	113, // 185: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	115, // 186: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	117, // 187: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	119, // 188: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
+	121, // 189: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
+	107, // 190: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
+	109, // 191: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
+	111, // 192: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
+	123, // 193: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	125, // 194: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	135, // [135:195] is the sub-list for method output_type
+	75,  // [75:135] is the sub-list for method input_type
+	75,  // [75:75] is the sub-list for extension type_name
+	75,  // [75:75] is the sub-list for extension extendee
+	0,   // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }
@@ -8103,22 +8224,23 @@ func file_argon_v1_api_proto_init() {
 		return
 	}
 	file_argon_v1_records_proto_init()
-	file_argon_v1_api_proto_msgTypes[27].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[0].OneofWrappers = []any{}
+	file_argon_v1_api_proto_msgTypes[29].OneofWrappers = []any{
 		(*ImportImageRequest_Header_)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[57].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[59].OneofWrappers = []any{
 		(*ExportVolumeResponse_Header_)(nil),
 		(*ExportVolumeResponse_Data)(nil),
 		(*ExportVolumeResponse_Zeros)(nil),
 		(*ExportVolumeResponse_Progress)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[59].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[61].OneofWrappers = []any{
 		(*ImportVolumeRequest_Header_)(nil),
 		(*ImportVolumeRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[85].OneofWrappers = []any{}
-	file_argon_v1_api_proto_msgTypes[116].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[87].OneofWrappers = []any{}
+	file_argon_v1_api_proto_msgTypes[118].OneofWrappers = []any{
 		(*ImportMachineRequest_Machine)(nil),
 		(*ImportMachineRequest_File_)(nil),
 		(*ImportMachineRequest_Data)(nil),
@@ -8129,7 +8251,7 @@ func file_argon_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   129,
+			NumMessages:   131,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

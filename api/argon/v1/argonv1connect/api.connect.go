@@ -70,6 +70,9 @@ const (
 	// ClusterServiceIssueClientCertificateProcedure is the fully-qualified name of the ClusterService's
 	// IssueClientCertificate RPC.
 	ClusterServiceIssueClientCertificateProcedure = "/argon.v1.ClusterService/IssueClientCertificate"
+	// ClusterServiceSetClusterProcedure is the fully-qualified name of the ClusterService's SetCluster
+	// RPC.
+	ClusterServiceSetClusterProcedure = "/argon.v1.ClusterService/SetCluster"
 	// ServerServiceListServersProcedure is the fully-qualified name of the ServerService's ListServers
 	// RPC.
 	ServerServiceListServersProcedure = "/argon.v1.ServerService/ListServers"
@@ -232,6 +235,8 @@ type ClusterServiceClient interface {
 	DeleteToken(context.Context, *connect.Request[v1.DeleteTokenRequest]) (*connect.Response[v1.DeleteTokenResponse], error)
 	// Signs a client certificate for a remote administrator.
 	IssueClientCertificate(context.Context, *connect.Request[v1.IssueClientCertificateRequest]) (*connect.Response[v1.IssueClientCertificateResponse], error)
+	// Changes cluster-wide times; what is not given stays as it is.
+	SetCluster(context.Context, *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error)
 }
 
 // NewClusterServiceClient constructs a client for the argon.v1.ClusterService service. By default,
@@ -293,6 +298,12 @@ func NewClusterServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(clusterServiceMethods.ByName("IssueClientCertificate")),
 			connect.WithClientOptions(opts...),
 		),
+		setCluster: connect.NewClient[v1.SetClusterRequest, v1.SetClusterResponse](
+			httpClient,
+			baseURL+ClusterServiceSetClusterProcedure,
+			connect.WithSchema(clusterServiceMethods.ByName("SetCluster")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -306,6 +317,7 @@ type clusterServiceClient struct {
 	listTokens             *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
 	deleteToken            *connect.Client[v1.DeleteTokenRequest, v1.DeleteTokenResponse]
 	issueClientCertificate *connect.Client[v1.IssueClientCertificateRequest, v1.IssueClientCertificateResponse]
+	setCluster             *connect.Client[v1.SetClusterRequest, v1.SetClusterResponse]
 }
 
 // Init calls argon.v1.ClusterService.Init.
@@ -348,6 +360,11 @@ func (c *clusterServiceClient) IssueClientCertificate(ctx context.Context, req *
 	return c.issueClientCertificate.CallUnary(ctx, req)
 }
 
+// SetCluster calls argon.v1.ClusterService.SetCluster.
+func (c *clusterServiceClient) SetCluster(ctx context.Context, req *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error) {
+	return c.setCluster.CallUnary(ctx, req)
+}
+
 // ClusterServiceHandler is an implementation of the argon.v1.ClusterService service.
 type ClusterServiceHandler interface {
 	// Makes this unconfigured server the first of a cluster. Local socket only.
@@ -363,6 +380,8 @@ type ClusterServiceHandler interface {
 	DeleteToken(context.Context, *connect.Request[v1.DeleteTokenRequest]) (*connect.Response[v1.DeleteTokenResponse], error)
 	// Signs a client certificate for a remote administrator.
 	IssueClientCertificate(context.Context, *connect.Request[v1.IssueClientCertificateRequest]) (*connect.Response[v1.IssueClientCertificateResponse], error)
+	// Changes cluster-wide times; what is not given stays as it is.
+	SetCluster(context.Context, *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error)
 }
 
 // NewClusterServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -420,6 +439,12 @@ func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.Handler
 		connect.WithSchema(clusterServiceMethods.ByName("IssueClientCertificate")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clusterServiceSetClusterHandler := connect.NewUnaryHandler(
+		ClusterServiceSetClusterProcedure,
+		svc.SetCluster,
+		connect.WithSchema(clusterServiceMethods.ByName("SetCluster")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/argon.v1.ClusterService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ClusterServiceInitProcedure:
@@ -438,6 +463,8 @@ func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.Handler
 			clusterServiceDeleteTokenHandler.ServeHTTP(w, r)
 		case ClusterServiceIssueClientCertificateProcedure:
 			clusterServiceIssueClientCertificateHandler.ServeHTTP(w, r)
+		case ClusterServiceSetClusterProcedure:
+			clusterServiceSetClusterHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -477,6 +504,10 @@ func (UnimplementedClusterServiceHandler) DeleteToken(context.Context, *connect.
 
 func (UnimplementedClusterServiceHandler) IssueClientCertificate(context.Context, *connect.Request[v1.IssueClientCertificateRequest]) (*connect.Response[v1.IssueClientCertificateResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ClusterService.IssueClientCertificate is not implemented"))
+}
+
+func (UnimplementedClusterServiceHandler) SetCluster(context.Context, *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ClusterService.SetCluster is not implemented"))
 }
 
 // ServerServiceClient is a client for the argon.v1.ServerService service.
