@@ -153,7 +153,7 @@ func (c *carrier) accept(ctx context.Context, conn net.Conn, serverID string) (n
 		_, werr := conn.Write([]byte{stateRefused})
 		return nil, errors.Join(err, werr)
 	}
-	if err := awaits(c.view.State(), c.serverID, serverID, guestID); err != nil {
+	if err := c.awaits(ctx, serverID, guestID); err != nil {
 		return refuse(err)
 	}
 	guest, err := new(net.Dialer).DialContext(ctx, "unix", hypervisor.IncomingSocket(c.paths.machine(guestID)))
@@ -182,6 +182,20 @@ func readGuestID(r io.Reader) (string, error) {
 		return "", fmt.Errorf("reading which guest it is for: %w", err)
 	}
 	return string(buf[1 : 1+n]), nil
+}
+
+// awaits looks whether a guest here waits for what a server sends. That server may
+// have seen sooner than this one that it does.
+func (c *carrier) awaits(ctx context.Context, from, guestID string) error {
+	if awaits(c.view.State(), c.serverID, from, guestID) == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout/2)
+	defer cancel()
+	if err := c.view.Sync(ctx); err != nil {
+		return fmt.Errorf("looking whether guest %q is awaited here: %w", guestID, err)
+	}
+	return awaits(c.view.State(), c.serverID, from, guestID)
 }
 
 // awaits tells whether a guest here waits for what a server sends: the machine

@@ -41,9 +41,10 @@ func TestMigrate(t *testing.T) {
 			t.Fatalf("the guest was restarted by move %d: boot %s, then %s", n+1, boot, now)
 		}
 		oneCopy(c)
+		// The next move is while what this server missed is being copied to it.
 		replaceDaemon(c, c.S(n%3+1), func(s *devcluster.Server) error { return s.Reload() })
-		c.Healthy(home, machine)
 	}
+	c.Healthy(home, machine)
 	con := console(t, c, c.Other(home.Name), machine)
 	con.say("echo $((6 * 7)) is what it says\n")
 	con.hear("42 is what it says")
