@@ -166,11 +166,22 @@ func (c *search) step(e entry) error {
 			c.sectors[i].drop(e.holder)
 		}
 	case powerLost:
-		for i := range c.sectors {
-			c.sectors[i].powerLost()
-		}
+		c.powerLost()
 	}
 	return nil
+}
+
+// powerLost: each sector holds what was flushed last, or anything since. A flush
+// that is not answered yet may happen after that, to what is left by then.
+func (c *search) powerLost() {
+	for i := range c.sectors {
+		c.sectors[i].powerLost()
+		for v := range c.sectors[i].possible() {
+			for _, f := range c.flushes {
+				f.durable[i][v] = true
+			}
+		}
+	}
 }
 
 func (c *search) called(o *clientOp) {
