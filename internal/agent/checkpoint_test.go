@@ -1,7 +1,10 @@
 package agent
 
 import (
+	"context"
 	"errors"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -9,6 +12,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/hypervisor/fake"
 	"github.com/argon-cluster/argon/internal/placement"
 	device "github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/volumetest"
@@ -130,6 +134,51 @@ func TestCheckpointAndResume(t *testing.T) {
 	}
 }
 
+// All disks of a machine are in its checkpoint, of one group, and all are what
+// they were when it goes on from there.
+func TestCheckpointOfSeveralDisks(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	for _, id := range []string{"w", "x"} {
+		v := &argonv1.Volume{Meta: &argonv1.Meta{Id: id, Name: id}, SizeBytes: gib, ReplicasWanted: 1, NextReplicaId: 2, Replicas: []*argonv1.Replica{
+			{Id: 1, ServerId: "a", State: argonv1.ReplicaState_REPLICA_STATE_CREATING},
+		}}
+		if err := w.store.Volumes.Create(t.Context(), v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.create(2, "a", "b")
+	if _, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
+		m.VolumeIds = []string{"v", "w", "x"}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	m := w.runs(0)
+	id := w.checkpoint(manual)
+	st := w.until("taken", func(st *catalog.State) bool { return st.Checkpoints[id].GetState() == cpReady })
+	c := st.Checkpoints[id]
+	for _, disk := range []string{"v", "w", "x"} {
+		s := placement.Snapshot(st.Volumes[disk], c.GetSnapshots()[disk])
+		if s.GetGroup() != id || s.GetGroupSize() != 4 {
+			t.Errorf("disk %s: %v", disk, s)
+		}
+	}
+	if why := placement.Unusable(st, c); why != "" {
+		t.Error(why)
+	}
+	w.want(wantStopped)
+	w.until("stopped", atRest(stateStopped))
+	w.wakeFrom(id)
+	w.runs(m.GetPlacement())
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, disk := range []string{"v", "w", "x"} {
+		if got := w.rolledBack[disk]; got != c.GetSnapshots()[disk] || got == 0 {
+			t.Errorf("disk %s was rolled back to snapshot %d, not to %d", disk, got, c.GetSnapshots()[disk])
+		}
+	}
+}
+
 // Whatever fails while a checkpoint is taken: in the end there is one guest, and
 // nothing is left of what was begun.
 func TestCheckpointFails(t *testing.T) {
@@ -166,6 +215,75 @@ func TestCheckpointFails(t *testing.T) {
 				return st.Machines["m"].GetStatus().GetState() == stateRunning && w.guests() == 1
 			})
 		})
+	}
+}
+
+// A checkpoint whose disks are not whole is none, however well its memory was
+// written.
+func TestCheckpointWithoutItsDisks(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(2, "a", "b")
+	w.runs(0)
+	w.lateDisks = true
+	id := w.checkpoint(manual)
+	asked := w.until("asked for", func(st *catalog.State) bool {
+		return len(st.Volumes["v"].GetSnapshots()) > 0 || st.Checkpoints[id].GetState() == cpReady
+	})
+	if asked.Checkpoints[id].GetState() == cpReady {
+		t.Fatal("it is whole without its disk")
+	}
+	if _, err := w.store.Volumes.Update(t.Context(), "v", func(v *argonv1.Volume) error {
+		v.Snapshots = nil
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	st := w.until("decided", func(st *catalog.State) bool {
+		state := st.Checkpoints[id].GetState()
+		return state != cpWanted && state != cpTaking
+	})
+	if c := st.Checkpoints[id]; c.GetState() != cpFailed || !strings.Contains(c.GetReason(), "snapshot of volume v was removed") {
+		t.Errorf("it ended as %v: %s", c.GetState(), c.GetReason())
+	}
+	w.until("running", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateRunning })
+}
+
+// What a machine is to do changes while its memory is read: the guest that was
+// made of that never goes on, and the memory is not used up.
+func TestNotWokenAfterAll(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(2, "a", "b")
+	m := w.runs(0)
+	id := w.checkpoint(forSuspend)
+	w.until("suspended", atRest(stateSuspended))
+	woken := make(chan *fake.Guest, 100)
+	var once sync.Once
+	w.atWake = func(g *fake.Guest) {
+		once.Do(func() {
+			_, err := w.store.Machines.Update(context.Background(), "m", func(m *argonv1.Machine) error {
+				m.Wanted = wantSuspended
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			woken <- g
+		})
+	}
+	w.want(wantRunning)
+	g := <-woken
+	<-g.Done()
+	if n := g.Resumed(); n != 0 {
+		t.Errorf("the guest was told to go on %d times", n)
+	}
+	st := w.until("suspended again", atRest(stateSuspended))
+	if st.Machines["m"].GetWake().GetCheckpointId() != id || st.Checkpoints[id].GetState() != cpReady {
+		t.Errorf("its memory is %v, wanted for %v", st.Checkpoints[id], st.Machines["m"].GetWake())
+	}
+	w.want(wantRunning)
+	w.runs(m.GetPlacement())
+	if w.guests() != 1 {
+		t.Errorf("%d guests run", w.guests())
 	}
 }
 

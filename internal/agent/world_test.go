@@ -46,8 +46,14 @@ type world struct {
 	mu      sync.Mutex
 	holders map[string]*fakeAttachment       // by volume
 	content map[string]*volumetest.MemDevice // by volume, for those with memory
-	// atInstant, if it is set, is called while a guest stands still.
+	// rolledBack are the snapshots that volumes were rolled back to last.
+	rolledBack map[string]uint32
+	// atInstant, if it is set, is called while a guest stands still; and lateDisks
+	// leaves the snapshots of that instant to be taken later.
 	atInstant func() error
+	lateDisks bool
+	// atWake, if it is set, is called when a guest has read its memory.
+	atWake func(*fake.Guest)
 	// transfer is called at each step of a guest's way to another host.
 	transfer func(ctx context.Context, step string) error
 	census   fake.Census
@@ -65,7 +71,7 @@ func newWorld(t *testing.T, servers ...string) *world {
 	}
 	w := &world{
 		t: t, cli: cli, store: store, view: catalog.NewView(store, quiet()),
-		hosts: map[string]*host{}, holders: map[string]*fakeAttachment{}, content: map[string]*volumetest.MemDevice{},
+		hosts: map[string]*host{}, holders: map[string]*fakeAttachment{}, content: map[string]*volumetest.MemDevice{}, rolledBack: map[string]uint32{},
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = w.view.Run(ctx) })
@@ -237,7 +243,7 @@ func (h *host) start() {
 	h.agent = New(Options{
 		ServerID: h.id, Store: w.store, View: view, Gate: &fakeGate{view: view, id: h.id},
 		Volumes: &fakeVolumes{host: h, crashed: h.crashed}, Replicas: (*fakeReplicas)(h), Space: (*fakeSpace)(h), Images: (*fakeImages)(h),
-		Ports: fakePorts{}, Dirs: fakeDirs{}, Seeds: fakeSeeds{}, Monitor: &h.monitor, Carrier: fakeCarrier{h}, Now: time.Now, Tick: h.tick, Log: quiet().With("server", h.id),
+		Ports: fakePorts{}, Dirs: fakeDirs{}, Seeds: fakeSeeds{}, Monitor: hostMonitor{&h.monitor, w}, Carrier: fakeCarrier{h}, Now: time.Now, Tick: h.tick, Log: quiet().With("server", h.id),
 	})
 	h.stop, h.done = cancel, make(chan struct{})
 	go func() {
@@ -282,6 +288,20 @@ func (h *host) guest() *fake.Guest {
 		return all[0]
 	}
 	return nil
+}
+
+// hostMonitor tells the world of what its guests do.
+type hostMonitor struct {
+	*fake.Monitor
+	world *world
+}
+
+func (m hostMonitor) Wake(ctx context.Context, spec hypervisor.Spec, memory io.Reader) (hypervisor.Guest, error) {
+	g, err := m.Monitor.Wake(ctx, spec, memory)
+	if err == nil && m.world.atWake != nil {
+		m.world.atWake(g.(*fake.Guest))
+	}
+	return g, err
 }
 
 // fakeGate opens while the view shows the server's lease.
@@ -519,6 +539,9 @@ func (f *fakeVolumes) Instant(ctx context.Context, group string, _ int, stop fun
 		}
 	}
 	w := f.host.world
+	if w.lateDisks {
+		return nil
+	}
 	for id := range w.view.State().Volumes {
 		_, err := w.store.Volumes.Update(ctx, id, func(v *argonv1.Volume) error {
 			err := catalog.ErrUnchanged
@@ -671,6 +694,11 @@ func (a *fakeAttachment) propose(ctx context.Context, release bool) error {
 		}
 		if (same && !release && v.GetRollbackTo() == 0) || len(set) == 0 {
 			return catalog.ErrUnchanged
+		}
+		if v.GetRollbackTo() != 0 {
+			w.mu.Lock()
+			w.rolledBack[a.id] = v.GetRollbackTo()
+			w.mu.Unlock()
 		}
 		v.RollbackTo = 0
 		return mirror.Apply(v, mirror.Proposal{Epoch: a.epoch, InSync: set, Release: release, Clean: release}, time.Now())

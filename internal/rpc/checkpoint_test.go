@@ -42,6 +42,18 @@ func (w *world) machine(change func(*argonv1.Machine)) {
 	w.must(err)
 }
 
+// checkpoint changes a checkpoint's record behind the API's back.
+func (w *world) checkpoint(name string, change func(*argonv1.Checkpoint)) {
+	w.t.Helper()
+	c, err := w.store.Checkpoints.ByName(w.t.Context(), name)
+	w.must(err)
+	_, err = w.store.Checkpoints.Update(w.t.Context(), c.GetMeta().GetId(), func(c *argonv1.Checkpoint) error {
+		change(c)
+		return nil
+	})
+	w.must(err)
+}
+
 // saves takes each checkpoint that is wanted, as the machine's agent and the
 // leader would, until the test ends.
 func (w *world) saves() {
@@ -284,6 +296,14 @@ func TestCheckpointsAreRefused(t *testing.T) {
 	if !sameRecords(before, w.kept()) {
 		t.Error("something has changed")
 	}
+	for state, says := range map[argonv1.CheckpointState]string{
+		cpTaking: "it is taking", cpFailed: "it is failed", cpRemoving: "it is removing",
+	} {
+		w.checkpoint("then", func(c *argonv1.Checkpoint) { c.State = state })
+		wantError(t, w.resumeFrom("then", ""), connect.CodeFailedPrecondition, says)
+		wantError(t, w.clone("twin"), connect.CodeFailedPrecondition, says)
+	}
+	w.checkpoint("then", func(c *argonv1.Checkpoint) { c.State = cpReady })
 
 	w.machine(func(m *argonv1.Machine) {
 		m.Wanted, m.ServerId = argonv1.Wanted_WANTED_RUNNING, "A"

@@ -162,6 +162,8 @@ type Guest struct {
 	info   *hypervisor.Info
 	frozen bool
 	line   *Line
+	// resumed is how often it was told to go on.
+	resumed int
 	// mind is its memory; unsaveable is why that can't be written.
 	mind       string
 	unsaveable error
@@ -224,8 +226,18 @@ func (g *Guest) PressPower(ctx context.Context) error { return g.PowerDown(ctx) 
 
 // Resume implements hypervisor.Guest.
 func (g *Guest) Resume(context.Context) error {
-	g.Set(hypervisor.Status{State: hypervisor.Running})
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.resumed++
+	g.set(hypervisor.Status{State: hypervisor.Running})
 	return nil
+}
+
+// Resumed is how often it was told to go on.
+func (g *Guest) Resumed() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.resumed
 }
 
 // SetShares implements hypervisor.Guest. It has nothing to keep a

@@ -236,7 +236,7 @@ func TestRetire(t *testing.T) {
 		}
 		return n
 	}
-	for seed := range uint64(10) {
+	for seed := range uint64(4) {
 		w := newWorld(Options{Seed: seed})
 		if err := w.build(3); err != nil {
 			t.Fatal(err)
@@ -257,7 +257,7 @@ func TestRetire(t *testing.T) {
 					r.Retiring = slices.Contains(step.retire, r.GetId())
 				}
 			})
-			w.run(w.now+20*time.Second, never)
+			w.run(w.now+10*time.Second, never)
 			if got := inSync(w); got != step.want || !w.current.alive() {
 				t.Errorf("seed %d, %v: %d replicas in sync; the holder is alive: %v", seed, step, got, w.current.alive())
 			}
