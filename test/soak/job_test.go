@@ -40,6 +40,11 @@ type job struct {
 	rng    *rand.Rand
 	fio    fio
 	size   int64 // that the operator has asked for
+	cuts   uint64
+
+	// using is held by whoever uses the volume; wanted asks a session to end.
+	using  sync.Mutex
+	wanted chan struct{}
 
 	sessions atomic.Uint64 // that read all that they found
 	progress atomic.Uint64 // requests answered
@@ -50,6 +55,7 @@ func newJob(w *world, n int, name string) *job {
 	return &job{
 		w: w, name: name, size: volumeSize,
 		ledger: NewLedger(uint64(n+1), 0, ledgerSize/CellSize, w.seed),
+		wanted: make(chan struct{}, 1),
 		rng:    rand.New(rand.NewPCG(w.seed, uint64(100+n))),
 	}
 }
@@ -63,11 +69,13 @@ func (j *job) String() string {
 func (j *job) run(ctx context.Context) {
 	lastUsed := time.Now()
 	for ctx.Err() == nil {
-		cuts := j.w.cuts.Load()
+		waited := time.Now()
+		j.using.Lock()
+		lastUsed = lastUsed.Add(time.Since(waited))
+		j.followCuts()
 		used, err := j.session(ctx, j.server())
-		if j.w.cuts.Load() != cuts {
-			j.ledger.Loosen()
-		}
+		j.followCuts()
+		j.using.Unlock()
 		if used {
 			lastUsed = time.Now()
 		}
@@ -85,6 +93,29 @@ func (j *job) run(ctx context.Context) {
 		}
 		sleep(ctx, 300*time.Millisecond)
 	}
+}
+
+// followCuts notes power cuts, also those while nobody used the volume: the last
+// one may not have ended clean.
+func (j *job) followCuts() {
+	if now := j.w.cuts.Load(); now != j.cuts {
+		j.cuts = now
+		j.ledger.Loosen()
+	}
+}
+
+// pause returns when nobody uses the volume, and nobody will before release.
+func (j *job) pause() (release func()) {
+	select {
+	case j.wanted <- struct{}{}:
+	default:
+	}
+	j.using.Lock()
+	select {
+	case <-j.wanted: // there was no session to end
+	default:
+	}
+	return j.using.Unlock
 }
 
 // server is any, rather one that nothing is wrong with.
@@ -145,6 +176,7 @@ func (j *job) session(ctx context.Context, s *devcluster.Server) (used bool, err
 	go func() { work.Wait(); close(done) }()
 	select {
 	case <-until:
+	case <-j.wanted:
 	case <-ctx.Done():
 	}
 	close(enough)

@@ -274,3 +274,34 @@ func TestPictureKeepsTheOrder(t *testing.T) {
 		t.Error("the second without the first was said to be right")
 	}
 }
+
+// After a rollback the volume is what the picture was; where nobody knows whether
+// it was done, either, until that was read.
+func TestRestore(t *testing.T) {
+	for name, sure := range map[string]bool{"sure": true, "unsure": false} {
+		t.Run(name, func(t *testing.T) {
+			b := newBook(t)
+			before := b.do(Write)
+			p := b.snap(func() {})
+			after := b.do(Write)
+			b.do(Flush)
+			p.Restore(sure)
+			if sure && b.l.Observe(0, after.Data) == nil {
+				t.Error("what was written since the snapshot is still there")
+			}
+			if err := b.l.Observe(0, before.Data); err != nil {
+				t.Error(err)
+			}
+			if b.l.Observe(0, after.Data) == nil {
+				t.Error("what was written since the snapshot came back")
+			}
+			next := b.do(Write)
+			if b.l.Observe(0, before.Data) == nil {
+				t.Error("what was written after the rollback is lost")
+			}
+			if err := b.l.Observe(0, next.Data); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

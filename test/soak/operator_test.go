@@ -22,14 +22,16 @@ const (
 )
 
 // operator takes snapshots of volumes in use, looks whether they hold what they
-// must, deletes them, and lets the volumes grow. Commands may fail while
-// servers do.
+// must, deletes them, rolls the volumes back to them, and lets these grow and be
+// scrubbed. Commands may fail while servers do.
 type operator struct {
 	w         *world
 	rng       *rand.Rand
 	snapshots map[*job]map[string]*Picture
-	named     int
-	done      map[string]int
+	// left are clones that could not be removed yet, or may have been made.
+	left  []string
+	named int
+	done  map[string]int
 }
 
 func newOperator(w *world) *operator {
@@ -46,6 +48,7 @@ func newOperator(w *world) *operator {
 // run does one thing after the other.
 func (o *operator) run(ctx context.Context) {
 	for sleep(ctx, time.Duration(500+o.rng.IntN(4000))*time.Millisecond) {
+		o.clean(ctx)
 		j := o.w.jobs[o.rng.IntN(len(o.w.jobs))]
 		what, do := o.choose(j)
 		err := do(ctx, j)
@@ -64,15 +67,28 @@ func (o *operator) run(ctx context.Context) {
 
 func (o *operator) choose(j *job) (string, func(context.Context, *job) error) {
 	n := len(o.snapshots[j])
-	switch r := o.rng.IntN(10); {
+	switch r := o.rng.IntN(14); {
 	case n == 0 || r < 4 && n < maxSnapshots:
 		return "snapshot", o.snapshot
 	case r < 6:
 		return "removal", func(ctx context.Context, j *job) error { return o.remove(ctx, j, o.any(j)) }
 	case r < 9:
 		return "clone", func(ctx context.Context, j *job) error { return o.clone(ctx, j, o.any(j)) }
+	case r < 11:
+		return "rollback", func(ctx context.Context, j *job) error { return o.rollBack(ctx, j, o.any(j)) }
+	case r < 13:
+		return "scrub", o.scrub
 	}
 	return "growth", o.grow
+}
+
+// clean removes clones that are left: as long as there is one, its snapshot can't
+// be removed.
+func (o *operator) clean(ctx context.Context) {
+	o.left = slices.DeleteFunc(o.left, func(name string) bool {
+		_, err := o.argon(ctx, "volume", "rm", name)
+		return err == nil || gone(err)
+	})
 }
 
 func (o *operator) any(j *job) string {
@@ -129,13 +145,47 @@ func gone(err error) bool { return strings.Contains(err.Error(), "there is no ")
 // clone makes a volume of a snapshot, reads it on some server, and removes it.
 func (o *operator) clone(ctx context.Context, j *job, name string) error {
 	clone := o.name("c")
+	o.left = append(o.left, clone) // run removes it
 	if _, err := o.argon(ctx, "volume", "create", clone, "--snapshot", j.name+"/"+name); err != nil {
 		return err
 	}
 	all := o.w.Servers()
-	err := o.look(ctx, all[o.rng.IntN(len(all))], clone, j, name)
-	_, rm := o.argon(ctx, "volume", "rm", clone)
-	return errors.Join(err, rm)
+	return o.look(ctx, all[o.rng.IntN(len(all))], clone, j, name)
+}
+
+// rollBack makes a volume that nobody uses what it was in a snapshot. If the
+// command fails nobody knows whether that was done.
+func (o *operator) rollBack(ctx context.Context, j *job, name string) error {
+	p := o.snapshots[j][name]
+	if p == nil {
+		return nil
+	}
+	defer j.pause()()
+	var err error
+	for tries := 0; tries < 20; tries++ {
+		if _, err = o.argon(ctx, "snapshot", "rollback", j.name, name); err == nil || !strings.Contains(err.Error(), "in use") {
+			break
+		}
+		sleep(ctx, 500*time.Millisecond) // it is being detached
+	}
+	if err != nil && strings.Contains(err.Error(), "in use") {
+		return err
+	}
+	p.Restore(err == nil)
+	j.fio.pending = false
+	return err
+}
+
+// scrub compares the replicas: they must be equal, whatever happens.
+func (o *operator) scrub(ctx context.Context, j *job) error {
+	out, err := o.argon(ctx, "volume", "scrub", j.name, "--wait")
+	switch {
+	case err != nil && strings.Contains(err.Error(), "regions differ"):
+		return fmt.Errorf("%w: %w", ErrWrong, err)
+	case err == nil && !strings.Contains(out, ", 0 repaired"):
+		return fmt.Errorf("%w: %s", ErrWrong, out)
+	}
+	return err
 }
 
 // look reads the ledger's part of a clone.

@@ -39,6 +39,29 @@ func (p *Picture) Close() {
 	}
 }
 
+// Restore notes that the volume may be what is on the picture again; sure: it is.
+func (p *Picture) Restore(sure bool) {
+	l := p.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.acks++
+	for i := range l.cells {
+		c := &l.cells[i]
+		var may []*mark
+		if from := c.oldest(); !sure {
+			if from < 0 {
+				may = append(may, c.flushed)
+			}
+			may = append(may, c.later[max(from, 0):]...)
+		}
+		may = append(may, p.cells[i]...)
+		c.flushed, c.later = may[0], nil
+		for _, m := range may[1:] { // each may be there or not
+			c.later = append(c.later, &mark{number: m.number, zeros: m.zeros, since: l.acks})
+		}
+	}
+}
+
 // Check tells what is wrong with what a snapshot holds.
 func (p *Picture) Check(data []byte) error {
 	l := p.ledger
