@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -89,7 +90,7 @@ func (p *plan) planInside(v *argonv1.Volume, r *argonv1.Replica) {
 	case settled:
 		return
 	case forgetSnapshots:
-		j.run = func(context.Context) error { return a.forgetSnapshots(key, id, r.GetId(), forget) }
+		j.waits, j.run = true, func(ctx context.Context) error { return a.forgetSnapshots(ctx, key, id, r.GetId(), forget) }
 	case recordDetached:
 		j.run = func(ctx context.Context) error { return a.recordDetached(ctx, v, r.GetId()) }
 	case copyBase:
@@ -112,14 +113,20 @@ func (a *Agent) setTidy(key string, tidy bool) {
 	a.tidied[key] = tidy
 }
 
-func (a *Agent) forgetSnapshots(key, volumeID string, replicaID uint32, ids []uint32) error {
+// forgetSnapshots does what it can: one that a clone here still reads, as long as
+// that can't be removed, must not hold up the others, nor what they took.
+func (a *Agent) forgetSnapshots(ctx context.Context, key, volumeID string, replicaID uint32, ids []uint32) error {
 	a.setTidy(key, false)
+	var failed error
 	for _, id := range ids {
 		if err := a.Replicas.Forget(volumeID, replicaID, id); err != nil {
-			return fmt.Errorf("delete snapshot %d: %w", id, err)
+			failed = errors.Join(failed, fmt.Errorf("delete snapshot %d: %w", id, err))
 		}
 	}
-	return nil
+	if failed != nil {
+		failed = errors.Join(failed, a.gently(ctx, func() (bool, error) { return a.Replicas.Tidy(ctx, volumeID, replicaID) }))
+	}
+	return failed
 }
 
 func (a *Agent) copyBase(ctx context.Context, v *argonv1.Volume, replicaID uint32) error {

@@ -99,27 +99,35 @@ func TestDetaching(t *testing.T) {
 }
 
 // What the record does not have any more is deleted here, and its space given
-// back.
+// back, though one of them must stay for as long as a clone reads it.
 func TestSnapshotsAreForgotten(t *testing.T) {
 	w := newWorld(t, "a")
 	h := w.hosts["a"]
 	h.mu.Lock()
-	(*fakeReplicas)(h).content("v", 1).snapshots = []uint32{1, 2, 3}
+	(*fakeReplicas)(h).content("v", 1).snapshots = []uint32{1, 2, 3, 4}
+	(*fakeReplicas)(h).content("v", 1).inUse = 1
 	h.mu.Unlock()
 	w.create(1, "a")
 	w.runs(0)
 	_, err := w.store.Volumes.Update(t.Context(), "v", func(v *argonv1.Volume) error {
-		v.NextSnapshotId = 3
+		v.NextSnapshotId = 4
 		v.Snapshots = []*argonv1.Snapshot{{Id: 2, State: argonv1.SnapshotState_SNAPSHOT_STATE_READY, ReplicaIds: []uint32{1}}}
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.untilHosts("without the snapshot, and tidy", func(h *host) bool {
-		c := (*fakeReplicas)(h).content("v", 1)
-		return slices.Equal(c.snapshots, []uint32{2, 3}) && c.untidy == 0
-	})
+	holds := func(snapshots ...uint32) func(*host) bool {
+		return func(h *host) bool {
+			c := (*fakeReplicas)(h).content("v", 1)
+			return slices.Equal(c.snapshots, snapshots) && c.untidy == 0
+		}
+	}
+	w.untilHosts("without what can go, and tidy", holds(1, 2, 4))
+	h.mu.Lock()
+	(*fakeReplicas)(h).content("v", 1).inUse = 0
+	h.mu.Unlock()
+	w.untilHosts("without the snapshots, and tidy", holds(2, 4))
 }
 
 func TestUsageIsTold(t *testing.T) {

@@ -378,6 +378,7 @@ func (r *fakeReplicas) Remove(_ context.Context, volumeID string, id uint32) err
 // contents are those of a replica: how many steps its base still takes, its
 // snapshots, and how many steps the deleted ones take.
 type contents struct {
+	inUse     uint32 // a snapshot that cannot go
 	base      int
 	snapshots []uint32
 	untidy    int
@@ -405,6 +406,9 @@ func (r *fakeReplicas) Forget(volumeID string, id, snapshot uint32) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.content(volumeID, id)
+	if snapshot == c.inUse {
+		return fmt.Errorf("snapshot %d is in use", snapshot)
+	}
 	c.snapshots = slices.DeleteFunc(c.snapshots, func(s uint32) bool { return s == snapshot })
 	c.untidy += 3
 	return nil
