@@ -41,9 +41,9 @@ func convert(t testing.TB, raw []byte, options ...string) []byte {
 }
 
 // pack compresses with the program of that name.
-func pack(t *testing.T, program string, b []byte) []byte {
+func pack(t *testing.T, program string, b []byte, args ...string) []byte {
 	t.Helper()
-	cmd := exec.Command(program, "-c")
+	cmd := exec.Command(program, append(args, "-c")...)
 	cmd.Stdin = bytes.NewReader(b)
 	out, err := cmd.Output()
 	if err != nil {
@@ -284,7 +284,8 @@ func TestFormatsThatLie(t *testing.T) {
 		"gzip and more":                     {append(pack(t, "gzip", disk), "more"...), "gzip"},
 		"gzip of nothing":                   {pack(t, "gzip", nil), "empty"},
 		"gzip bomb":                         {bomb, "no space"},
-		"xz that wants memory":              {hungryXZ(t, disk), "window of 4095 MiB"},
+		"xz that wants memory":              {hungryXZ(t, disk, 0), "window of 4095 MiB"},
+		"xz that wants memory later":        {hungryXZ(t, disk, 2), "window of 4095 MiB"},
 		"zstd that wants memory":            {[]byte("\x28\xb5\x2f\xfd\x00\xff00000000"), "zstd"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -325,15 +326,44 @@ func link(t *testing.T, to string) []byte {
 	return b.Bytes()
 }
 
-// hungryXZ asks for the largest window there is.
-func hungryXZ(t *testing.T, b []byte) []byte {
-	out := pack(t, "xz", b)
-	window, err := xzWindow(out)
-	if err != nil || window != 8*mib {
-		t.Fatalf("the window is %d, %v; xz -6 has one of 8 MiB", window, err)
+// hungryXZ lets one of the blocks of a file ask for the largest window there is.
+func hungryXZ(t *testing.T, b []byte, block int) []byte {
+	t.Helper()
+	out := pack(t, "xz", b, "--block-size=1MiB")
+	at := 0
+	for range block + 1 {
+		i := bytes.Index(out[at:], []byte{0x21, 1, 0x16}) // LZMA2 with 8 MiB
+		if i < 0 {
+			t.Fatalf("there is no block %d", block)
+		}
+		at += i + 3
 	}
-	i := bytes.Index(out[12:64], []byte{0x21, 1})
-	return patch(out, 12+i+2, 40)
+	return patch(out, at-1, 40)
+}
+
+// The watch sees all blocks, whatever way the compressor has chosen.
+func TestXZWatch(t *testing.T) {
+	disk := rawDisk(4 * mib)
+	for _, args := range [][]string{
+		{"-0"},
+		{"--block-size=1MiB"},
+		{"--block-size=1000001", "--check=none"},
+		{"--check=crc32", "-T2", "--block-size=700KiB"},
+		{"--check=sha256", "--block-list=1,70000,3,0"},
+		{"--lzma2=preset=6,dict=64KiB,lc=0,lp=2"},
+	} {
+		packed := pack(t, "xz", disk, args...)
+		for name, data := range map[string][]byte{"one": packed, "two": append(bytes.Clone(packed), packed...), "padded": append(append(bytes.Clone(packed), make([]byte, 8)...), packed...)} {
+			w := newXZWatch(fewBytes{bytes.NewReader(data)})
+			out, err := io.ReadAll(w)
+			if err != nil || !bytes.Equal(out, data) {
+				t.Errorf("%v, %s: %v", args, name, err)
+			}
+			if fmt.Sprintf("%p", w.then) != fmt.Sprintf("%p", w.afterStream) || w.skip > 0 {
+				t.Errorf("%v, %s: it does not know where the end is", args, name)
+			}
+		}
+	}
 }
 
 // TestDamagedFormats imports files with random damage: whatever comes out,
@@ -392,7 +422,7 @@ func FuzzFormats(f *testing.F) {
 	f.Add(append(make([]byte, 0x40), "\x7f\x10\xda\xbe"...))
 	f.Add(tarOf(f, entry{"a.ovf", ovf("d.vmdk")}, entry{"d.vmdk", []byte("KDMV")}))
 	f.Add(ovf("d.vmdk"))
-	f.Add([]byte("\xfd7zXZ\x00\x00\x04\xe6\xd6\xb4\x46\x02\x00\x21\x01\x16\x00\x00\x00"))
+	f.Add([]byte("\xfd7zXZ\x00\x00\x04\xe6\xd6\xb4\x46\x02\x00\x21\x01\x16\x00\x00\x00????\x01\x00\x00?\x00\x00\x00\x00????????\x00\x01\x05\x01"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, size := bytes.NewReader(b), int64(len(b))
 		if n, err := checkVMDK(r, size); err == nil && (n == 0 || n > MaxSize) {
@@ -408,7 +438,7 @@ func FuzzFormats(f *testing.F) {
 			}
 		}
 		_, _, _ = parseOVF(b, map[string]section{"d.vmdk": {0, size}}, r)
-		_, _ = xzWindow(b)
+		_, _ = io.Copy(io.Discard, newXZWatch(fewBytes{r}))
 		_ = readDescription(string(b))
 	})
 }

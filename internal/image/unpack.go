@@ -91,58 +91,12 @@ func openZstd(_ []byte, r io.Reader) (io.Reader, func(), error) {
 	return z, z.Close, nil
 }
 
-// openXZ looks at the first block's header first: the library makes room for
-// whatever window a file asks for. (Compressors give all blocks the same. A file
-// whose later blocks ask for more gets up to 4 GiB, as far as it fills them.)
-func openXZ(head []byte, r io.Reader) (io.Reader, func(), error) {
-	window, err := xzWindow(head)
-	if err != nil {
-		return nil, nil, err
-	}
-	if window > maxWindow {
-		return nil, nil, refuse("the file is compressed with xz and asks for a window of %d MiB: at most %d", window>>20, maxWindow>>20)
-	}
-	z, err := xz.NewReader(r)
-	return z, func() {}, err
-}
-
-// xzWindow is the dictionary size of the first block's LZMA2 filter; see the
-// xz file format, 3.1 and 5.3.1. 0: no block.
-func xzWindow(head []byte) (int64, error) {
-	const streamHeader = 12
-	bad := errors.New("its first block's header is not as it should be")
-	if len(head) <= streamHeader {
-		return 0, io.ErrUnexpectedEOF
-	}
-	size := (int(head[streamHeader]) + 1) * 4
-	if head[streamHeader] == 0 {
-		return 0, nil // the index follows at once: nothing is in it
-	}
-	if len(head) < streamHeader+size {
-		return 0, io.ErrUnexpectedEOF
-	}
-	block := head[streamHeader : streamHeader+size-4] // without its sum
-	flags, at := block[1], 2
-	for _, present := range []bool{flags&0x40 != 0, flags&0x80 != 0} {
-		for more := present; more; at++ {
-			if at >= len(block) {
-				return 0, bad
-			}
-			more = block[at]&0x80 != 0
-		}
-	}
-	// Other filters would stand before it; the library knows none.
-	if at+2 >= len(block) || block[at] != 0x21 || block[at+1] != 1 {
-		return 0, bad
-	}
-	bits := block[at+2]
-	switch {
-	case bits > 40:
-		return 0, bad
-	case bits == 40:
-		return 1<<32 - 1, nil
-	}
-	return int64(2|bits&1) << (bits/2 + 11), nil
+// openXZ watches what each block asks for before the library sees it: that makes
+// room for whatever window there is.
+func openXZ(_ []byte, r io.Reader) (io.Reader, func(), error) {
+	w := newXZWatch(r)
+	z, err := xz.NewReader(w)
+	return &watchedXZ{z, w}, func() {}, errors.Join(err, w.err)
 }
 
 // source is the file as it is given: it counts, and keeps the reader's own
