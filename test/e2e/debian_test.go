@@ -2,11 +2,14 @@ package e2e_test
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
-	"sync/atomic"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -14,48 +17,227 @@ import (
 	"github.com/argon-cluster/argon/test/harness"
 )
 
-// A real Debian with an unmodified PostgreSQL, fsync on, commits numbered
-// transactions that come from outside. Its server is killed in the middle. Every
+// What the first boot of the guest is given beside user and key. Its name of an
+// interface counts only if cloud-init has read it.
+const (
+	userData = `#cloud-config
+write_files:
+- path: /srv/given
+  content: by the user
+runcmd:
+- [touch, /etc/cloud/cloud-init.disabled]
+`
+	networkConfig = `version: 2
+ethernets:
+  eth0:
+    addresses: [10.0.2.15/24, 10.0.2.99/24]
+    gateway4: 10.0.2.2
+`
+)
+
+// The life of a real Debian, built from its packages and unmodified but for what
+// is left out: it is told at its first boot who it is; its file systems rest while
+// a snapshot is taken; its PostgreSQL, fsync on, goes to another server under load
+// without one failed transaction; then its server is killed, and every
 // transaction whose COMMIT was confirmed is there afterwards.
-func TestPostgreSQL(t *testing.T) {
+func TestDebian(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds and boots a whole Debian")
 	}
+	d := newDebian(t)
+	d.firstBoot(t)
+	d.restsForSnapshot(t)
+	d.migratesUnderLoad(t)
+	d.losesServer(t)
+}
+
+// debian is the machine of that test.
+type debian struct {
+	c    *harness.Cluster
+	home *devcluster.Server // where it runs
+	user *login
+	db   *database
+}
+
+func newDebian(t *testing.T) *debian {
+	t.Helper()
 	c := harness.Up(t, devcluster.Options{Servers: 3})
 	s := c.S(1)
 	c.Argon(s, "image", "import", "debian", harness.DebianImage(t))
-	c.Argon(s, "machine", "create", "db", "--image", "debian", "--cpus", "2", "--memory", "768MiB", "--publish", "5432:5432")
-	home := c.ByName(c.Running(s, "db"))
-	other := c.Other(home.Name)
+	dir := t.TempDir()
+	given, network := filepath.Join(dir, "user-data"), filepath.Join(dir, "network-config")
+	must(t, os.WriteFile(given, []byte(userData), 0o600))
+	must(t, os.WriteFile(network, []byte(networkConfig), 0o600))
+	alice := newLogin(c, "alice")
+	c.Argon(s, "machine", "create", "db", "--image", "debian", "--no-wait", "--cpus", "2", "--memory", "512MiB",
+		"--publish", "5432:5432", "--publish", "2222:22",
+		"--user", alice.user, "--ssh-key", alice.public(), "--user-data", given, "--network-config", network)
+	d := &debian{c: c, home: c.ByName(c.Running(s, "db")), user: alice, db: &database{t: t}}
+	d.through()
+	return d
+}
 
-	d := &database{t: t, url: fmt.Sprintf("postgres://argon@%s/argon?sslmode=disable", net.JoinHostPort(other.Address, "5432"))}
-	d.until("PostgreSQL answers", func(ctx context.Context, conn *pgx.Conn) error {
+// through uses the machine's ports at a server that it does not run on.
+func (d *debian) through() *devcluster.Server {
+	other := d.c.Other(d.home.Name)
+	d.user.through(other, "2222")
+	d.db.url = fmt.Sprintf("postgres://argon@%s/argon?sslmode=disable", net.JoinHostPort(other.Address, "5432"))
+	return other
+}
+
+// firstBoot: the user is there, with the key, and what was given; the cluster
+// shows what the guest says of itself.
+func (d *debian) firstBoot(t *testing.T) {
+	d.user.eventually(t, "cat /srv/given", "by the user")
+	for command, want := range map[string]string{
+		"hostname":                               "db",
+		"id -un":                                 "alice",
+		"cut -d' ' -f1,2 ~/.ssh/authorized_keys": d.user.public(),
+	} {
+		if out := d.user.prints(t, command); out != want {
+			t.Errorf("%s: %q, want %q", command, out, want)
+		}
+	}
+	// Its last stage has run, so nothing of it is to run again.
+	d.user.eventually(t, "ls /etc/cloud/cloud-init.disabled", "/etc/cloud/cloud-init.disabled")
+	other := d.through()
+	d.c.Eventually("the machine's addresses are shown", func() bool {
+		return strings.Contains(d.c.Argon(other, "machine", "ls"), "10.0.2.15,10.0.2.99")
+	})
+	show := d.c.Argon(other, "machine", "show", "db")
+	for _, want := range []string{"Debian GNU/Linux", "user alice, 1 SSH keys"} {
+		if !strings.Contains(show, want) {
+			t.Errorf("nothing of %q:\n%s", want, show)
+		}
+	}
+}
+
+// restsForSnapshot: the file system is at rest in a snapshot of the machine, and
+// needs no repair; in one of the volume it is as after a power cut.
+func (d *debian) restsForSnapshot(t *testing.T) {
+	other := d.through()
+	d.c.Argon(other, "machine", "snapshot", "db", "quiet")
+	d.user.prints(t, "echo goes on >~/after && sync")      // its file systems do not rest any more
+	d.c.Argon(other, "snapshot", "create", "db", "abrupt") // of a volume, whatever uses it
+	if needsRecovery(t, d.c, other, "quiet") || !needsRecovery(t, d.c, other, "abrupt") {
+		t.Error("the file system was not at rest in the machine's snapshot, or was in its volume's")
+	}
+}
+
+// needsRecovery tells whether the journal of the file system of a snapshot has to
+// be replayed, as its superblock says.
+func needsRecovery(t *testing.T, c *harness.Cluster, s *devcluster.Server, snapshot string) bool {
+	t.Helper()
+	const (
+		partition, superblock     = 1 << 20, 1 << 10
+		magicAt, magic            = 0x38, 0xef53
+		incompatible, recoverFlag = 0x60, 0x4
+	)
+	c.Argon(s, "volume", "create", "of-"+snapshot, "--snapshot", "db/"+snapshot, "--replicas", "1")
+	u := use(c, s, "of-"+snapshot)
+	defer u.end()
+	block := make([]byte, 1024)
+	_, err := u.ReadAt(block, partition+superblock)
+	must(t, err)
+	if binary.LittleEndian.Uint16(block[magicAt:]) != magic {
+		t.Fatal("there is no file system in the snapshot")
+	}
+	return binary.LittleEndian.Uint32(block[incompatible:])&recoverFlag != 0
+}
+
+// migratesUnderLoad: four clients inside the guest, as connections from outside
+// end with the server that they came through (docs/decisions/0011).
+func (d *debian) migratesUnderLoad(t *testing.T) {
+	const pgbench = "pgbench -h 10.0.2.15 -U argon "
+	d.user.prints(t, pgbench+"-i -I dtGp argon") // its data is made by the guest's PostgreSQL itself
+	boot := d.user.prints(t, "cat /proc/sys/kernel/random/boot_id")
+	d.user.prints(t, "nohup "+pgbench+"-n -c 4 -P 1 -T 36000 argon >load 2>&1 </dev/null & echo $! >pid")
+	d.progress(t, 3)
+
+	to := d.c.Other(d.home.Name)
+	move := d.c.Migrate(d.home, "db", to)
+	d.home = to
+	d.through()
+	oneCopy(d.c)
+	before := d.progress(t, 1)
+	d.progress(t, before+3)
+	d.user.prints(t, "kill $(cat pid)")
+	if now := d.user.prints(t, "cat /proc/sys/kernel/random/boot_id"); now != boot {
+		t.Error("the guest was restarted")
+	}
+	for line := range strings.Lines(d.user.prints(t, "cat load")) {
+		if strings.Contains(line, "progress:") && !strings.Contains(line, " 0 failed") || strings.Contains(line, "aborted") || strings.Contains(line, "ERROR") {
+			t.Errorf("a transaction failed: %s", line)
+		}
+	}
+	t.Logf("%d transactions; the guest stood still for %v", d.consistent(t), move.Still)
+}
+
+// progress waits until the load has told of so many seconds with transactions, and
+// returns how many there are.
+func (d *debian) progress(t *testing.T, atLeast int) int {
+	t.Helper()
+	n := 0
+	d.c.Eventually(fmt.Sprintf("the load has made progress in %d seconds", atLeast), func() bool {
+		out, err := d.user.runs("cat load")
+		if err != nil {
+			return false
+		}
+		n = strings.Count(out, "progress:") - strings.Count(out, " 0.0 tps")
+		return n >= atLeast
+	})
+	return n
+}
+
+// consistent checks what each transaction of pgbench leaves as it is: the sums of
+// accounts, tellers and branches are that of the history. It returns how many
+// transactions there were.
+func (d *debian) consistent(t *testing.T) int64 {
+	t.Helper()
+	var accounts, tellers, branches, history, count int64
+	d.db.until("the sums can be read", func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers),
+			(SELECT sum(bbalance) FROM pgbench_branches), coalesce(sum(delta), 0), count(*) FROM pgbench_history`).
+			Scan(&accounts, &tellers, &branches, &history, &count)
+	})
+	if accounts != history || tellers != history || branches != history || count == 0 {
+		t.Errorf("%d transactions: accounts %d, tellers %d, branches %d, history %d", count, accounts, tellers, branches, history)
+	}
+	return count
+}
+
+// losesServer: numbered transactions come from outside, and the server is killed
+// in the middle.
+func (d *debian) losesServer(t *testing.T) {
+	other, db := d.through(), d.db
+	db.until("PostgreSQL answers", func(ctx context.Context, conn *pgx.Conn) error {
 		var fsync string
-		if err := conn.QueryRow(ctx, "SHOW fsync").Scan(&fsync); err != nil || fsync != "on" {
-			return fmt.Errorf("fsync is %q: %w", fsync, err)
+		if err := conn.QueryRow(ctx, "SHOW fsync").Scan(&fsync); err != nil {
+			return err
+		}
+		if fsync != "on" {
+			return errors.New("fsync is " + fsync)
 		}
 		_, err := conn.Exec(ctx, "CREATE TABLE IF NOT EXISTS t (n bigint PRIMARY KEY)")
 		return err
 	})
-
-	stop := d.write()
-	c.Eventually("fifty transactions are confirmed", func() bool { return d.confirmed.Load() >= 50 })
-	must(t, home.Kill(t.Context()))
-	c.Running(other, "db", home.Name)
-	d.until("PostgreSQL answers again", func(ctx context.Context, conn *pgx.Conn) error {
+	stop := db.write()
+	d.c.Eventually("fifty transactions are confirmed", func() bool { return db.confirmed.Load() >= 50 })
+	must(t, d.home.Kill(t.Context()))
+	d.c.Running(other, "db", d.home.Name)
+	db.until("PostgreSQL answers again", func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, "SELECT 1")
 		return err
 	})
-	atKill := d.confirmed.Load()
-	c.Eventually("it goes on to commit", func() bool { return d.confirmed.Load() >= atKill+20 })
+	atKill := db.confirmed.Load()
+	d.c.Eventually("it goes on to commit", func() bool { return db.confirmed.Load() >= atKill+20 })
 	stop()
-
-	d.until("all that was confirmed is there", func(ctx context.Context, conn *pgx.Conn) error {
+	db.until("all that was confirmed is there", func(ctx context.Context, conn *pgx.Conn) error {
 		var count, highest int64
 		if err := conn.QueryRow(ctx, "SELECT count(*), coalesce(max(n), 0) FROM t").Scan(&count, &highest); err != nil {
 			return err
 		}
-		last := d.confirmed.Load()
+		last := db.confirmed.Load()
 		// One more may be there: committed, and its confirmation lost.
 		if count != highest || highest < last || highest > last+1 {
 			t.Fatalf("%d transactions were confirmed; %d are there, the highest is %d", last, count, highest)
@@ -63,92 +245,5 @@ func TestPostgreSQL(t *testing.T) {
 		t.Logf("%d transactions were confirmed, %d by the time PostgreSQL was back; %d are there", last, atKill, count)
 		return nil
 	})
-}
-
-// database is the guest's PostgreSQL, reached from outside.
-type database struct {
-	t   *testing.T
-	url string
-	// confirmed is the highest number whose COMMIT was confirmed; so were all
-	// below it.
-	confirmed atomic.Int64
-}
-
-const (
-	connectWithin = 10 * time.Second
-	queryWithin   = 20 * time.Second
-)
-
-// session runs f with a connection of its own.
-func (d *database) session(ctx context.Context, f func(context.Context, *pgx.Conn) error) error {
-	short, cancel := context.WithTimeout(ctx, connectWithin)
-	defer cancel()
-	conn, err := pgx.Connect(short, d.url)
-	if err != nil {
-		return err
-	}
-	err = f(ctx, conn)
-	short, cancel = context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	_ = conn.Close(short) // it may be broken already
-	return err
-}
-
-// until tries again until f succeeds.
-func (d *database) until(what string, f func(context.Context, *pgx.Conn) error) {
-	d.t.Helper()
-	var err error
-	for deadline := time.Now().Add(harness.Patience); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
-		ctx, cancel := context.WithTimeout(d.t.Context(), connectWithin+queryWithin)
-		err = d.session(ctx, f)
-		cancel()
-		if err == nil {
-			return
-		}
-	}
-	d.t.Fatalf("%s: %v", what, err)
-}
-
-// write commits one number after the other until the returned function is
-// called.
-func (d *database) write() (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for ctx.Err() == nil {
-			_ = d.session(ctx, d.insert) // broken by the kill; it connects again
-			select {
-			case <-ctx.Done():
-			case <-time.After(50 * time.Millisecond):
-			}
-		}
-	}()
-	return func() {
-		cancel()
-		<-done
-	}
-}
-
-// insert commits until something breaks.
-func (d *database) insert(ctx context.Context, conn *pgx.Conn) error {
-	// What was committed without a confirmation counts as confirmed once it
-	// is seen.
-	var highest int64
-	if err := conn.QueryRow(ctx, "SELECT coalesce(max(n), 0) FROM t").Scan(&highest); err != nil {
-		return err
-	}
-	if confirmed := d.confirmed.Load(); highest < confirmed {
-		d.t.Errorf("LOST: the COMMIT of %d was confirmed, and %d is the highest that is there", confirmed, highest)
-	}
-	d.confirmed.Store(highest)
-	for n := highest + 1; ; n++ {
-		short, cancel := context.WithTimeout(ctx, queryWithin)
-		_, err := conn.Exec(short, "INSERT INTO t VALUES ($1)", n)
-		cancel()
-		if err != nil {
-			return err
-		}
-		d.confirmed.Store(n)
-	}
+	d.consistent(t)
 }

@@ -16,7 +16,7 @@ grub=/usr/lib/grub/i386-pc
 gap=1 # MiB before the first partition
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf "$work" "$output.new"' EXIT
 
 # GRUB's own part: what it does is fixed, so that it needs no file system but
 # this one and shows no menu.
@@ -32,24 +32,19 @@ if (($(stat -c %s "$work/core.img") > gap * 1048576 - 512)); then
 	exit 1
 fi
 
-# No journal and no checksums: GRUB reads it, and what matters is elsewhere.
-truncate -s "${mib}M" "$work/part1"
-mkfs.ext4 -q -d "$root" -F "$work/part1"
-
-truncate -s $(((gap + mib + extra) * 1048576)) "$work/disk"
+# Whole or not at all.
+disk=$output.new
+truncate -s $(((gap + mib + extra) * 1048576)) "$disk"
 {
 	echo "label: dos"
 	echo "start=${gap}MiB, size=${mib}MiB, type=83, bootable"
 	if ((extra)); then
 		echo "start=$((gap + mib))MiB, size=${extra}MiB, type=da"
 	fi
-} | sfdisk --quiet "$work/disk"
+} | sfdisk --quiet "$disk"
 # The record's code loads the core from the sector behind it, which is where
 # its own tables say it is.
-dd if=$grub/boot.img of="$work/disk" bs=440 count=1 conv=notrunc status=none
-dd if="$work/core.img" of="$work/disk" bs=512 seek=1 conv=notrunc status=none
-dd if="$work/part1" of="$work/disk" bs=1M seek=$gap conv=notrunc,sparse status=none
-
-# Whole or not at all.
-cp --sparse=always "$work/disk" "$output.new"
-mv "$output.new" "$output"
+dd if=$grub/boot.img of="$disk" bs=440 count=1 conv=notrunc status=none
+dd if="$work/core.img" of="$disk" bs=512 seek=1 conv=notrunc status=none
+mkfs.ext4 -q -d "$root" -E offset=$((gap * 1048576)) -F "$disk" "${mib}M"
+mv "$disk" "$output"
