@@ -8,13 +8,19 @@ import (
 	"github.com/argon-cluster/argon/test/harness"
 )
 
+// What may happen to the links of a machine's server.
+func TestLinksCut(t *testing.T) {
+	harness.NeedRoot(t)
+	tell(t, devcluster.Options{Servers: 3, Netns: true}, "2",
+		story{"a server is cut off", serverCutOff},
+		story{"the link between replicas is cut", replicaLinkCut},
+	)
+}
+
 // A server is cut off while its machine writes. The majority restarts the
 // machine; the cut server ends its own before that; after healing there is one
 // copy, and no count is lost.
-func TestServerCutOff(t *testing.T) {
-	harness.NeedRoot(t)
-	c := harness.Up(t, devcluster.Options{Servers: 3, Netns: true})
-	home := counting(t, c, "2")
+func serverCutOff(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 	other := c.Other(home.Name)
 	w := c.Watch(port, other)
 	counts(c, w, 10)
@@ -78,10 +84,7 @@ func clocksInOrder(t *testing.T, w *harness.Watcher) {
 // Only the link between the two servers that keep the replicas is cut. The
 // machine goes on without a restart, on one replica; after healing both are
 // equal again.
-func TestReplicaLinkCut(t *testing.T) {
-	harness.NeedRoot(t)
-	c := harness.Up(t, devcluster.Options{Servers: 3, Netns: true})
-	home := counting(t, c, "2")
+func replicaLinkCut(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 	w := c.Watch(port, home)
 	counts(c, w, 10)
 	boot := lastBoot(t, w)
@@ -130,9 +133,7 @@ func replicaElsewhere(t *testing.T, c *harness.Cluster, home *devcluster.Server)
 
 // The majority of the voters is lost: I/O may stop and guests may end, but
 // when the voters are back, all comes back by itself and nothing is lost.
-func TestMajorityLost(t *testing.T) {
-	c := harness.Up(t, devcluster.Options{Servers: 3})
-	home := counting(t, c, "2")
+func majorityLost(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 	w := c.Watch(port, c.Servers()...)
 	counts(c, w, 10)
 	var lost []*devcluster.Server
@@ -154,9 +155,7 @@ func TestMajorityLost(t *testing.T) {
 
 // The server dies that leads the cluster, and no machine of its own with it:
 // nothing else is restarted.
-func TestLeaderDies(t *testing.T) {
-	c := harness.Up(t, devcluster.Options{Servers: 3})
-	home := counting(t, c, "3")
+func leaderIsKilled(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 	leader := leaderOf(c, home)
 	for leader == home {
 		// Both move, each where it likes.

@@ -62,7 +62,7 @@ func TestBadInput(t *testing.T) {
 		{"a wrong token", []string{"join", c.S(2).Address, "nonsense"}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := &harness.Cluster{Cluster: c.Cluster, T: t}
+			c := c.For(t)
 			got := c.ArgonFails(s, tt.args...)
 			if strings.Count(strings.TrimSpace(got), "\n") > 0 || !strings.Contains(got, tt.want) {
 				t.Errorf("got %q, want one line with %q", got, tt.want)

@@ -10,9 +10,7 @@ import (
 
 // The daemon dies; the guard starts it again, and the guest never notices more
 // than a disk that waits.
-func TestDaemonDies(t *testing.T) {
-	c := harness.Up(t, devcluster.Options{Servers: 3})
-	home := counting(t, c, "2")
+func daemonIsKilled(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 	w := c.Watch(port, home)
 	counts(c, w, 5)
 	boot, guest := lastBoot(t, w), guestPIDs(t, home)
@@ -38,9 +36,7 @@ func TestDaemonDies(t *testing.T) {
 
 // The guard dies: guests and daemon must not live on without it, since nobody
 // would end them with the lease.
-func TestGuardDies(t *testing.T) {
-	c := harness.Up(t, devcluster.Options{Servers: 3})
-	home := counting(t, c, "2")
+func guardIsKilled(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 	other := c.Other(home.Name)
 	w := c.Watch(port, other)
 	counts(c, w, 5)
@@ -49,35 +45,26 @@ func TestGuardDies(t *testing.T) {
 	c.Running(other, machine, home.Name)
 	counts(c, w, 5)
 	oneCopy(c)
+	must(t, home.Start(t.Context()))
 }
 
 // The daemon hangs for longer than the lease: the guard ends the guest before
 // it starts elsewhere.
-func TestDaemonHangs(t *testing.T) {
-	c := harness.Up(t, devcluster.Options{Servers: 3})
-	home := counting(t, c, "2")
-	other := c.Other(home.Name)
-	w := c.Watch(port, other)
-	counts(c, w, 5)
-	must(t, home.Pause(t.Context(), devcluster.Daemon))
-	neverTwo(t, c, home)
-	c.Running(other, machine, home.Name)
-	counts(c, w, 5)
-	must(t, home.Resume())
-	c.Healthy(other, machine)
-	oneCopy(c)
-	counts(c, w, 5)
+func daemonHangs(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
+	hangs(t, c, home, devcluster.Daemon)
 }
 
 // The guard hangs while the server is cut off: the daemon ends the guest in its
 // place, before it starts elsewhere.
-func TestGuardHangs(t *testing.T) {
-	c := harness.Up(t, devcluster.Options{Servers: 3})
-	home := counting(t, c, "2")
+func guardHangs(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
+	hangs(t, c, home, devcluster.Guard)
+}
+
+func hangs(t *testing.T, c *harness.Cluster, home *devcluster.Server, part devcluster.Part) {
 	other := c.Other(home.Name)
 	w := c.Watch(port, other)
 	counts(c, w, 5)
-	must(t, home.Pause(t.Context(), devcluster.Guard))
+	must(t, home.Pause(t.Context(), part))
 	neverTwo(t, c, home)
 	c.Running(other, machine, home.Name)
 	counts(c, w, 5)
@@ -90,9 +77,7 @@ func TestGuardHangs(t *testing.T) {
 // A whole server stands still for longer than the lease, guard and guest too,
 // and goes on as if nothing had been: its guest must not write to the disk
 // that another server holds by then.
-func TestServerPauses(t *testing.T) {
-	c := harness.Up(t, devcluster.Options{Servers: 3})
-	home := counting(t, c, "2")
+func serverPauses(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 	other := c.Other(home.Name)
 	w := c.Watch(port, other)
 	counts(c, w, 5)
@@ -106,9 +91,7 @@ func TestServerPauses(t *testing.T) {
 }
 
 // Only QEMU dies: the machine starts again on the same server.
-func TestGuestDies(t *testing.T) {
-	c := harness.Up(t, devcluster.Options{Servers: 3})
-	home := counting(t, c, "2")
+func guestIsKilled(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 	w := c.Watch(port, home)
 	counts(c, w, 5)
 	boot := lastBoot(t, w)

@@ -56,7 +56,7 @@ func previousBinary(t *testing.T) string {
 	if out, err := exec.Command("tar", "-xf", archive, "-C", tree).CombinedOutput(); err != nil {
 		t.Fatalf("unpacking the commit before: %v: %s", err, out)
 	}
-	build := exec.Command("go", "build", "-o", binary, "./cmd/argon")
+	build := harness.Build(binary)
 	build.Dir = tree
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the commit before: %v: %s", err, out)

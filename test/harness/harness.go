@@ -46,7 +46,7 @@ func Binary(t testing.TB) string {
 	root := Root(t)
 	buildOnce.Do(func() {
 		binary = filepath.Join(root, "build", "test", "argon")
-		cmd := exec.Command("go", "build", "-o", binary, "./cmd/argon")
+		cmd := Build(binary)
 		cmd.Dir = root
 		var out []byte
 		if out, errBuild = cmd.CombinedOutput(); errBuild != nil {
@@ -57,6 +57,14 @@ func Binary(t testing.TB) string {
 		t.Fatalf("building argon: %v", errBuild)
 	}
 	return binary
+}
+
+// Build is the command that builds argon of the tree that it runs in, as `make
+// build` does: what one has compiled the other need not.
+func Build(output string) *exec.Cmd {
+	cmd := exec.Command("go", "build", "-trimpath", "-o", output, "./cmd/argon")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	return cmd
 }
 
 // NeedRoot skips a test that makes network namespaces or mounts.
@@ -98,6 +106,9 @@ func Up(t testing.TB, o devcluster.Options) *Cluster {
 	t.Cleanup(c.down)
 	return c
 }
+
+// For is the same cluster for a part of its test.
+func (c *Cluster) For(t testing.TB) *Cluster { return &Cluster{Cluster: c.Cluster, T: t} }
 
 func (c *Cluster) down() {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)

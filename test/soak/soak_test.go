@@ -22,7 +22,7 @@ import (
 )
 
 var (
-	minutes = flag.Float64("minutes", 2, "how long servers fail")
+	minutes = flag.Float64("minutes", 1, "how long servers fail")
 	seed    = flag.Uint64("seed", 0, "of the schedule and of what is written; 0: of the clock")
 )
 
