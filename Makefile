@@ -15,7 +15,8 @@ RUN_NEEDS   := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ip=iproute
 GUEST_NEEDS := cpio=cpio mkfs.ext4=e2fsprogs sfdisk=fdisk grub-mkimage=grub-common \
 	/usr/lib/grub/i386-pc/boot.img=grub-pc-bin xz=xz-utils
 TEST_NEEDS  := gcc=gcc /usr/include/stdlib.h=libc6-dev nbdcopy=libnbd-bin nbdsh=python3-libnbd fio=fio \
-	mmdebstrap=mmdebstrap fakeroot=fakeroot losetup=mount bzip2=bzip2 /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf
+	mmdebstrap=mmdebstrap fakeroot=fakeroot losetup=mount bzip2=bzip2 /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf \
+	debugfs=e2fsprogs mkfs.vfat=dosfstools mcopy=mtools /usr/lib/grub/x86_64-efi/fat.mod=grub-efi-amd64-bin
 CEPH_NEEDS  := ceph-mon=ceph-mon ceph-mgr=ceph-mgr ceph-osd=ceph-osd ceph=ceph-common rbd=ceph-common
 
 .PHONY: help
@@ -50,7 +51,7 @@ $(GUEST): $(wildcard test/guest/*)
 test: needs-test build $(GUEST) ## unit, simulation and end-to-end tests
 	go test -race -timeout 15m $$(go list ./... | grep -v '/argon/test/\|/mirror/sim$$')
 	go test -timeout 10m ./internal/volume/mirror/sim -seeds 3000 -v
-	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -race -p 1 -timeout 45m ./test/...
+	go test -race -p 1 -timeout 45m ./test/...
 
 SEEDS ?= 20000
 
@@ -82,7 +83,7 @@ fuzz: ## every fuzz test, FUZZTIME each, one after the other
 
 .PHONY: bench
 bench: needs-test build $(GUEST) ## failover, start, idle and volume measurements; needs-ceph to compare with Ceph
-	ARGON_BINARY=$(CURDIR)/bin/argon ARGON_GUEST=$(CURDIR)/$(GUEST) go test -run '^$$' -bench . -benchtime 1x -v -timeout 120m ./bench/...
+	go test -run '^$$' -bench . -benchtime 1x -v -timeout 120m ./bench/...
 
 .PHONY: lint
 lint: ## formatting, vet, staticcheck

@@ -34,22 +34,34 @@ func TinyImage(t testing.TB) string {
 	return image
 }
 
-// DebianImage builds a Debian system with PostgreSQL and returns its path.
+// UEFIImage builds the guest that counts as UEFI boots it, and returns its path.
+func UEFIImage(t testing.TB) string {
+	t.Helper()
+	return build(t, "uefi.sh", "uefi.img", TinyImage(t))
+}
+
+// DebianImage builds a Debian system with cloud-init, the guest agent, an SSH
+// server and PostgreSQL, and returns its path.
 func DebianImage(t testing.TB) string {
 	t.Helper()
+	return build(t, "debian.sh", "debian.img")
+}
+
+func build(t testing.TB, script, name string, args ...string) string {
+	t.Helper()
 	root := Root(t)
-	image := filepath.Join(root, "build", "debian.img")
-	if err := buildGuest(t, root, "debian.sh", image); err != nil {
+	image := filepath.Join(root, "build", name)
+	if err := buildGuest(t, root, script, image, args...); err != nil {
 		t.Fatal(err)
 	}
 	return image
 }
 
-func buildGuest(t testing.TB, root, script, image string) error {
+func buildGuest(t testing.TB, root, script, image string, args ...string) error {
 	if err := os.MkdirAll(filepath.Dir(image), 0o755); err != nil {
 		return err
 	}
-	cmd := exec.Command(filepath.Join(root, "test", "guest", script), image)
+	cmd := exec.Command(filepath.Join(root, "test", "guest", script), append([]string{image}, args...)...)
 	cmd.Dir = root
 	out, err := cmd.CombinedOutput()
 	if err != nil {
