@@ -16,7 +16,8 @@ GUEST_NEEDS := cpio=cpio mkfs.ext4=e2fsprogs sfdisk=fdisk grub-mkimage=grub-comm
 	/usr/lib/grub/i386-pc/boot.img=grub-pc-bin xz=xz-utils
 TEST_NEEDS  := gcc=gcc /usr/include/stdlib.h=libc6-dev nbdcopy=libnbd-bin nbdsh=python3-libnbd fio=fio \
 	mmdebstrap=mmdebstrap fakeroot=fakeroot losetup=mount bzip2=bzip2 /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf \
-	debugfs=e2fsprogs mkfs.vfat=dosfstools mcopy=mtools /usr/lib/grub/x86_64-efi/fat.mod=grub-efi-amd64-bin
+	debugfs=e2fsprogs mkfs.vfat=dosfstools mcopy=mtools /usr/lib/grub/x86_64-efi/fat.mod=grub-efi-amd64-bin \
+	mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
 CEPH_NEEDS  := ceph-mon=ceph-mon ceph-mgr=ceph-mgr ceph-osd=ceph-osd ceph=ceph-common rbd=ceph-common
 
 .PHONY: help
