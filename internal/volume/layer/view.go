@@ -224,9 +224,13 @@ func (f *Files) LastView(id uint32) (*View, error) {
 }
 
 // Revert makes a range what it is in a snapshot, zeros beyond its size. Blocks
-// that were not written since are left alone.
+// that were not written since are left alone. What is damaged changes nothing:
+// volume.ErrDamaged.
 func (f *Files) Revert(v *View, off, n int64, generation uint64) error {
 	differs, err := f.since(v, off, n)
+	if err == nil && len(differs) > 0 {
+		err = f.fitToRevert(v, off, n)
+	}
 	if err != nil {
 		return err
 	}
@@ -236,6 +240,14 @@ func (f *Files) Revert(v *View, off, n int64, generation uint64) error {
 		}
 	}
 	return nil
+}
+
+// fitToRevert is volume.ErrDamaged if the snapshot is not what it was there.
+func (f *Files) fitToRevert(v *View, off, n int64) error {
+	if off%f.geometry().region != 0 {
+		return nil // a part of a region, of which nothing is known
+	}
+	return v.ReadVerified(make([]byte, v.inside(off, n)), off)
 }
 
 // since is what of a range is not where the snapshot has it.

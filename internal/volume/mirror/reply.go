@@ -97,6 +97,9 @@ func (c *Core) changeReply(o *op, p *peer, out Outcome, err error) {
 	case out == Missing:
 		// The snapshot was deleted; whoever asked sees that in the record.
 		o.pending, o.missing = o.pending&^p.bit, true
+	case out == Damaged && o.verb == VerbRevert && !c.otherHealthy(p):
+		c.note(argonv1.Severity_SEVERITY_ERROR, "rollback-damaged", fmt.Sprint(p.id, o.off), "replica %d: %v; the volume keeps what it had at %d", p.id, err, o.off)
+		o.pending &^= p.bit
 	case out == Damaged && o.verb == VerbMend:
 		// What is damaged is the base's: a scrub of the volume that has it mends it.
 		o.pending, o.err = o.pending&^p.bit, err

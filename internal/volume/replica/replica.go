@@ -251,8 +251,8 @@ func (r *Replica) change(off, n int64, generation uint64, fua bool, op func(gene
 	return nil
 }
 
-// outcome judges the error of a change. A full disk, and a base that cannot be
-// read, take nothing from what the replica holds.
+// outcome judges the error of a change. A full disk, a base that cannot be read,
+// and a damage that was found in time take nothing from what the replica holds.
 func (r *Replica) outcome(what string, err error) error {
 	switch {
 	case err == nil:
@@ -260,7 +260,7 @@ func (r *Replica) outcome(what string, err error) error {
 	case errors.Is(err, volume.ErrNoSpace), layer.IsFull(err):
 		r.room.Store(0)
 		return fmt.Errorf("%s: %w", what, volume.ErrNoSpace)
-	case errors.Is(err, layer.ErrBase), errors.Is(err, volume.ErrNoSnapshot):
+	case errors.Is(err, layer.ErrBase), errors.Is(err, volume.ErrNoSnapshot), errors.Is(err, volume.ErrDamaged):
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return r.judge(err)

@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/argon-cluster/argon/internal/volume"
@@ -104,11 +103,7 @@ func (s *Session) Mend(id uint32, p []byte, off int64) error {
 		if err != nil {
 			return err
 		}
-		err = r.files.Mend(v, off, p)
-		if errors.Is(err, volume.ErrDamaged) {
-			return err
-		}
-		return r.outcome(fmt.Sprintf("mend snapshot %d", id), err)
+		return r.outcome(fmt.Sprintf("mend snapshot %d", id), r.files.Mend(v, off, p))
 	})
 }
 

@@ -207,3 +207,47 @@ func TestDamageDoesNotSpread(t *testing.T) {
 		})
 	}
 }
+
+// A volume is rolled back to a snapshot that one of its replicas has damaged: it
+// becomes what the snapshot was. If no other replica is there, what is damaged does
+// not become the volume's.
+func TestRollbackToWhatIsDamaged(t *testing.T) {
+	for _, replicas := range []int{1, 2, 3} {
+		t.Run(fmt.Sprint(replicas), func(t *testing.T) {
+			for seed := range uint64(10) {
+				w := withSnapshots(t, Options{Seed: seed}, replicas, false)
+				w.scrub()
+				s := w.servers[replicas-1]
+				s.rotSnapshot(t, 1, 2)
+				damaged, err := s.snapshot(1, volumeSize)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.detach()
+				w.run(w.now+10*time.Second, func() bool { return w.catalog.volume.GetAttachment() == nil })
+				w.rollBackTo(1, w.kept[1].content)
+				w.run(w.now+30*time.Second, func() bool {
+					return wished(w.catalog.volume) && !slices.ContainsFunc(w.catalog.volume.GetReplicas(), func(r *argonv1.Replica) bool {
+						return r.GetState() != argonv1.ReplicaState_REPLICA_STATE_IN_SYNC
+					})
+				})
+				if w.violation != nil || w.stats.Rollbacks != 1 {
+					t.Fatalf("seed %d: %d rollbacks, %v", seed, w.stats.Rollbacks, w.violation)
+				}
+				if replicas > 1 {
+					w.scrub()
+					w.rest(t)
+					continue
+				}
+				w.current.over = true
+				b, _, err := s.content(w.catalog.volume.GetEpoch() + 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if i := firstDifference(damaged, w.kept[1].content); b[i] == damaged[i] {
+					t.Errorf("seed %d: byte %d of the volume is what was damaged", seed, i)
+				}
+			}
+		})
+	}
+}
