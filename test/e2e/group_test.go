@@ -30,7 +30,7 @@ func TestDisksOfOneInstant(t *testing.T) {
 n=0; while :; do n=$((n+1)); put $n /dev/vda2 40; put $n /dev/vdb 0; [ $((n % 5)) = 0 ] && echo written $n; done &
 `)
 
-	const times = 4
+	const times = 3
 	last := 0
 	for i := range times {
 		con.hear(fmt.Sprintf("written %d", 5*(i+1)))
