@@ -56,13 +56,20 @@ func liveSaving(t *testing.T) {
 	t.Cleanup(func() { _ = os.WriteFile(path, old, 0) })
 }
 
+// What checkpoints and suspension are for.
+func TestCheckpoints(t *testing.T) {
+	liveSaving(t)
+	tell(t, devcluster.Options{Servers: 3}, "2",
+		story{"it goes on from a checkpoint", resumesFromCheckpoint},
+		story{"it is suspended and resumed", suspendedAndResumed},
+		story{"its server is lost and it is resumed", lostAndResumed}, // whose policy stays
+	)
+}
+
 // A checkpoint is taken while the guest counts; it counts on. Later the machine
 // goes on from there on another server: it is the same boot, with the count of
 // then, also on its disk.
-func TestResumeFromCheckpoint(t *testing.T) {
-	liveSaving(t)
-	c := harness.Up(t, devcluster.Options{Servers: 3})
-	home := counting(t, c, "2")
+func resumesFromCheckpoint(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 	other := c.Other(home.Name)
 	before := report(c, other)
 	mark(console(t, c, other, machine), "THEN")
@@ -116,9 +123,7 @@ func TestResumeFromCheckpoint(t *testing.T) {
 // A machine is suspended: nothing of it runs, its server's memory is free. It
 // goes on where it was, also when the server that it ran on is lost meanwhile;
 // and then its memory is used up.
-func TestSuspendAndResume(t *testing.T) {
-	c := harness.Up(t, devcluster.Options{Servers: 3})
-	home := counting(t, c, "2")
+func suspendedAndResumed(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 	other := c.Other(home.Name)
 	before := report(c, other)
 	c.Argon(other, "machine", "suspend", machine)
@@ -157,12 +162,11 @@ func TestSuspendAndResume(t *testing.T) {
 
 // The server of a machine with the policy to be resumed is lost: it goes on from
 // its last checkpoint, the same boot with the count and the disk of then.
-func TestLostAndResumed(t *testing.T) {
-	liveSaving(t)
-	c := harness.Up(t, devcluster.Options{Servers: 3})
-	home := counting(t, c, "2")
+func lostAndResumed(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 	other := c.Other(home.Name)
 	report(c, other) // it has booted
+	told := func(what string) int { return strings.Count(c.Argon(other, "events", "--limit", "1000"), what) }
+	taken, resumed := told("checkpoint-taken"), told("machine-resumed-from")
 	c.Argon(other, "machine", "set", machine, "--on-loss", "resume", "--checkpoint-every", "10s", "--keep", "2")
 	var last *argonv1.CheckpointView
 	c.Eventually("three checkpoints were taken, and two are kept", func() bool {
@@ -175,8 +179,7 @@ func TestLostAndResumed(t *testing.T) {
 				ready++
 			}
 		}
-		out := c.Argon(other, "events", "--limit", "1000")
-		return ready == 2 && strings.Count(out, "checkpoint-taken") >= 3
+		return ready == 2 && told("checkpoint-taken") >= taken+3
 	})
 	t.Logf("the last one: it stood still for %.1f ms", float64(last.GetCheckpoint().GetPauseMicroseconds())/1000)
 	c.Argon(other, "machine", "set", machine, "--checkpoint-every", "0s")
@@ -193,8 +196,8 @@ func TestLostAndResumed(t *testing.T) {
 	}
 	must(t, home.Start(t.Context()))
 	oneCopy(c)
-	if out := c.Argon(other, "events", "--limit", "1000"); !strings.Contains(out, "machine-resumed-from") {
-		t.Errorf("nobody says that it was resumed:\n%s", out)
+	if told("machine-resumed-from") == resumed {
+		t.Error("nobody says that it was resumed")
 	}
 }
 

@@ -84,7 +84,9 @@ mmdebstrap --quiet --variant=minbase \
 	"${options[@]}" "$suite" "$work/root.tar" >/dev/null
 
 # Files keep their owners, whoever builds this.
-fakeroot -- bash -euc '
+owners=(fakeroot --)
+((EUID)) || owners=()
+"${owners[@]}" bash -euc '
 	mkdir "$1/root"
 	tar -C "$1/root" -xf "$1/root.tar" --exclude="./dev/*"
 	rm "$1/root.tar"
