@@ -1,7 +1,9 @@
 package e2e_test
 
 import (
+	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,6 +32,12 @@ func TestBadInput(t *testing.T) {
 	whole, err := os.ReadFile(qcow)
 	must(t, err)
 	must(t, os.WriteFile(cut, whole[:len(whole)/2], 0o600))
+	lie, big := filepath.Join(dir, "lie.qcow2"), filepath.Join(dir, "big")
+	const sizeAt = 24 // of the disk inside, in a qcow2 header
+	large := bytes.Clone(whole)
+	binary.BigEndian.PutUint64(large[sizeAt:], 1<<62)
+	must(t, os.WriteFile(lie, large, 0o600))
+	must(t, os.WriteFile(big, bytes.Repeat([]byte("#"), 64<<10+1), 0o600))
 	c.Argon(s, "volume", "create", "alone", "--size", "64MiB", "--replicas", "1")
 	keeper := replicaOf(t, c, "alone").Name
 	before := everything(c, s)
@@ -48,6 +56,8 @@ func TestBadInput(t *testing.T) {
 		{"no replicas", []string{"volume", "create", "none", "--size", "1GiB", "--replicas", "9"}, "1, 2 and 3 are possible"},
 		{"an image that is none", []string{"image", "import", "noise", noise, "--format", "qcow2"}, "noise"},
 		{"an image that was cut", []string{"image", "import", "cut", cut}, "cut"},
+		{"an image that lies about its size", []string{"image", "import", "lie", lie}, "at most"},
+		{"a seed over its limit", []string{"machine", "create", "m2", "--image", "tiny", "--user-data", big}, "at most 65536"},
 		{"an image that is not there", []string{"image", "import", "none", filepath.Join(dir, "none")}, "none"},
 		{"an image with another checksum", []string{"image", "import", "sum", tiny, "--sha256", strings.Repeat("00", 32)}, "checksum"},
 		{"a disk smaller than its image", []string{"machine", "create", "small", "--image", "tiny", "--disk", "1MiB"}, "less than image tiny needs"},
