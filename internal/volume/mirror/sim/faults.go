@@ -47,6 +47,21 @@ func (w *world) fault() {
 	w.after(w.between(50*time.Millisecond, 2500*time.Millisecond), w.fault)
 }
 
+// flushed is called when a flush was answered. At times power fails everywhere
+// right then: what only seems to be safe shows.
+func (w *world) flushed() {
+	if w.quiet || w.stats.Faults == 0 || !w.chance(0.005) {
+		return
+	}
+	w.stats.Faults++
+	w.after(w.between(0, time.Millisecond), func() {
+		w.trace("all servers lose power after a flush")
+		for _, s := range w.servers {
+			s.crash(true)
+		}
+	})
+}
+
 // cutLink severs one server from another, one way or both, for a while.
 func (w *world) cutLink(a *server) {
 	b := w.servers[w.rng.IntN(len(w.servers))]

@@ -251,6 +251,9 @@ func (h *holder) answered(q *request, err error) {
 	if !q.read || !h.w.deposed(h) {
 		h.w.checker.Answered(q.id, got)
 	}
+	if q.req.Op == volume.OpFlush {
+		h.w.flushed()
+	}
 	h.think()
 }
 
