@@ -185,11 +185,18 @@ func (t *Tree) makeV2(own, name string) {
 		return
 	}
 	t.dirs.V2 = dir
+	if !offers(own, cpu) && !offers(own, memory) {
+		return
+	}
+	if err := vacate(own, name); err != nil {
+		t.reason = err.Error()
+		return
+	}
 	for controller, has := range map[string]*bool{cpu: &t.cpu, memory: &t.memory} {
 		if !offers(own, controller) {
 			continue
 		}
-		if err := handOn(own, name, controller); err != nil {
+		if err := write(own, "cgroup.subtree_control", "+"+controller); err != nil {
 			t.reason = err.Error()
 			continue
 		}
@@ -197,26 +204,26 @@ func (t *Tree) makeV2(own, name string) {
 	}
 }
 
-// handOn lets the groups below this process's own have a controller. That needs
-// the own one to be empty of processes, so this process moves into one below, if
-// it is alone.
-func handOn(own, name, controller string) error {
-	err := write(own, "cgroup.subtree_control", "+"+controller)
-	if !errors.Is(err, unix.EBUSY) {
+// vacate moves this process out of its own group into one below, if it is alone
+// there: only a group without processes can hand controllers on. The kernel would
+// take the one for processors all the same, and would then put no process into the
+// groups below. The root is free of that.
+func vacate(own, name string) error {
+	if _, err := os.Stat(filepath.Join(own, "cgroup.type")); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	pids, err := processes(own)
+	if err != nil {
 		return err
 	}
-	pids, perr := processes(own)
-	if perr != nil || !slices.Equal(pids, []int{os.Getpid()}) {
+	if !slices.Equal(pids, []int{os.Getpid()}) {
 		return fmt.Errorf("no limits by version 2: other processes are in the group %s", own)
 	}
 	leaf := filepath.Join(own, name+"-daemon")
 	if err := mkdir(leaf); err != nil {
 		return err
 	}
-	if err := write(leaf, "cgroup.procs", fmt.Sprint(os.Getpid())); err != nil {
-		return err
-	}
-	return write(own, "cgroup.subtree_control", "+"+controller)
+	return write(leaf, "cgroup.procs", fmt.Sprint(os.Getpid()))
 }
 
 // makeV1 makes the group of one controller of version 1.

@@ -145,10 +145,11 @@ func treeName(t *testing.T) string {
 	return fmt.Sprintf("argon-test-%s-%d", strings.ReplaceAll(t.Name(), "/", "-"), os.Getpid())
 }
 
-// each runs a test with version 2, or both, and with version 1 alone.
+// each runs a test with what there is, and with either version alone.
 func each(t *testing.T, test func(t *testing.T, without string)) {
 	t.Run("as it is", func(t *testing.T) { test(t, "") })
 	t.Run("version 1 only", func(t *testing.T) { test(t, "cgroup2") })
+	t.Run("version 2 only", func(t *testing.T) { test(t, "cgroup") })
 }
 
 // start runs a shell in a group; it prints a line when it is ready.
