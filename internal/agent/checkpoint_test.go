@@ -218,6 +218,28 @@ func TestCheckpointFails(t *testing.T) {
 	}
 }
 
+// A machine is removed while its checkpoint is taken: nothing is left of either.
+func TestRemovedInACheckpoint(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(2, "a", "b")
+	w.runs(0)
+	w.atInstant = func() error {
+		_, err := w.store.Machines.Update(context.Background(), "m", func(m *argonv1.Machine) error {
+			m.Wanted, m.ForceStop = wantRemoved, true
+			return nil
+		})
+		return err
+	}
+	w.checkpoint(manual)
+	st := w.until("gone", func(st *catalog.State) bool {
+		return len(st.Machines) == 0 && len(st.Checkpoints) == 0 && len(st.Volumes) == 1
+	})
+	w.until("without snapshots", func(st *catalog.State) bool { return len(st.Volumes["v"].GetSnapshots()) == 0 })
+	if w.guests() != 0 || st.Volumes["v"] == nil {
+		t.Errorf("%d guests run; volumes: %v", w.guests(), st.Volumes)
+	}
+}
+
 // A checkpoint whose disks are not whole is none, however well its memory was
 // written.
 func TestCheckpointWithoutItsDisks(t *testing.T) {
