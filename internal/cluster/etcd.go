@@ -216,7 +216,7 @@ func newEtcdClient(creds *credentials, endpoints []string) (*clientv3.Client, er
 			// A server that returns is used again soon.
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
 			MinConnectTimeout: pingTimeout,
-		})},
+		}), grpc.WithChainUnaryInterceptor(withLeader)},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make a client of etcd: %w", err)
