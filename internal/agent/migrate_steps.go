@@ -20,7 +20,8 @@ import (
 // Carrier leads guests' states to other servers.
 type Carrier interface {
 	// Open connects to the guest that waits on another server. The connection
-	// is one that the machine monitor takes (hypervisor.Guest.Send).
+	// is one that the machine monitor takes (hypervisor.Guest.Send); it breaks
+	// at the end of ctx, whatever waits for it.
 	Open(ctx context.Context, serverID, guestID string) (net.Conn, error)
 }
 
@@ -69,7 +70,11 @@ func (a *Agent) send(ctx context.Context, m *argonv1.Machine, g *guest) error {
 
 func (a *Agent) migrate(ctx context.Context, m *argonv1.Machine, g *guest) error {
 	mig := m.GetMigration()
-	conn, err := a.Carrier.Open(ctx, mig.GetToServerId(), GuestID(m.GetMeta().GetId(), mig.GetPlacement()))
+	// QEMU hears nothing while it waits for the last of the state to be taken:
+	// when this is given up, the connection goes first.
+	line, cut := context.WithCancel(ctx)
+	defer cut()
+	conn, err := a.Carrier.Open(line, mig.GetToServerId(), GuestID(m.GetMeta().GetId(), mig.GetPlacement()))
 	if err != nil {
 		return err
 	}

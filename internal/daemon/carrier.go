@@ -72,7 +72,13 @@ func (c *carrier) Open(ctx context.Context, serverID, guestID string) (net.Conn,
 	if err != nil {
 		return nil, errors.Join(err, there.Close())
 	}
-	c.wg.Go(func() { network.Splice(c.ctx, ours, there) })
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(c.ctx, cancel)
+	c.wg.Go(func() {
+		defer cancel()
+		defer stop()
+		network.Splice(ctx, ours, there)
+	})
 	return theirs, nil
 }
 

@@ -16,6 +16,40 @@ import (
 	"github.com/argon-cluster/argon/internal/hypervisor"
 )
 
+// What carries a state breaks when its migration is given up, and so ends the wait
+// of who sends.
+func TestLineEndsWithItsContext(t *testing.T) {
+	c, _ := receiver(t)
+	there, far := net.Pipe()
+	defer far.Close()
+	c.dial = func(context.Context, string) (net.Conn, error) { return there, nil }
+	go func() {
+		var asked [1 + 3]byte
+		_, _ = io.ReadFull(far, asked[:])
+		_, _ = far.Write([]byte{stateReady})
+	}()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	line, err := c.Open(ctx, "x", "m-4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer line.Close()
+	sent := make(chan error, 1)
+	go func() {
+		for { // nobody takes it
+			if _, err := line.Write(make([]byte, 1<<20)); err != nil {
+				sent <- err
+				return
+			}
+		}
+	}()
+	cancel()
+	if err := <-sent; err == nil {
+		t.Error("all was taken")
+	}
+}
+
 // receiver is the carrier of server b, which machine m of server a is on its way
 // to. Its view of the catalog is empty until follow.
 func receiver(t *testing.T) (c *carrier, follow func()) {

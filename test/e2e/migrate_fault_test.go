@@ -58,7 +58,7 @@ var migrationFaults = []struct {
 	{name: "the target's daemon is killed", step: 3, do: func(t *testing.T, j *journey) { must(t, j.to.Kill(t.Context(), devcluster.Daemon)) }},
 	{name: "the target's QEMU is killed", step: 2, there: true, do: func(t *testing.T, j *journey) { must(t, j.to.Kill(t.Context(), devcluster.Guests)) }},
 	{
-		name: "the link is cut", step: 1, root: true, there: true,
+		name: "the link is cut", step: 2, root: true, there: true,
 		do: func(t *testing.T, j *journey) {
 			must(t, j.from.Mute(t.Context(), j.to))
 			must(t, j.to.Mute(t.Context(), j.from))
@@ -127,8 +127,8 @@ func TestMigrationFaults(t *testing.T) {
 	}
 }
 
-// depart gives the order to migrate to the next server, or the one after it if that
-// one leads: a server without a link to the leader has other worries.
+// depart gives the order to migrate: to the server that leads, if it can, so that
+// the link that is cut is the one to the leader, too.
 func depart(t *testing.T, c *harness.Cluster) *journey {
 	t.Helper()
 	for _, s := range c.Servers() {
@@ -137,7 +137,7 @@ func depart(t *testing.T, c *harness.Cluster) *journey {
 	from := c.ByName(c.Running(c.S(1), machine))
 	i := slices.Index(c.Servers(), from)
 	j := &journey{c: c, from: from, to: c.Servers()[(i+1)%3], third: c.Servers()[(i+2)%3]}
-	if leaderOf(c, from) == j.to {
+	if leaderOf(c, from) == j.third {
 		j.to, j.third = j.third, j.to
 	}
 	j.api = c.API(j.third)
