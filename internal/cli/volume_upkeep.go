@@ -92,9 +92,10 @@ func (a *app) volumeScrubCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "scrub NAME",
 		Short: "Compare a volume's replicas, and repair what differs",
-		Long: `Compares a volume's replicas by checksums, in the background and at a gentle
-pace, and repairs a region that differs where it can be told which copy is good.
-Each volume is scrubbed once a week without being asked.`,
+		Long: `Compares a volume's replicas, and its snapshots, by checksums, in the background
+and at a gentle pace, and repairs a region that differs where it can be told
+which copy is good. Each volume is scrubbed once a week without being asked; see
+argon cluster set.`,
 		Example:           "  argon volume scrub db --wait\n  argon volume show db",
 		Args:              takes("NAME"),
 		ValidArgsFunction: a.complete(volumeNames),

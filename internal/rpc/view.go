@@ -131,7 +131,7 @@ func creatingAdvice(st *catalog.State, v *argonv1.Volume, making []string) strin
 // scrubAdvice: a difference that nobody can resolve is the operator's.
 func scrubAdvice(v *argonv1.Volume) string {
 	if n := v.GetScrub().GetUnclear(); n > 0 {
-		return fmt.Sprintf("the last scrub found %s that differ between replicas, and nothing tells which is right: check what is on it, or roll it back to a snapshot",
+		return fmt.Sprintf("the last scrub found %s that differ between replicas, and nothing tells which is right: see `argon events --kind volume` for where, then check what is there, roll the volume back, or delete the snapshot",
 			plural(n, "region"))
 	}
 	return ""
