@@ -19,9 +19,9 @@ import (
 
 const (
 	// maxSnapshots is how many a volume may have. Each makes reading a little
-	// dearer, and a replica has room for 255 layers, some of which may be of
+	// dearer, and a replica keeps 100 in 128 layers, some of which may be of
 	// snapshots that are gone and not tidied yet.
-	maxSnapshots = 200
+	maxSnapshots = 96
 	maxLabels    = 32
 	// snapshotTimeout bounds how long a call waits for its snapshot.
 	snapshotTimeout = 2 * time.Minute

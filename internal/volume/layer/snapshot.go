@@ -21,11 +21,30 @@ type prepared struct {
 }
 
 // Prepare makes the next layer's files, durably, so that Snapshot has to write
-// the superblock only.
+// the superblock only. ErrTooMany as Snapshot would say it.
 func (f *Files) Prepare() error {
 	f.preparing.Lock()
 	defer f.preparing.Unlock()
+	c := f.chain.Load()
+	if _, err := f.nextSlot(c, c.entries); err != nil {
+		return err
+	}
 	return f.prepare1()
+}
+
+// nextSlot is the slot of another layer, if there may be one.
+func (f *Files) nextSlot(c *chain, entries []Entry) (uint8, error) {
+	named := 0
+	for _, e := range entries {
+		if e.Snapshot != 0 {
+			named++
+		}
+	}
+	slot, err := c.freeSlot()
+	if err != nil || named >= MaxSnapshots {
+		return 0, fmt.Errorf("replica %s: %d snapshots in %d layers: %w", f.dir, named, len(entries), ErrTooMany)
+	}
+	return slot, nil
 }
 
 func (f *Files) prepare1() error {
@@ -63,18 +82,14 @@ func (f *Files) Snapshot(id uint32, generation uint64) error {
 		return err
 	}
 	entries := slices.Clone(c.entries)
-	named := 0
 	for i := range entries {
 		if entries[i].Snapshot == id {
 			entries[i].Snapshot = 0
 		}
-		if entries[i].Snapshot != 0 {
-			named++
-		}
 	}
-	slot, err := c.freeSlot()
-	if err != nil || named >= MaxSnapshots {
-		return fmt.Errorf("replica %s: %d snapshots in %d layers: %w", f.dir, named, len(entries), ErrTooMany)
+	slot, err := f.nextSlot(c, entries)
+	if err != nil {
+		return err
 	}
 	if err := f.prepare1(); err != nil {
 		return err

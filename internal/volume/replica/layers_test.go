@@ -121,7 +121,11 @@ func TestTooManySnapshots(t *testing.T) {
 	if err := s.Snapshot(1000, 3); !errors.Is(err, volume.ErrTooManySnapshots) {
 		t.Fatalf("got %v", err)
 	}
+	if err := s.PrepareSnapshot(); !errors.Is(err, volume.ErrNoSpace) {
+		t.Errorf("preparing one more: %v", err)
+	}
 	d.must(d.get("v").Forget(50))
+	d.must(s.PrepareSnapshot())
 	d.must(s.Snapshot(1000, 3))
 	d.restart()
 	if n := len(d.get("v").Snapshots()); n != layer.MaxSnapshots {

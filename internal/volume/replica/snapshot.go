@@ -9,9 +9,16 @@ import (
 )
 
 // PrepareSnapshot makes what the next Snapshot needs, durably, so that that
-// takes no longer than one small write.
+// takes no longer than one small write. volume.ErrNoSpace also as long as there
+// are as many layers as can be: then nothing stands still yet.
 func (s *Session) PrepareSnapshot() error {
-	return s.do(func(r *Replica) error { return r.outcome("prepare a snapshot", r.files.Prepare()) })
+	return s.do(func(r *Replica) error {
+		err := r.files.Prepare()
+		if errors.Is(err, layer.ErrTooMany) {
+			return fmt.Errorf("prepare a snapshot: %w: %w", volume.ErrNoSpace, err)
+		}
+		return r.outcome("prepare a snapshot", err)
+	})
 }
 
 // Snapshot keeps the content as it is under an id, in a generation. If that was

@@ -236,7 +236,7 @@ func (s *server) snapshot(id uint32, size uint64) ([]byte, error) {
 // snapshots that are deleted, as far as it knows, and gives their space back.
 func (w *world) upkeep(s *server) {
 	w.after(w.between(20*time.Millisecond, 500*time.Millisecond), func() {
-		if s.up && s.view != nil {
+		if s.up && s.view != nil && !w.untidy {
 			// A disk that failed is the holder's to find out.
 			if err := s.tidy(); err != nil && !errors.Is(err, volume.ErrNoSpace) && !errors.Is(err, replica.ErrFailed) {
 				w.fail("%s cannot give space back: %w", s.name, err)

@@ -59,6 +59,8 @@ type world struct {
 	rollback []opID
 	// rotten: a disk changed what was written to it.
 	rotten bool
+	// untidy: no server gives back what deleted snapshots took.
+	untidy bool
 	// think is the longest that a client thinks. Where it is long, few regions
 	// are written between two rolls.
 	think time.Duration
