@@ -72,6 +72,7 @@ func newDebian(t *testing.T) *debian {
 	c.Argon(s, "machine", "create", "db", "--image", "debian", "--no-wait", "--cpus", "2", "--memory", "512MiB",
 		"--publish", "5432:5432", "--publish", "2222:22",
 		"--user", alice.user, "--ssh-key", alice.public(), "--user-data", given, "--network-config", network)
+	c.Healthy(s, "db") // its disk was made on two servers, which takes a slow one its time
 	d := &debian{c: c, home: c.ByName(c.Running(s, "db")), user: alice, db: &database{t: t}}
 	d.through()
 	return d
