@@ -373,3 +373,25 @@ func TestSums(t *testing.T) {
 		t.Errorf("after it was emptied: %v", last[0].State)
 	}
 }
+
+// A replica was emptied, and nobody could record it: the next holder comes with
+// the base of before, which does not hold any more.
+func TestEmptiedIsLaterThanItsBase(t *testing.T) {
+	d := newDisk(t)
+	s := d.open2("v", 1)
+	d.write(s, 0, 'a', 5)
+	d.must(s.Snapshot(1, 10))
+	d.fs.FailSync = true
+	if err := s.Flush(); !errors.Is(err, replica.ErrFailed) {
+		t.Fatalf("a flush that failed: %v", err)
+	}
+	for epoch := range uint64(2) {
+		s = d.open2("v", epoch+2)
+		if info, err := s.BeginSync(17, 9, 0); err != nil || !info.Emptied {
+			t.Errorf("in epoch %d: %+v, %v", epoch+2, info, err)
+		}
+	}
+	if info, err := s.BeginSync(18, 9, 0); err != nil || info.Emptied {
+		t.Errorf("a copy that goes on: %+v, %v", info, err)
+	}
+}

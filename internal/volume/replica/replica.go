@@ -315,7 +315,8 @@ func (r *Replica) sync() error {
 // there is none. Without one, after a failed write or sync, when it was emptied
 // later than that, or when what it begins with cannot be read, the replica is
 // emptied, and begins on new files, without snapshots; generation, that of the
-// first copies, is then what all of it counts as stamped with. ErrInUse as long as
+// first copies, is then what all of it counts as stamped with, or what follows the
+// base, if that is later. ErrInUse as long as
 // other volumes' replicas here read its snapshots.
 func (s *Session) BeginSync(base, generation uint64, size int64) (Info, error) {
 	r := s.r
@@ -344,7 +345,9 @@ func (s *Session) BeginSync(base, generation uint64, size int64) (Info, error) {
 		}
 		err = r.files.Reset(func(sb *layer.Superblock) {
 			begin(sb)
-			sb.Generation = generation
+			// Later than the base: if this holder is lost before it has recorded
+			// that nothing was kept, the next one comes with the same base.
+			sb.Generation = max(generation, base+1)
 			sb.Size = max(sb.Size, uint64(size))
 		})
 	} else if err = r.files.Update(begin); err == nil {
