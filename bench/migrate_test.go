@@ -39,13 +39,18 @@ func BenchmarkMigration(b *testing.B) {
 		m := c.Migrate(home, "m", next)
 		still, qemu, took = append(still, m.Still), append(qemu, m.QEMU), append(took, m.Took)
 		blocks := h.Now().Blocks
-		c.Eventually("the guest hashes on", func() bool { return h.Now().Blocks > blocks+16 })
+		c.Eventually("the guest hashes on", func() bool { return h.Now().Blocks > blocks+2 })
 		now := h.Now()
 		if last, _ := w.Last(); now.Wrong > 0 || last.Boot != first.Boot {
 			b.Fatalf("after %d moves: %+v, boot %s, first %s", len(ups), now, last.Boot, first.Boot)
 		}
 		must(b, w.Err())
 		ups, home = append(ups, now.Up), next
+	}
+	last := h.Now().Blocks
+	c.Eventually("the guest has read all blocks once more", func() bool { return h.Now().Blocks > last+16 })
+	if now := h.Now(); now.Wrong > 0 {
+		b.Fatalf("%d blocks are not what was written", now.Wrong)
 	}
 	var guest, usual []time.Duration
 	blocks := h.Blocks()

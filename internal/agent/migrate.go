@@ -52,6 +52,13 @@ func justArrived(m *argonv1.Machine, serverID string, g guestSeen) bool {
 		g.adopted && !g.exited && !inTransit(g) && g.status.State != hypervisor.ShutDown
 }
 
+// beingSent tells whether a guest stands still for a moment because of what is
+// done to send it.
+func beingSent(m *argonv1.Machine, g guestSeen) bool {
+	return m.GetMigration() != nil && g.sentBy == m.GetMigration().GetId() &&
+		g.status.State == hypervisor.Paused && g.status.Detail == "paused"
+}
+
 // inTransit tells whether nothing can be said of a guest: it stands still for a
 // moment, or is not the machine's own yet.
 func inTransit(g guestSeen) bool {

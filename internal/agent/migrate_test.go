@@ -170,3 +170,19 @@ func TestOneServerLetsItRun(t *testing.T) {
 		}
 	})
 }
+
+// A guest that stands still for a moment so that it can be sent does not count as
+// paused; one that stands still for another reason does.
+func TestObserveGuestThatIsSent(t *testing.T) {
+	for _, tt := range []struct {
+		detail, sentBy string
+		want           bool
+	}{{"paused", "i", false}, {"io-error", "i", true}, {"paused", "h", true}, {"paused", "", true}} {
+		g := *in(hypervisor.Paused)
+		g.status.Detail, g.sentBy = tt.detail, tt.sentBy
+		o, ok := observe(leaving(copying), "a", machineSeen{guests: []guestSeen{g}, disks: disksSeen{ready: true}}, true)
+		if ok != tt.want || ok && o.state != statePaused {
+			t.Errorf("stands still for %q, sent by %q: %v, observed %v", tt.detail, tt.sentBy, ok, o.state)
+		}
+	}
+}

@@ -47,7 +47,7 @@ func observe(m *argonv1.Machine, serverID string, seen machineSeen, allowed bool
 		// One that has exited, or is of another placement, is about to be
 		// forgotten or killed.
 		g := seen.guests[0]
-		if g.exited || g.placement != m.GetPlacement() || !g.adopted || inTransit(g) {
+		if g.exited || g.placement != m.GetPlacement() || !g.adopted || inTransit(g) || beingSent(m, g) {
 			return observation{}, false
 		}
 		return observeGuest(m, g, seen.disks), true
