@@ -89,6 +89,9 @@ type migrationSeen struct {
 	guest *guestSeen
 	// sending: it is being sent by this run of the daemon.
 	sending bool
+	// unattached: not all of its disks are attached here yet; it came a moment
+	// ago.
+	unattached bool
 	// target is the name of the server that it goes to.
 	target      string
 	targetAlive bool
@@ -116,6 +119,8 @@ func nextForMigration(m *argonv1.Machine, serverID string, seen migrationSeen, a
 	case seen.sending:
 		return send, ""
 	case !g.adopted || goesOn(m, *g) || mig.GetPhase() == preparing:
+		return stay, ""
+	case mig.GetPhase() == copying && !inTransit(*g) && seen.unattached:
 		return stay, ""
 	case mig.GetPhase() == copying && !inTransit(*g):
 		return send, ""

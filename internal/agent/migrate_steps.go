@@ -52,6 +52,10 @@ func (p *plan) seeMigration(key string, m *argonv1.Machine, g *guest) migrationS
 	if g != nil {
 		seen.guest = &g.guestSeen
 	}
+	for _, id := range m.GetVolumeIds() {
+		v := p.agent.volumes[id]
+		seen.unattached = seen.unattached || v == nil || v.attachment == nil || v.attached.use != forMachine
+	}
 	if running := p.agent.jobs[key]; running != nil {
 		seen.sending = running.step == send.String()+" "+m.GetMigration().GetId()
 	}

@@ -52,6 +52,8 @@ func TestNextForMigration(t *testing.T) {
 		{name: "without a lease", machine: leaving(copying), seen: running, barred: true, want: stay},
 		{name: "the other one is made ready", machine: leaving(preparing), seen: running, want: stay},
 		{name: "send", machine: leaving(copying), seen: running, want: send},
+		{name: "its disks are not here yet", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.unattached = true }), want: stay},
+		{name: "it was sent before, and its disks are let go of", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.unattached, s.guest = true, in(hypervisor.Left) }), want: giveUp, why: "the server that sent it was interrupted"},
 		{name: "it stands still, its disk is full", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.guest = in(hypervisor.Paused) }), want: send},
 		{name: "it is being sent", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.sending, s.guest = true, in(hypervisor.Leaving) }), want: send},
 		{name: "all was sent, by this run", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.sending, s.guest = true, in(hypervisor.Left) }), want: send},
