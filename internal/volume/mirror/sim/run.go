@@ -29,6 +29,9 @@ func Run(o Options) Result {
 	w.tend()
 	w.after(w.between(time.Millisecond, time.Second), w.fault)
 	w.after(w.between(time.Millisecond, 4*time.Second), w.wish)
+	if w.fewer {
+		w.after(w.between(time.Millisecond, 4*time.Second), w.wishFewer)
+	}
 	w.run(o.Length, func() bool { return w.lost() })
 	if w.violation == nil && !w.lost() {
 		w.heal()
@@ -37,7 +40,7 @@ func Run(o Options) Result {
 }
 
 func newWorld(o Options) *world {
-	w := &world{opts: o, rng: rand.New(rand.NewPCG(o.Seed, 0)), cut: map[[2]int]bool{}, kept: map[uint32]*kept{}, checker: NewChecker(maxSectors)}
+	w := &world{opts: o, rng: rand.New(rand.NewPCG(o.Seed, 0)), cut: map[[2]int]bool{}, kept: map[uint32]*kept{}, checker: NewChecker(maxSectors), fewer: o.Seed%4 == 0}
 	pauses := []time.Duration{20 * time.Millisecond, 200 * time.Millisecond, time.Second}
 	w.think = pauses[w.rng.IntN(len(pauses))]
 	return w
@@ -77,12 +80,14 @@ func (w *world) heal() {
 	w.quiet = true
 	clear(w.cut)
 	w.catalog.away = false
-	w.change("no replica shall leave", func(v *argonv1.Volume) {
-		v.ReplicasWanted = uint32(len(v.GetReplicas()))
-		for _, r := range v.GetReplicas() {
-			r.Retiring = false
-		}
-	})
+	if w.fewer {
+		w.change("no replica shall leave", func(v *argonv1.Volume) {
+			v.ReplicasWanted = uint32(len(v.GetReplicas()))
+			for _, r := range v.GetReplicas() {
+				r.Retiring = false
+			}
+		})
+	}
 	for _, s := range w.servers {
 		s.fs.Full = false
 		s.mendDisk()

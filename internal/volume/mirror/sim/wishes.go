@@ -43,9 +43,7 @@ func (w *world) wish() {
 		w.deleteSnapshot(v.GetSnapshots()[w.rng.IntN(len(v.GetSnapshots()))].GetId())
 	case p < 0.75:
 		w.wishRollback()
-	case p < 0.8:
-		w.wishFewer(v.GetReplicas()[w.rng.IntN(len(v.GetReplicas()))].GetId())
-	case p < 0.88 && v.GetSizeBytes() < maxSectors*volume.SectorSize:
+	case p < 0.85 && v.GetSizeBytes() < maxSectors*volume.SectorSize:
 		w.change("the volume shall grow", func(v *argonv1.Volume) {
 			// Never less than what was wanted before: a replica may be there already.
 			v.WantedBytes = max(v.GetWantedBytes(), v.GetSizeBytes()+uint64(1+w.rng.IntN(6))*volume.SectorSize)
@@ -70,7 +68,12 @@ func (w *world) change(what string, change func(*argonv1.Volume)) {
 
 // wishFewer has a replica leave the set, and wants it back after a while. The
 // holder keeps it if no other could carry on.
-func (w *world) wishFewer(id uint32) {
+func (w *world) wishFewer() {
+	if w.quiet {
+		return
+	}
+	replicas := w.catalog.volume.GetReplicas()
+	id := replicas[w.rng.IntN(len(replicas))].GetId()
 	retire := func(yes bool) func(*argonv1.Volume) {
 		return func(v *argonv1.Volume) {
 			v.ReplicasWanted = uint32(len(v.GetReplicas()))
@@ -82,7 +85,10 @@ func (w *world) wishFewer(id uint32) {
 		}
 	}
 	w.change("a replica shall leave", retire(true))
-	w.after(w.between(50*time.Millisecond, 4*time.Second), func() { w.change("no replica shall leave", retire(false)) })
+	w.after(w.between(50*time.Millisecond, 4*time.Second), func() {
+		w.change("no replica shall leave", retire(false))
+		w.after(w.between(100*time.Millisecond, 4*time.Second), w.wishFewer)
+	})
 }
 
 func (w *world) wishSnapshot() {

@@ -57,6 +57,8 @@ type world struct {
 	// under way is to the checker.
 	kept     map[uint32]*kept
 	rollback []opID
+	// fewer: replicas are asked to leave now and then.
+	fewer bool
 	// rotten: a disk changed what was written to it.
 	rotten bool
 	// untidy: no server gives back what deleted snapshots took.
