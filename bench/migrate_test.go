@@ -13,7 +13,7 @@ import (
 
 var (
 	migrations    = flag.Int("migrations", 50, "how often a machine is migrated")
-	drainMachines = flag.Int("drain-machines", 10, "how many machines are on the server that is drained")
+	drainMachines = flag.Int("drain-machines", 8, "how many machines are on the server that is drained: at most 4 for each of its CPUs")
 	drainParallel = flag.Int("drain-parallel", 2, "how many of them are moved at once")
 )
 
