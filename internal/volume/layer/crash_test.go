@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"testing"
 
 	"github.com/argon-cluster/argon/internal/volume"
@@ -242,7 +241,7 @@ func (m *model) resume(e ending, before content) error {
 		id := entry.Snapshot
 		there[id] = true
 		if id == e.appears && (m.snapshots[id] == nil || entry.Generation == m.generation) {
-			m.snapshots[id] = &snapshot{before.clone(), entry.Generation, slices.Clone(m.stamps)}
+			m.snapshots[id] = &snapshot{before.clone(), entry.Generation}
 		}
 		if m.snapshots[id] == nil {
 			return fmt.Errorf("snapshot %d is there", id)
@@ -264,8 +263,7 @@ func (m *model) resume(e ending, before content) error {
 		}
 	}
 	if more := int(m.files.Size())/volume.SectorSize - m.sectors(); more > 0 {
-		grown := newContent(more)
-		m.volume.now, m.volume.maybe = append(m.volume.now, grown.now...), append(m.volume.maybe, grown.maybe...)
+		m.volume.grow(more)
 	}
 	read := make([]byte, m.sectors()*volume.SectorSize)
 	if err := m.files.ReadAt(read, 0); err != nil {

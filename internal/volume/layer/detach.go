@@ -145,6 +145,9 @@ func (f *Files) DropBase() error {
 	if !c.based() || !f.detaching.drained {
 		return nil
 	}
+	if err := c.settle(); err != nil {
+		return fmt.Errorf("replica %s: %w", f.dir, err)
+	}
 	if err := f.Update(func(sb *Superblock) { sb.Base, sb.BaseSize = BaseRef{}, 0 }); err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ func tableName(layer uint32) string { return fmt.Sprintf("layer-%08d.table", lay
 type Files struct {
 	fs    FS
 	dir   string
+	boot  string // its id
 	block File
 	hooks Hooks
 
@@ -62,6 +63,8 @@ type Files struct {
 type Hooks struct {
 	LazyStamps     bool // stamps are not durable before their data
 	HoldBeforeData bool // a block counts as held before its content is durable
+	ForgetSettle   bool // a flush leaves pages of tables provisional
+	StampLater     bool // a stamp may be provisional where blocks are written in place
 	ForgetCopyUp   bool // a block counts as held without the rest of its content
 	ForgetFrozen   bool // what was written before a snapshot is not flushed after it
 	MoveUnsynced   bool // a block leaves its layer before it is durable in the one below
@@ -72,7 +75,7 @@ type Hooks struct {
 func (f *Files) Break(h Hooks) {
 	f.hooks = h
 	for _, l := range f.chain.Load().layers {
-		l.table.lazy = h.LazyStamps
+		l.table.hooks = h
 	}
 }
 
@@ -108,7 +111,7 @@ func create(fs FS, dir string, sb Superblock) error {
 	if err := fs.MkdirAll(dir); err != nil {
 		return fmt.Errorf("make %s: %w", dir, err)
 	}
-	l, err := emptyLayer(fs, dir, 0, sb)
+	l, err := emptyLayer(fs, dir, 0, sb, nil)
 	if err != nil {
 		return err
 	}
@@ -131,12 +134,12 @@ func create(fs FS, dir string, sb Superblock) error {
 }
 
 // emptyLayer makes a layer's files, durably, in which nothing was written.
-func emptyLayer(fs FS, dir string, number uint32, sb Superblock) (*stratum, error) {
+func emptyLayer(fs FS, dir string, number uint32, sb Superblock, boot func() uint64) (*stratum, error) {
 	data, err := emptyFile(fs, path.Join(dir, dataName(number)), int64(sb.Size))
 	if err != nil {
 		return nil, err
 	}
-	t := newTable(nil, regions(sb.Size, sb.RegionSize), false)
+	t := newTable(nil, data, regions(sb.Size, sb.RegionSize), false, boot)
 	if t.file, err = emptyFile(fs, path.Join(dir, tableName(number)), t.fileSize()); err != nil {
 		return nil, errors.Join(err, data.Close())
 	}
@@ -161,13 +164,15 @@ func emptyFile(fs FS, name string, size int64) (File, error) {
 
 // Open opens a replica's directory. A data file that is shorter than it should
 // be is an error: something else cut it. bases finds a base when it is first
-// read; nil if there can be none.
-func Open(fs FS, dir string, bases func(BaseRef) (Base, error)) (*Files, error) {
+// read; nil if there can be none. bootID names the kernel's boot: what an earlier
+// process wrote in it, and the kernel still has, counts; the caller should have
+// the superblock Enter it.
+func Open(fs FS, dir, bootID string, bases func(BaseRef) (Base, error)) (*Files, error) {
 	block, err := fs.Open(path.Join(dir, superblockName), false)
 	if err != nil {
 		return nil, fmt.Errorf("open replica: %w", err)
 	}
-	f := &Files{fs: fs, dir: dir, block: block}
+	f := &Files{fs: fs, dir: dir, boot: bootID, block: block}
 	sb, err := readSuperblock(block)
 	if err == nil && (sb.RegionSize == 0 || sb.RegionSize%sectorSize != 0) {
 		err = fmt.Errorf("a region size of %d: %w", sb.RegionSize, ErrNoSuperblock)
@@ -235,7 +240,7 @@ func (f *Files) openLayer(sb Superblock, e Entry) (*stratum, error) {
 	if err != nil {
 		return nil, errors.Join(err, data.Close())
 	}
-	l := &stratum{data: data, table: newTable(file, regions(sb.Size, sb.RegionSize), e.OldTable)}
+	l := &stratum{data: data, table: newTable(file, data, regions(sb.Size, sb.RegionSize), e.OldTable, f.bootNumber)}
 	last := make([]byte, 1)
 	if _, err := data.ReadAt(last, int64(sb.Size)-1); err != nil {
 		return nil, errors.Join(fmt.Errorf("the data file of layer %d is not %d bytes long: %w", e.Number, sb.Size, err), l.close())
@@ -269,6 +274,16 @@ func (f *Files) loadLayer(c *chain, i int, g geometry) error {
 	f.damaged += damaged
 	f.lost = f.lost || damaged > 0 && !c.holdsAll(i)
 	return err
+}
+
+// bootNumber is the number of this boot; 0 as long as the superblock does not say
+// that the replica was opened in it.
+func (f *Files) bootNumber() uint64 {
+	sb := f.sb.Load()
+	if sb.BootID != f.boot {
+		return 0
+	}
+	return uint64(sb.Boots) & maxBoot
 }
 
 // DamagedSectors is how many sectors of tables were damaged when they were
@@ -381,7 +396,7 @@ func (f *Files) Reset(change func(*Superblock)) error {
 	next := f.Superblock()
 	change(&next)
 	number := f.nextNumber()
-	l, err := emptyLayer(f.fs, f.dir, number, next)
+	l, err := emptyLayer(f.fs, f.dir, number, next, f.bootNumber)
 	if err != nil {
 		return fmt.Errorf("replica %s: begin a new layer: %w", f.dir, err)
 	}
@@ -395,7 +410,7 @@ func (f *Files) Reset(change func(*Superblock)) error {
 	}
 	old := f.chain.Load()
 	g := newGeometry(next.Size, next.RegionSize)
-	l.table.lazy = f.hooks.LazyStamps
+	l.table.hooks = f.hooks
 	f.replace(newChain(entries, []*stratum{l}, []uint8{0}, &lowest{}, make([]atomic.Uint64, g.regions()), nil))
 	for _, l := range old.layers {
 		_ = l.close() // nobody reads it any more
@@ -446,6 +461,10 @@ func (f *Files) SyncData() error {
 			continue
 		}
 		if err := l.data.Sync(); err != nil {
+			return err
+		}
+		// What came meanwhile is little, but whoever brings blocks up waits for it.
+		if err := l.table.settle(); err != nil {
 			return err
 		}
 		if frozen { // nobody writes it any more

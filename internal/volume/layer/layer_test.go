@@ -101,7 +101,7 @@ func TestNewerFormatIsLeftAlone(t *testing.T) {
 	if err := os.WriteFile(file, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := layer.Open(layer.OS{}, dir, nil); !errors.Is(err, layer.ErrNewerFormat) {
+	if _, err := layer.Open(layer.OS{}, dir, "b", nil); !errors.Is(err, layer.ErrNewerFormat) {
 		t.Errorf("got %v", err)
 	}
 	if now, err := os.ReadFile(file); err != nil || !bytes.Equal(now, b) {
@@ -132,7 +132,7 @@ func TestSuperblockSurvivesPowerCuts(t *testing.T) {
 		}
 		var epoch uint64
 		for range 20 {
-			f, err := layer.Open(fs, "/r/v/1", nil)
+			f, err := layer.Open(fs, "/r/v/1", "b", nil)
 			if err != nil {
 				t.Fatalf("seed %d: %v", seed, err)
 			}
@@ -163,7 +163,7 @@ func TestDataOnARealDisk(t *testing.T) {
 	if err := layer.Create(layer.OS{}, dir, sb); err != nil {
 		t.Fatal(err)
 	}
-	f, err := layer.Open(layer.OS{}, dir, func(layer.BaseRef) (layer.Base, error) { return layer.OpenImage(layer.OS{}, base) })
+	f, err := layer.Open(layer.OS{}, dir, "b", func(layer.BaseRef) (layer.Base, error) { return layer.OpenImage(layer.OS{}, base) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func TestDataOnARealDisk(t *testing.T) {
 	if err := os.Truncate(filepath.Join(dir, fmt.Sprintf("layer-%08d.data", 1)), 1000); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := layer.Open(layer.OS{}, dir, nil); err == nil {
+	if _, err := layer.Open(layer.OS{}, dir, "b", nil); err == nil {
 		t.Error("a data file that is too short was opened")
 	}
 }

@@ -29,18 +29,37 @@ const (
 type content struct {
 	now   []uint64
 	maybe []map[uint64]bool
+	// stamps are what each region was stamped with, at least; sure are those that
+	// a power cut leaves, whatever it leaves of the content.
+	stamps, sure []uint64
+	born         map[uint64]uint64 // the generations that values were written in
 }
 
 func newContent(sectors int) content {
-	c := content{now: make([]uint64, sectors), maybe: make([]map[uint64]bool, sectors)}
+	c := content{now: make([]uint64, sectors), maybe: make([]map[uint64]bool, sectors), born: map[uint64]uint64{}}
+	c.stamps = make([]uint64, regionsFor(sectors))
+	c.sure = slices.Clone(c.stamps)
 	for i := range c.maybe {
 		c.maybe[i] = map[uint64]bool{0: true}
 	}
 	return c
 }
 
+func regionsFor(sectors int) int { return (sectors*volume.SectorSize + modelRegion - 1) / modelRegion }
+
+func regionOf(sector int) int { return sector * volume.SectorSize / modelRegion }
+
+// grow adds zeros.
+func (c *content) grow(sectors int) {
+	more := newContent(sectors)
+	c.now, c.maybe = append(c.now, more.now...), append(c.maybe, more.maybe...)
+	for len(c.stamps) < regionsFor(len(c.now)) {
+		c.stamps, c.sure = append(c.stamps, 0), append(c.sure, 0)
+	}
+}
+
 func (c content) clone() content {
-	d := content{now: slices.Clone(c.now)}
+	d := content{now: slices.Clone(c.now), stamps: slices.Clone(c.stamps), sure: slices.Clone(c.sure), born: c.born}
 	for _, m := range c.maybe {
 		d.maybe = append(d.maybe, maps.Clone(m))
 	}
@@ -57,6 +76,7 @@ func (c content) flush() {
 	for i, v := range c.now {
 		c.maybe[i] = map[uint64]bool{v: true}
 	}
+	copy(c.sure, c.stamps)
 }
 
 func (c content) bytes() []byte {
@@ -71,8 +91,10 @@ func sectorOf(v uint64) []byte {
 	return bytes.Repeat(binary.LittleEndian.AppendUint64(nil, v), volume.SectorSize/8)
 }
 
-// adopt takes over what was read, if it may be; afterwards that is certain.
+// adopt takes over what was read, if it may be; afterwards that is certain. What
+// is there of a write has its stamp; what is not there needs none.
 func (c content) adopt(read []byte) error {
+	copy(c.stamps, c.sure)
 	for i := range c.now {
 		s := read[i*volume.SectorSize : (i+1)*volume.SectorSize]
 		v := binary.LittleEndian.Uint64(s)
@@ -80,6 +102,7 @@ func (c content) adopt(read []byte) error {
 			return fmt.Errorf("sector %d holds %x..%x, may hold %v", i, s[:8], s[504:], c.maybe[i])
 		}
 		c.now[i] = v
+		c.stamps[regionOf(i)] = max(c.stamps[regionOf(i)], c.born[v])
 	}
 	c.flush()
 	return nil
@@ -89,7 +112,6 @@ func (c content) adopt(read []byte) error {
 type snapshot struct {
 	content
 	generation uint64
-	stamps     []uint64
 }
 
 // model is a plain volume beside the real files.
@@ -97,10 +119,10 @@ type model struct {
 	fs     *simfs.FS
 	files  *layer.Files
 	hooks  layer.Hooks
+	// oneBoot: no power cut is taken for one.
+	oneBoot bool
 	open   func() layer.FS
 	volume content
-	// stamps are what each region was stamped with, at least.
-	stamps     []uint64
 	snapshots  map[uint32]*snapshot
 	views      map[uint32]*layer.View // that stay open
 	generation uint64
@@ -109,7 +131,7 @@ type model struct {
 }
 
 func newModel(fs *simfs.FS, baseSize int, hooks layer.Hooks) (*model, error) {
-	m := &model{fs: fs, hooks: hooks, volume: newContent(modelSize / volume.SectorSize), stamps: make([]uint64, 6), snapshots: map[uint32]*snapshot{}, generation: 2}
+	m := &model{fs: fs, hooks: hooks, volume: newContent(modelSize / volume.SectorSize), snapshots: map[uint32]*snapshot{}, generation: 2}
 	m.open = func() layer.FS { return fs }
 	sb := someBlock()
 	sb.RegionSize, sb.Size = modelRegion, modelSize
@@ -151,11 +173,16 @@ func (m *model) makeBase(size int) error {
 
 func (m *model) reopen() (err error) {
 	m.views = map[uint32]*layer.View{}
-	m.files, err = layer.Open(m.open(), "/v/1", func(layer.BaseRef) (layer.Base, error) { return layer.OpenImage(m.open(), "/image") })
-	if err == nil {
-		m.files.Break(m.hooks)
+	boot := fmt.Sprintf("boot-%d", m.fs.Crashes)
+	if m.oneBoot {
+		boot = "boot"
 	}
-	return err
+	m.files, err = layer.Open(m.open(), "/v/1", boot, func(layer.BaseRef) (layer.Base, error) { return layer.OpenImage(m.open(), "/image") })
+	if err != nil {
+		return err
+	}
+	m.files.Break(m.hooks)
+	return m.files.Update(func(sb *layer.Superblock) { sb.Enter(boot) })
 }
 
 func (m *model) sectors() int { return len(m.volume.now) }
@@ -168,6 +195,7 @@ func (m *model) change(first, n int, zero bool) error {
 		if !zero {
 			m.nextValue++
 			values[i] = m.nextValue
+			m.volume.born[m.nextValue] = m.generation
 		}
 		p = append(p, sectorOf(values[i])...)
 	}
@@ -193,7 +221,7 @@ func (m *model) change(first, n int, zero bool) error {
 
 func (m *model) stamp(first, n int) {
 	for r := first * volume.SectorSize / modelRegion; r*modelRegion < (first+n)*volume.SectorSize; r++ {
-		m.stamps[r] = m.generation
+		m.volume.stamps[r] = m.generation
 	}
 }
 
@@ -230,7 +258,7 @@ func (m *model) snapshot() error {
 	m.generation++
 	err := m.files.Snapshot(m.nextID, m.generation)
 	if err == nil {
-		m.snapshots[m.nextID] = &snapshot{m.volume.clone(), m.generation, slices.Clone(m.stamps)}
+		m.snapshots[m.nextID] = &snapshot{m.volume.clone(), m.generation}
 	}
 	return err
 }
@@ -269,12 +297,7 @@ func (m *model) resize(more int) error {
 	if err := m.files.Resize(size); err != nil {
 		return err
 	}
-	grown := newContent(more)
-	m.volume.now = append(m.volume.now, grown.now...)
-	m.volume.maybe = append(m.volume.maybe, grown.maybe...)
-	for len(m.stamps) < int((size+modelRegion-1)/modelRegion) {
-		m.stamps = append(m.stamps, 0)
-	}
+	m.volume.grow(more)
 	return nil
 }
 
@@ -349,7 +372,7 @@ func (m *model) check() error {
 	if err := coversData(bits, read); err != nil {
 		return err
 	}
-	if err := m.checkChanged(m.stamps, m.files.Changed); err != nil {
+	if err := m.checkChanged(m.volume.stamps, m.files.Changed); err != nil {
 		return err
 	}
 	var ids []uint32
@@ -474,16 +497,17 @@ func (m *model) step(t *rapid.T) error {
 // plain copies for snapshots; nobody must be able to tell them apart.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		if err := runModel(t, layer.Hooks{}); err != nil {
+		if err := runModel(t, layer.Hooks{}, false); err != nil {
 			t.Fatal(err)
 		}
 	})
 }
 
-func runModel(t *rapid.T, hooks layer.Hooks) error {
+func runModel(t *rapid.T, hooks layer.Hooks, oneBoot bool) error {
 	fs := simfs.New(rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1)))
 	base := rapid.SampledFrom([]int{0, 2 * modelRegion, modelSize, modelSize + modelRegion}).Draw(t, "base")
 	m, err := newModel(fs, base, hooks)
+	m.oneBoot = oneBoot
 	for range rapid.IntRange(1, 60).Draw(t, "steps") {
 		if err == nil {
 			err = m.step(t)
@@ -498,16 +522,20 @@ func runModel(t *rapid.T, hooks layer.Hooks) error {
 // Each rule that is broken must show.
 func TestModelFindsBrokenRules(t *testing.T) {
 	for _, tt := range []struct {
-		rule  string
-		hooks layer.Hooks
+		rule    string
+		hooks   layer.Hooks
+		oneBoot bool
 	}{
-		{"what is copied is durable before it counts", layer.Hooks{HoldBeforeData: true}},
-		{"the rest of a block is copied", layer.Hooks{ForgetCopyUp: true}},
-		{"what moves down is durable there before it goes", layer.Hooks{MoveUnsynced: true}},
-		{"a flush covers what is from before a snapshot", layer.Hooks{ForgetFrozen: true}},
+		{rule: "what is copied is durable before it counts", hooks: layer.Hooks{HoldBeforeData: true}},
+		{rule: "a flush makes durable what is provisional", hooks: layer.Hooks{ForgetSettle: true}},
+		{rule: "a stamp is durable before blocks are written in place", hooks: layer.Hooks{StampLater: true}},
+		{rule: "what is provisional ends with its boot", oneBoot: true},
+		{rule: "the rest of a block is copied", hooks: layer.Hooks{ForgetCopyUp: true}},
+		{rule: "what moves down is durable there before it goes", hooks: layer.Hooks{MoveUnsynced: true}},
+		{rule: "a flush covers what is from before a snapshot", hooks: layer.Hooks{ForgetFrozen: true}},
 	} {
 		t.Run(tt.rule, func(t *testing.T) {
-			run := rapid.Custom(func(t *rapid.T) error { return runModel(t, tt.hooks) })
+			run := rapid.Custom(func(t *rapid.T) error { return runModel(t, tt.hooks, tt.oneBoot) })
 			for seed := range 500 {
 				if err := run.Example(seed); err != nil {
 					t.Logf("found by run %d: %v", seed, err)

@@ -54,7 +54,7 @@ func TestOldReplica(t *testing.T) {
 	dir, size := oldReplica(t)
 	reopen := func() *layer.Files {
 		t.Helper()
-		f, err := layer.Open(layer.OS{}, dir, nil)
+		f, err := layer.Open(layer.OS{}, dir, "b", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

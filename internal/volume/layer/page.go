@@ -27,6 +27,13 @@ const (
 	offOldPage, offOldSeq, offOldStamps = 8, 16, 32
 	oldRowsPerPage                      = (offSum - offOldStamps) / 8
 
+	// The sequence of a provisional copy has the highest bit set, and the
+	// number of the boot that it counts in between that and the sequence proper.
+	provisionalBit = 1 << 63
+	bootShift      = 40
+	maxSequence    = 1<<bootShift - 1
+	maxBoot        = provisionalBit>>bootShift - 1
+
 	// allHeld is a mask of all blocks of a region.
 	allHeld = math.MaxUint16
 )
@@ -42,35 +49,66 @@ type row struct {
 	held  uint16
 }
 
+// sequence is what the sector of a page says of itself: how new it is, and in
+// which boot it counts; 0: in any.
+type sequence struct {
+	number uint64
+	boot   uint64
+}
+
+func (s sequence) marshal() uint64 {
+	if s.boot == 0 {
+		return s.number
+	}
+	return provisionalBit | s.boot<<bootShift | s.number
+}
+
+func parseSequence(n uint64) sequence {
+	if n&provisionalBit == 0 {
+		return sequence{number: n}
+	}
+	return sequence{n & maxSequence, n &^ provisionalBit >> bootShift}
+}
+
+// pairState is what a pair of pages was found to be.
+type pairState struct {
+	seq         uint64
+	provisional bool // some of it counts in this boot only
+	damaged     int  // sectors
+}
+
 // parsePair reads what a pair of pages says, of copies with a sequence up to
-// upTo. Rows that are damaged are Unknown; how many sectors are is returned.
-func parsePair(pair []byte, page int, upTo uint64, rows []row) (seq uint64, damaged int) {
+// upTo that count in the boot; 0: that count in any. Rows that are damaged are
+// Unknown.
+func parsePair(pair []byte, page int, upTo, boot uint64, rows []row) (is pairState) {
 	for s := range sectorsPerPage {
 		into := rows[s*rowsPerSector : (s+1)*rowsPerSector]
 		clear(into)
-		var newest uint64
+		var newest sequence
 		bad := false
 		for copyOf := range 2 {
 			b := pair[copyOf*BlockSize+s*sectorSize:][:sectorSize]
-			n := binary.LittleEndian.Uint64(b[offSeq:])
+			n := parseSequence(binary.LittleEndian.Uint64(b[offSeq:]))
 			switch {
 			case blank(b):
 			case binary.LittleEndian.Uint32(b[offSectorSum:]) != sectorSum(b, page, s):
 				bad = true
-			case n > newest && n <= upTo:
+			case n.boot != 0 && n.boot != boot: // what it said is not certain any more
+			case n.number > newest.number && n.number <= upTo:
 				newest = n
 				parseRows(b, into)
 			}
 		}
 		if bad {
-			damaged++
+			is.damaged++
 			for i := range into {
 				into[i] = row{stamp: Unknown, held: allHeld}
 			}
 		}
-		seq = max(seq, newest)
+		is.seq = max(is.seq, newest.number)
+		is.provisional = is.provisional || newest.boot != 0
 	}
-	return seq, damaged
+	return is
 }
 
 func blank(b []byte) bool { return !slices.ContainsFunc(b, func(x byte) bool { return x != 0 }) }
@@ -87,14 +125,14 @@ func sectorSum(b []byte, page, sector int) uint32 {
 	return crc32.Update(crc32.Checksum(place, castagnoli), castagnoli, b[:offSectorSum])
 }
 
-func marshalPage(b []byte, page int, seq uint64, rows []row) {
+func marshalPage(b []byte, page int, seq sequence, rows []row) {
 	for s := range sectorsPerPage {
 		sector := b[s*sectorSize : (s+1)*sectorSize]
 		for i, r := range rows[s*rowsPerSector : (s+1)*rowsPerSector] {
 			binary.LittleEndian.PutUint64(sector[8*i:], r.stamp)
 			binary.LittleEndian.PutUint16(sector[offHeld+2*i:], r.held)
 		}
-		binary.LittleEndian.PutUint64(sector[offSeq:], seq)
+		binary.LittleEndian.PutUint64(sector[offSeq:], seq.marshal())
 		binary.LittleEndian.PutUint32(sector[offSectorSum:], sectorSum(sector, page, s))
 	}
 }
@@ -102,7 +140,7 @@ func marshalPage(b []byte, page int, seq uint64, rows []row) {
 // parseOldPair does what parsePair does for a table of version 1, which has
 // stamps only, and one checksum for each page. A page of which neither copy is
 // whole counts as one sector.
-func parseOldPair(pair []byte, page int, upTo uint64, rows []row) (seq uint64, damaged int) {
+func parseOldPair(pair []byte, page int, upTo uint64, rows []row) (is pairState) {
 	clear(rows)
 	for i := range rows {
 		rows[i].held = allHeld
@@ -110,23 +148,23 @@ func parseOldPair(pair []byte, page int, upTo uint64, rows []row) (seq uint64, d
 	for copyOf := range 2 {
 		b := pair[copyOf*BlockSize : (copyOf+1)*BlockSize]
 		n := binary.LittleEndian.Uint64(b[offOldSeq:])
-		if string(b[:len(oldTableMagic)]) != oldTableMagic || n <= seq || n > upTo ||
+		if string(b[:len(oldTableMagic)]) != oldTableMagic || n <= is.seq || n > upTo ||
 			binary.LittleEndian.Uint64(b[offOldPage:]) != uint64(page) ||
 			binary.LittleEndian.Uint32(b[offSum:]) != crc32.Checksum(b[:offSum], castagnoli) {
 			continue
 		}
-		seq = n
+		is.seq = n
 		for i := range rows {
 			rows[i].stamp = binary.LittleEndian.Uint64(b[offOldStamps+8*i:])
 		}
 	}
-	if seq == 0 && !blank(pair) {
-		damaged = 1
+	if is.seq == 0 && !blank(pair) {
+		is.damaged = 1
 		for i := range rows {
 			rows[i].stamp = Unknown
 		}
 	}
-	return seq, damaged
+	return is
 }
 
 func marshalOldPage(b []byte, page int, seq uint64, rows []row) {

@@ -24,11 +24,11 @@ func TestPageOfATable(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		pair := make([]byte, pairSize)
 		older, newer, got := drawRows(t, rowsPerPage), drawRows(t, rowsPerPage), make([]row, rowsPerPage)
-		seq, page := rapid.Uint64Range(1, math.MaxUint64-1).Draw(t, "sequence"), rapid.IntRange(0, 1<<20).Draw(t, "page")
+		seq, page := rapid.Uint64Range(1, maxSequence-1).Draw(t, "sequence"), rapid.IntRange(0, 1<<20).Draw(t, "page")
 		at := func(seq uint64) []byte { return pair[seq%2*BlockSize:][:BlockSize] }
-		marshalPage(at(seq), page, seq, older)
+		marshalPage(at(seq), page, sequence{number: seq}, older)
 		written := make([]byte, BlockSize)
-		marshalPage(written, page, seq+1, newer)
+		marshalPage(written, page, sequence{number: seq + 1}, newer)
 		want := append([]row(nil), older...)
 		for s := range sectorsPerPage {
 			if rapid.Bool().Draw(t, "this sector got there") {
@@ -36,16 +36,35 @@ func TestPageOfATable(t *testing.T) {
 				copy(want[s*rowsPerSector:], newer[s*rowsPerSector:(s+1)*rowsPerSector])
 			}
 		}
-		if _, damaged := parsePair(pair, page, math.MaxUint64, got); damaged != 0 || !equalRows(got, want) {
-			t.Fatalf("%d sectors are damaged, or the rows are not the old or the new", damaged)
+		if is := parsePair(pair, page, math.MaxUint64, 0, got); is.damaged != 0 || !equalRows(got, want) {
+			t.Fatalf("%d sectors are damaged, or the rows are not the old or the new", is.damaged)
 		}
-		if _, damaged := parsePair(pair, page, seq, got); damaged != 0 || !equalRows(got, older) {
+		if is := parsePair(pair, page, seq, 0, got); is.damaged != 0 || !equalRows(got, older) {
 			t.Fatal("what is not certain was read")
 		}
 		off := int(seq%2)*BlockSize + rapid.IntRange(0, BlockSize-1).Draw(t, "byte")
 		pair[off] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
-		if _, damaged := parsePair(pair, page, math.MaxUint64, got); damaged != 1 || got[off%BlockSize/sectorSize*rowsPerSector] != (row{Unknown, allHeld}) {
-			t.Fatalf("%d sectors are damaged, want 1", damaged)
+		if is := parsePair(pair, page, math.MaxUint64, 0, got); is.damaged != 1 || got[off%BlockSize/sectorSize*rowsPerSector] != (row{Unknown, allHeld}) {
+			t.Fatalf("%d sectors are damaged, want 1", is.damaged)
+		}
+	})
+}
+
+// A page that is provisional counts in its boot, and in no other.
+func TestProvisionalPage(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		pair := make([]byte, pairSize)
+		older, newer, got := drawRows(t, rowsPerPage), drawRows(t, rowsPerPage), make([]row, rowsPerPage)
+		seq := rapid.Uint64Range(1, maxSequence-2).Draw(t, "sequence")
+		boot := rapid.Uint64Range(1, maxBoot).Draw(t, "boot")
+		other := rapid.Uint64Range(0, maxBoot).Filter(func(n uint64) bool { return n != boot }).Draw(t, "other boot")
+		marshalPage(pair[seq%2*BlockSize:][:BlockSize], 7, sequence{number: seq}, older)
+		marshalPage(pair[(seq+1)%2*BlockSize:][:BlockSize], 7, sequence{seq + 1, boot}, newer)
+		if is := parsePair(pair, 7, math.MaxUint64, boot, got); is != (pairState{seq: seq + 1, provisional: true}) || !equalRows(got, newer) {
+			t.Fatalf("in its boot: %+v", is)
+		}
+		if is := parsePair(pair, 7, math.MaxUint64, other, got); is != (pairState{seq: seq}) || !equalRows(got, older) {
+			t.Fatalf("in another boot: %+v", is)
 		}
 	})
 }
@@ -62,15 +81,15 @@ func equalRows(a, b []row) bool {
 // Where a page that lies in another's place is read, it counts as damaged.
 func TestMisplacedPage(t *testing.T) {
 	pair := make([]byte, pairSize)
-	marshalPage(pair, 3, 2, make([]row, rowsPerPage))
-	if _, damaged := parsePair(pair, 4, math.MaxUint64, make([]row, rowsPerPage)); damaged != sectorsPerPage {
-		t.Errorf("%d sectors are damaged", damaged)
+	marshalPage(pair, 3, sequence{number: 2}, make([]row, rowsPerPage))
+	if is := parsePair(pair, 4, math.MaxUint64, 0, make([]row, rowsPerPage)); is.damaged != sectorsPerPage {
+		t.Errorf("%d sectors are damaged", is.damaged)
 	}
 }
 
 func FuzzParsePair(f *testing.F) {
 	pair := make([]byte, pairSize)
-	marshalPage(pair, 0, 2, make([]row, rowsPerPage))
+	marshalPage(pair, 0, sequence{number: 2}, make([]row, rowsPerPage))
 	f.Add(pair, false)
 	old := make([]byte, pairSize)
 	marshalOldPage(old, 0, 2, make([]row, oldRowsPerPage))
@@ -81,21 +100,21 @@ func FuzzParsePair(f *testing.F) {
 		again := make([]byte, BlockSize)
 		if old {
 			rows := make([]row, oldRowsPerPage)
-			if seq, damaged := parseOldPair(pair, 0, math.MaxUint64, rows); seq > 0 && damaged > 0 {
+			if is := parseOldPair(pair, 0, math.MaxUint64, rows); is.seq > 0 && is.damaged > 0 {
 				t.Error("a page that is whole is damaged")
-			} else if seq > 0 {
-				marshalOldPage(again, 0, seq, rows)
-				if _, damaged := parseOldPair(append(again, make([]byte, BlockSize)...), 0, seq, rows); damaged > 0 {
+			} else if is.seq > 0 {
+				marshalOldPage(again, 0, is.seq, rows)
+				if is := parseOldPair(append(again, make([]byte, BlockSize)...), 0, is.seq, rows); is.damaged > 0 {
 					t.Error("what was read cannot be written")
 				}
 			}
 			return
 		}
 		rows := make([]row, rowsPerPage)
-		if _, damaged := parsePair(pair, 0, math.MaxUint64, rows); damaged == 0 {
-			marshalPage(again, 0, 1, rows)
+		if is := parsePair(pair, 0, math.MaxUint64, 0, rows); is.damaged == 0 {
+			marshalPage(again, 0, sequence{number: 1}, rows)
 			got := make([]row, rowsPerPage)
-			if _, damaged := parsePair(append(again, make([]byte, BlockSize)...), 0, 1, got); damaged > 0 || !equalRows(got, rows) {
+			if is := parsePair(append(again, make([]byte, BlockSize)...), 0, 1, 0, got); is.damaged > 0 || !equalRows(got, rows) {
 				t.Error("what was read cannot be written")
 			}
 		}
@@ -124,7 +143,7 @@ func TestMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := heap()
-	f, err := Open(OS{}, dir, nil)
+	f, err := Open(OS{}, dir, "b", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,11 +52,11 @@ func (f *Files) prepare1() error {
 		return nil
 	}
 	sb, number := f.Superblock(), f.nextNumber()
-	l, err := emptyLayer(f.fs, f.dir, number, sb)
+	l, err := emptyLayer(f.fs, f.dir, number, sb, f.bootNumber)
 	if err != nil {
 		return fmt.Errorf("replica %s: prepare a new layer: %w", f.dir, err)
 	}
-	l.table.lazy = f.hooks.LazyStamps
+	l.table.hooks = f.hooks
 	f.prepared = &prepared{number: number, size: sb.Size, layer: l}
 	return nil
 }
@@ -135,6 +135,11 @@ func (f *Files) Forget(id uint32) error {
 	i := c.snapshot(id)
 	if i < 0 {
 		return nil
+	}
+	// From now on blocks are written in place of which only the stamps may be
+	// provisional.
+	if err := c.settle(); err != nil {
+		return fmt.Errorf("replica %s: %w", f.dir, err)
 	}
 	entries := slices.Clone(c.entries)
 	entries[i].Snapshot = 0

@@ -53,12 +53,24 @@ type Superblock struct {
 	// BootID names the kernel's boot in which the replica was last opened. At
 	// most 40 bytes.
 	BootID string
+	// Boots counts them, from 1. At most maxBoot count.
+	Boots uint32
 	// Layers are oldest first, at least one; the newest is written.
 	Layers []Entry
 	// Base is what is read where no layer holds anything, in its first BaseSize
 	// bytes.
 	Base     BaseRef
 	BaseSize uint64
+}
+
+// Enter notes the boot that the replica is opened in, and tells whether that is
+// the one it was opened in last: then nothing was lost that the kernel had.
+func (s *Superblock) Enter(bootID string) (same bool) {
+	same = s.BootID == bootID
+	if !same || s.Boots == 0 {
+		s.BootID, s.Boots = bootID, s.Boots+1
+	}
+	return same
 }
 
 // Entry is a layer, and what became of it when the next was begun.
@@ -102,7 +114,8 @@ const (
 	offReplica, offHealth, offClean        = 88, 92, 93
 	offSize, offSealed, offIncarn          = 96, 104, 112
 	offGeneration, offBoot                 = 120, 128
-	offLayers, offOldLayer                 = 168, 176 // offOldLayer: version 1 only
+	offLayers, offBoots                    = 168, 172
+	offOldLayer                            = 176 // version 1 only
 	offBaseImage, offBaseVolume            = 176, 208
 	offBaseSnap, offBaseSize               = 240, 248
 	offEntries, entrySize, offSum          = 256, 28, BlockSize - 4
@@ -146,7 +159,8 @@ func (s Superblock) Marshal() ([]byte, error) {
 	copy(b[offBaseVolume:offBaseVolume+idLen], s.Base.Volume)
 	binary.LittleEndian.PutUint32(b[offBaseSnap:], s.Base.Snapshot)
 	binary.LittleEndian.PutUint64(b[offBaseSize:], s.BaseSize)
-	binary.LittleEndian.PutUint64(b[offLayers:], uint64(len(s.Layers)))
+	binary.LittleEndian.PutUint32(b[offLayers:], uint32(len(s.Layers)))
+	binary.LittleEndian.PutUint32(b[offBoots:], s.Boots)
 	for i, e := range s.Layers {
 		e.put(b[offEntries+i*entrySize:])
 	}
@@ -198,8 +212,9 @@ func Parse(b []byte) (Superblock, error) {
 		Health:      Health(b[offHealth]),
 		Clean:       b[offClean] == 1,
 		BootID:      text(b[offBoot : offBoot+bootLen]),
+		Boots:       binary.LittleEndian.Uint32(b[offBoots:]),
 	}
-	layers := binary.LittleEndian.Uint64(b[offLayers:])
+	layers := binary.LittleEndian.Uint32(b[offLayers:])
 	if s.Health < Good || s.Health > Failed || layers == 0 || layers > MaxLayers || version == 1 && layers != 1 {
 		return s, ErrNoSuperblock
 	}

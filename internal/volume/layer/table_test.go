@@ -28,7 +28,7 @@ func tabled(t interface{ Fatal(...any) }, fs layer.FS) *layer.Files {
 }
 
 func reopened(t interface{ Fatal(...any) }, fs layer.FS) *layer.Files {
-	f, err := layer.Open(fs, "/v/1", nil)
+	f, err := layer.Open(fs, "/v/1", "b", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func TestConcurrentStamps(t *testing.T) {
 	if err := layer.Create(layer.OS{}, path.Join(dir, "v", "1"), sb); err != nil {
 		t.Fatal(err)
 	}
-	f, err := layer.Open(layer.OS{}, path.Join(dir, "v", "1"), nil)
+	f, err := layer.Open(layer.OS{}, path.Join(dir, "v", "1"), "b", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,7 +48,12 @@ func (f *Files) MoveDown() (drained bool, err error) {
 	if f.tidying.layer != upper {
 		f.tidying = cursor{layer: upper}
 	}
-	p, err := f.pickUp(c, i)
+	// Blocks are dropped for being in a newer layer: they must stay there.
+	var p *pick
+	err = c.settle()
+	if err == nil {
+		p, err = f.pickUp(c, i)
+	}
 	if err == nil && p.empty() {
 		f.tidying.drained = true
 		return true, nil
@@ -212,6 +217,20 @@ func (g geometry) spans(blocks []int64) []span {
 		list = appendSpan(list, g.span(b))
 	}
 	return list
+}
+
+// Settle puts on disk what is provisional. Forget and DropBase do so, too, while
+// nobody may write: called before, this makes that short.
+func (f *Files) Settle() error { return f.current().settle() }
+
+// settle puts on disk what the tables' pages say provisionally.
+func (c *chain) settle() error {
+	for _, l := range c.layers {
+		if err := l.table.settle(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // DropLayer takes a layer that MoveDown has drained out of the chain, and deletes

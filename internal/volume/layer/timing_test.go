@@ -132,7 +132,7 @@ func TestTidyingHoldsNobodyUp(t *testing.T) {
 	sb := someBlock()
 	sb.Size = 8 << 20
 	must(layer.Create(layer.OS{}, dir, sb))
-	f, err := layer.Open(g, dir, nil)
+	f, err := layer.Open(g, dir, "b", nil)
 	must(err)
 	defer f.Close()
 	write := func(b byte, off int64) {

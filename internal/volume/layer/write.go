@@ -134,19 +134,9 @@ func (f *Files) CopyUp(off, n int64) int64 {
 		return 0
 	}
 	var bytes int64
-	add := func(b int64) {
+	for b := off / g.block; b*g.block < off+n; b++ {
 		if s := g.span(b); !c.writable[c.slot(b)] && (s.from < off || s.to > off+n) {
 			bytes += s.len()
-		}
-	}
-	for b := off / g.block; b*g.block < off+n; b++ {
-		add(b)
-	}
-	for _, region := range []int{int(off / g.region), int((off + n - 1) / g.region)} {
-		if c.begun(g, region) {
-			for b := range g.blocks(region) {
-				add(b)
-			}
 		}
 	}
 	return bytes
@@ -232,10 +222,11 @@ type want struct {
 	slot uint8
 }
 
-// note puts on disk what the requests need, and then takes it for true: first
-// the content of the blocks that the newest group does not hold, then the rows
-// that say so, with the stamps. So a power cut at any instant leaves each block's
-// old content where it is found, or the new one.
+// note writes down what the requests need, and then takes it for true: first the
+// content of the blocks that the newest group does not hold, then the rows that
+// say so, with the stamps. Where it can, it leaves both to the kernel, and to the
+// next flush; else both are put on disk, in that order. So a power cut at any
+// instant leaves each block's old content where it is found, or the new one.
 func (f *Files) note(requests []*request) error {
 	c := f.chain.Load()
 	b := &batch{f: f, c: c, g: f.geometry(), into: c.layers[c.target], marks: map[int]mark{}, held: map[int64]bool{}}
@@ -247,12 +238,7 @@ func (f *Files) note(requests []*request) error {
 			return err
 		}
 	}
-	if b.dirty && !f.hooks.HoldBeforeData {
-		if err := syncFile(b.into.data, "what was copied"); err != nil {
-			return err
-		}
-	}
-	if err := b.into.table.apply(sorted(b.marks)); err != nil {
+	if err := b.write(); err != nil {
 		return err
 	}
 	for region, m := range b.marks {
@@ -262,6 +248,37 @@ func (f *Files) note(requests []*request) error {
 		c.set(block, c.slots[c.target])
 	}
 	return nil
+}
+
+// write writes the rows.
+func (b *batch) write() error {
+	t, marks := b.into.table, sorted(b.marks)
+	if b.mayWait(marks) {
+		return t.applyProvisional(marks)
+	}
+	if b.dirty {
+		if err := t.syncContent(); err != nil {
+			return err
+		}
+	}
+	return t.apply(marks)
+}
+
+// mayWait tells whether the rows may wait for the next flush. If the power goes
+// before, then what was written after them is not found any more, and so they are
+// not missed: all of it is in blocks that only they say are held. Not so if the
+// newest group held blocks of a region before, which are written in place: their
+// stamp must be durable.
+func (b *batch) mayWait(marks []mark) bool {
+	if b.into.table.old || b.into.table.boot() == 0 || b.c.where == nil {
+		return false
+	}
+	for _, m := range marks {
+		if m.stamp > b.c.stamps[m.region].Load() && b.c.begun(b.g, m.region) && !b.f.hooks.StampLater {
+			return false
+		}
+	}
+	return true
 }
 
 func sorted(marks map[int]mark) []mark {
@@ -305,7 +322,6 @@ func (b *batch) bringUp(r *request) error {
 		}
 		b.hold(block)
 	}
-	b.wantRest(r)
 	if err := b.copyUp(); err != nil {
 		return err
 	}
@@ -328,23 +344,6 @@ func (b *batch) hold(block int64) {
 	m.set |= b.g.mask(block)
 	b.marks[region] = m
 	b.held[block], b.dirty = true, true
-}
-
-// wantRest brings up the rest of a region that is written in a second place: it
-// is likely to be written all over, and all of it costs the same two syncs as
-// the next block would.
-func (b *batch) wantRest(r *request) {
-	for region := int(r.off / b.g.region); int64(region)*b.g.region < r.off+r.n; region++ {
-		if b.marks[region].set == 0 || !b.c.begun(b.g, region) {
-			continue
-		}
-		for block := range b.g.blocks(region) {
-			if !b.c.writable[b.c.slot(block)] && !b.held[block] {
-				b.want(block)
-				b.hold(block)
-			}
-		}
-	}
 }
 
 // want notes a block that is to be copied from where it is.

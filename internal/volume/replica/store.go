@@ -66,6 +66,8 @@ type Hooks struct {
 	HoldBeforeData   bool // a block counts as held before its content is durable
 	ForgetCopyUp     bool // a block counts as held without the rest of its content
 	ForgetFrozen     bool // what was written before a snapshot is not flushed after it
+	ForgetSettle     bool // a flush leaves pages of tables provisional
+	StampLater       bool // a stamp may be provisional where blocks are written in place
 	MoveUnsynced     bool // a block leaves its layer before it is durable in the one below
 	StaleSums        bool // a recorded checksum counts when its region was written since
 }
@@ -74,6 +76,7 @@ func (h Hooks) layers() layer.Hooks {
 	return layer.Hooks{
 		LazyStamps: h.LazyStamp, HoldBeforeData: h.HoldBeforeData, ForgetCopyUp: h.ForgetCopyUp,
 		ForgetFrozen: h.ForgetFrozen, MoveUnsynced: h.MoveUnsynced, StaleSums: h.StaleSums,
+		ForgetSettle: h.ForgetSettle, StampLater: h.StampLater,
 	}
 }
 
@@ -158,7 +161,7 @@ func (s *Store) adopt(volumeID, name string) error {
 }
 
 func (s *Store) open(dir string) (*Replica, error) {
-	f, err := layer.Open(s.opts.FS, dir, s.base)
+	f, err := layer.Open(s.opts.FS, dir, s.opts.BootID, s.base)
 	if err != nil {
 		return nil, err
 	}
@@ -167,12 +170,10 @@ func (s *Store) open(dir string) (*Replica, error) {
 		return nil, errors.Join(fmt.Errorf("replica %s %w (%s)", dir, ErrForeign, sb.ClusterID), f.Close())
 	}
 	// I7: was anything lost that had been acknowledged?
-	kept := sb.Clean || sb.BootID == s.opts.BootID || s.opts.Hooks.KeepIncarnation
 	err = f.Update(func(sb *layer.Superblock) {
-		if !kept {
+		if same := sb.Enter(s.opts.BootID); !same && !sb.Clean && !s.opts.Hooks.KeepIncarnation {
 			sb.Incarnation++
 		}
-		sb.BootID = s.opts.BootID
 	})
 	if err != nil {
 		return nil, errors.Join(err, f.Close())

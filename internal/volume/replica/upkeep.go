@@ -44,6 +44,9 @@ func (r *Replica) Forget(id uint32) error {
 		return fmt.Errorf("forget snapshot %d: %w", id, ErrInUse)
 	}
 	return r.maintain(func() error {
+		if err := r.files.Settle(); err != nil {
+			return err
+		}
 		r.ops.Lock()
 		defer r.ops.Unlock()
 		return r.files.Forget(id)
@@ -98,6 +101,9 @@ func (r *Replica) DetachBase(ctx context.Context) (more bool, err error) {
 		}
 		whole, err := r.copyDown()
 		if err != nil || !whole {
+			return err
+		}
+		if err := r.files.Settle(); err != nil {
 			return err
 		}
 		r.ops.Lock()

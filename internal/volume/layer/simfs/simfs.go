@@ -35,6 +35,8 @@ type FS struct {
 	FailWrite, FailSync bool
 	// Reflinks: files can share blocks.
 	Reflinks bool
+	// Crashes counts them.
+	Crashes int
 }
 
 // inode is a file or a directory.
@@ -183,6 +185,7 @@ func (f *FS) Rot(name string, off int64) error {
 // Crash loses power: of each thing that was not synced, chance decides what
 // is there afterwards.
 func (f *FS) Crash() {
+	f.Crashes++
 	f.crash(f.root)
 	f.FailWrite, f.FailSync = false, false
 }

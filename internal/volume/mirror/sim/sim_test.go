@@ -109,6 +109,8 @@ func TestBrokenRules(t *testing.T) {
 		{rule: "rolls: without a flush", brk: mirror.BreakRollUnflushed},
 		{rule: "copies: only what the source has stamped", brk: mirror.BreakSourceOnly},
 		{rule: "layers: a block is held before its content is durable", hooks: replica.Hooks{HoldBeforeData: true}},
+		{rule: "layers: a flush leaves what is provisional so", hooks: replica.Hooks{ForgetSettle: true}},
+		{rule: "layers: a stamp is provisional where blocks are written in place", hooks: replica.Hooks{StampLater: true}},
 		{rule: "layers: a block is held without the rest of its content", hooks: replica.Hooks{ForgetCopyUp: true}},
 		{rule: "layers: a block leaves its layer before it is durable below", hooks: replica.Hooks{MoveUnsynced: true}},
 		{rule: "snapshots: what was written before is not flushed after", hooks: replica.Hooks{ForgetFrozen: true}},
