@@ -116,13 +116,13 @@ type snapshot struct {
 
 // model is a plain volume beside the real files.
 type model struct {
-	fs     *simfs.FS
-	files  *layer.Files
-	hooks  layer.Hooks
+	fs    *simfs.FS
+	files *layer.Files
+	hooks layer.Hooks
 	// oneBoot: no power cut is taken for one.
-	oneBoot bool
-	open   func() layer.FS
-	volume content
+	oneBoot    bool
+	open       func() layer.FS
+	volume     content
 	snapshots  map[uint32]*snapshot
 	views      map[uint32]*layer.View // that stay open
 	generation uint64
