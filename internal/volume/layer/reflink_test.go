@@ -62,7 +62,7 @@ func TestReflinkCopyUp(t *testing.T) {
 				}
 			}
 			must(layer.Create(fs, dir, layer.Superblock{Sequence: 1, RegionSize: region, Size: size, Generation: 1, Health: layer.Good}))
-			f, err := layer.Open(fs, dir, nil)
+			f, err := layer.Open(fs, dir, "b", nil)
 			must(err)
 			defer func() { must(f.Close()) }()
 			before := make([]byte, size)
