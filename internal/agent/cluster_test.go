@@ -240,6 +240,29 @@ func TestDeafGuestIsStoppedByForce(t *testing.T) {
 	}
 }
 
+// A guest sees that its disk has grown, and so does one that an earlier run of the
+// daemon has told.
+func TestGuestSeesItsDiskGrow(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(2, "a", "b")
+	on := w.hosts[w.runs(0).GetServerId()]
+	guest := on.guest()
+	for _, size := range []uint64{2 << 30, 3 << 30} {
+		if _, err := w.store.Volumes.Update(t.Context(), "v", func(v *argonv1.Volume) error {
+			v.SizeBytes = size
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		w.untilHosts("the guest was told", func(*host) bool { return guest.Grown(0) == int64(size) })
+		on.crash()
+		on.start()
+	}
+	if on.guest() != guest || on.monitor.Starts() != 1 {
+		t.Errorf("the guest was started anew (%d starts)", on.monitor.Starts())
+	}
+}
+
 // A volume that nobody uses is healed by a server that has it in sync.
 func TestUnattachedVolumeIsRepaired(t *testing.T) {
 	w := newWorld(t, "a", "b")

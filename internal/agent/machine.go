@@ -49,6 +49,8 @@ type guestSeen struct {
 	shares       hypervisor.Shares
 	unshared     bool
 	sharesDetail string
+	// diskSizes are those that it was told of last; empty: that is not known.
+	diskSizes string
 	// wokenFrom is the checkpoint that this run has made it of.
 	wokenFrom string
 	// saving: it stands still for a checkpoint.
@@ -85,6 +87,8 @@ type disksSeen struct {
 	full bool
 	// held: at least one is attached.
 	held bool
+	// sizes are those that the record says.
+	sizes string
 }
 
 // machineStep is what to do next with a machine.
@@ -102,6 +106,8 @@ const (
 	resume
 	// share gives a guest the shares that its record says.
 	share
+	// grow tells a guest of the sizes of its disks.
+	grow
 	// reap forgets a guest whose process is gone, and what follows from the
 	// way it went.
 	reap
@@ -119,7 +125,7 @@ const (
 )
 
 func (s machineStep) String() string {
-	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "share", "reap", "check", "wake", "receive", "announce", "go on"}[s]
+	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "share", "grow", "reap", "check", "wake", "receive", "announce", "go on"}[s]
 }
 
 // belongs tells whether a machine is to be run by this server, as far as
@@ -198,6 +204,9 @@ func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksS
 	}
 	if g.unshared || g.shares != sharesOf(m) {
 		return share
+	}
+	if disks.ready && g.diskSizes != disks.sizes {
+		return grow
 	}
 	return rest
 }

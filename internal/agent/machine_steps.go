@@ -141,6 +141,11 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 		key = "shares/" + id
 		j.step += fmt.Sprint(sharesOf(m))
 		j.run = func(ctx context.Context) error { return a.share(ctx, g, sharesOf(m)) }
+	case grow:
+		key = "disks/" + id
+		j.step += seen.disks.sizes
+		sizes := p.diskSizes(m)
+		j.run = func(ctx context.Context) error { return a.growDisks(ctx, m, g, sizes) }
 	case check:
 		c, st := p.st.Checkpoints[m.GetWake().GetCheckpointId()], p.st
 		j.waits, j.run = true, func(ctx context.Context) error { return a.check(ctx, st, m, c) }
@@ -371,6 +376,28 @@ func (a *Agent) share(ctx context.Context, g *guest, shares hypervisor.Shares) e
 		return fmt.Errorf("set its shares: %w", err)
 	}
 	a.note(func() { g.shares, g.unshared, g.sharesDetail = shares, false, detail })
+	return nil
+}
+
+// growDisks tells a guest how large its disks are.
+func (a *Agent) growDisks(ctx context.Context, m *argonv1.Machine, g *guest, sizes []uint64) error {
+	for i, id := range m.GetVolumeIds() {
+		a.mu.Lock()
+		v := a.volumes[id]
+		if v == nil || v.attachment == nil {
+			a.mu.Unlock()
+			return ErrOvertaken
+		}
+		disk := v.attachment.Disk()
+		a.mu.Unlock()
+		err := g.handle.GrowDisk(ctx, i, disk, int64(sizes[i]))
+		if errors.Is(err, hypervisor.ErrOldGuest) {
+			a.Log.Warn("a guest sees its disk grow when it is started again", "machine", m.GetMeta().GetName(), "volume", id, "err", err)
+		} else if err != nil {
+			return fmt.Errorf("let it see that a disk has grown: %w", err)
+		}
+	}
+	a.note(func() { g.diskSizes = fmt.Sprint(sizes) })
 	return nil
 }
 

@@ -283,7 +283,7 @@ func (p *plan) watchAttachments(ctx context.Context) {
 
 // seeDisks sums up the attachments that a machine's guest needs or uses.
 func (p *plan) seeDisks(m *argonv1.Machine) disksSeen {
-	a, seen := p.agent, disksSeen{ready: true}
+	a, seen := p.agent, disksSeen{ready: true, sizes: fmt.Sprint(p.diskSizes(m))}
 	wait := func(why string) {
 		seen.ready = false
 		seen.waits = cmp.Or(seen.waits, why)
@@ -313,6 +313,15 @@ func (p *plan) seeDisks(m *argonv1.Machine) disksSeen {
 		}
 	}
 	return seen
+}
+
+// diskSizes are the sizes of a machine's disks, in bytes, as recorded.
+func (p *plan) diskSizes(m *argonv1.Machine) []uint64 {
+	var sizes []uint64
+	for _, id := range m.GetVolumeIds() {
+		sizes = append(sizes, p.st.Volumes[id].GetSizeBytes())
+	}
+	return sizes
 }
 
 var errEnded = errors.New("the attachment has ended")

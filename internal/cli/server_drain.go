@@ -25,8 +25,9 @@ func (a *app) serverDrainCommand() *cobra.Command {
 		Long: `Records that a server is drained: nothing is placed on it, and its machines are
 moved away while they run, a few at a time. One that can't be moved so is shut
 down there and started elsewhere. A machine that fits nowhere else stays and
-runs. With --evacuate replicas and copies of images leave as well: each goes when enough others are in
-sync, never the last one. The server stays drained until it is activated.`,
+runs. With --evacuate replicas and copies of images leave as well: each goes
+when enough others are in sync, never the last one. The server stays drained
+until it is activated.`,
 		Example: `  argon server drain s2 --yes             # before maintenance
   argon server drain s2 --evacuate        # before it is removed
   argon server activate s2`,

@@ -186,6 +186,10 @@ type Guest interface {
 	// SetShares changes them while it runs. ErrCannotLimit when the server has
 	// nothing to do so with; what it can is set all the same.
 	SetShares(ctx context.Context, s Shares) error
+	// GrowDisk lets the guest see that its disk, by its place in Spec.Disks, has
+	// that many bytes now. One that has so many already stays as it is.
+	// ErrOldGuest when it can't.
+	GrowDisk(ctx context.Context, disk int, d Disk, bytes int64) error
 	// Kill ends it at once and returns when it is gone.
 	Kill(ctx context.Context) error
 	// Send copies the guest's state to where conn leads while the guest goes

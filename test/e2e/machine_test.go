@@ -35,6 +35,12 @@ func TestMachineLife(t *testing.T) {
 	con.say("echo $((6 * 7)) is what it says\n")
 	con.hear("42 is what it says")
 
+	// Its disk grows while it runs, and its kernel sees that.
+	c.Argon(other, "volume", "resize", machine, "1GiB")
+	con.say("until [ $(cat /sys/block/vda/size) = $((2048 * 1024)) ]; do sleep 1; done; echo $((1000 + 24)) MiB\n")
+	con.hear("1024 MiB")
+	counts(c, w, 3)
+
 	// The power button, then a start, and it has lost nothing.
 	c.Argon(other, "machine", "stop", machine)
 	if n := copies(c); n != 0 {

@@ -159,6 +159,7 @@ type Guest struct {
 	status hypervisor.Status
 	deaf   bool
 	shares hypervisor.Shares
+	grown  map[int]int64
 	info   *hypervisor.Info
 	frozen bool
 	line   *Line
@@ -250,6 +251,24 @@ func (g *Guest) SetShares(_ context.Context, s hypervisor.Shares) error {
 		return hypervisor.ErrCannotLimit
 	}
 	return nil
+}
+
+// GrowDisk implements hypervisor.Guest.
+func (g *Guest) GrowDisk(_ context.Context, disk int, _ hypervisor.Disk, bytes int64) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.grown == nil {
+		g.grown = map[int]int64{}
+	}
+	g.grown[disk] = bytes
+	return nil
+}
+
+// Grown is the size that a disk was told to have, in bytes; 0 if none.
+func (g *Guest) Grown(disk int) int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.grown[disk]
 }
 
 // NoLimit is a cap that the fake has nothing to keep with.

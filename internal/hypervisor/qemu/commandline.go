@@ -133,34 +133,6 @@ func accelerate(a hypervisor.Acceleration) []string {
 	return []string{"-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", hypervisor.TranslationBytes>>20), "-cpu", "max,la57=off"}
 }
 
-// diskArgs attaches a volume. QEMU connects again by itself when the volume's
-// socket was away, and repeats what was under way; a full volume stops the
-// guest instead of showing it an error. The geometry is the one that says
-// nothing: QEMU would read the disk at its start to guess one, and the disk of a
-// guest that comes from another server can't be read before it is here.
-func diskArgs(i int, d hypervisor.Disk) ([]string, error) {
-	node := fmt.Sprintf("disk%d", i)
-	backend, err := json.Marshal(map[string]any{
-		"driver": "throttle", "node-name": node, "throttle-group": throttleID,
-		"file": map[string]any{
-			"driver": "nbd", "node-name": node + "-nbd",
-			"server": map[string]string{"type": "unix", "path": d.Socket},
-			"export": d.Export, "discard": "unmap",
-			"cache":           map[string]bool{"direct": true},
-			"reconnect-delay": int64(reconnectFor / time.Second),
-			"open-timeout":    int64(openFor / time.Second),
-		},
-		"discard": "unmap", "cache": map[string]bool{"direct": true},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("disk %d: %w", i, err)
-	}
-	return []string{
-		"-blockdev", string(backend),
-		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,bootindex=%d,%s,write-cache=on,werror=stop,rerror=stop,cyls=16383,heads=16,secs=63", node, escape(d.Serial), i+1, addr(slotDisk+i)),
-	}, nil
-}
-
 // networkArgs gives each interface a network of its own: QEMU's, which leads
 // outside.
 func networkArgs(networks []hypervisor.Network, ports []hypervisor.Port) []string {
