@@ -10,6 +10,7 @@ import (
 
 // What may happen to the links of a machine's server.
 func TestLinksCut(t *testing.T) {
+	t.Parallel()
 	harness.NeedRoot(t)
 	tell(t, devcluster.Options{Servers: 3, Netns: true}, "2",
 		story{"a server is cut off", serverCutOff},
@@ -54,7 +55,7 @@ func neverTwo(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 		case elsewhere > 0:
 			return
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(3 * time.Millisecond)
 	}
 	t.Fatal("the machine did not start elsewhere")
 }

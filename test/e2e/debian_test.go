@@ -41,6 +41,7 @@ ethernets:
 // without one failed transaction; then its server is killed, and every
 // transaction whose COMMIT was confirmed is there afterwards.
 func TestDebian(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("builds and boots a whole Debian")
 	}

@@ -1,7 +1,9 @@
 // Package e2e_test drives clusters of real servers, guests and links through
 // the faults that they must survive.
 //
-// What lives here: one file per kind of fault, each test telling one story.
+// What lives here: one file per kind of fault, each test telling one story. Long
+// tests that mostly wait are parallel, so that two at a time run after the
+// others; those that tell how long something took are not.
 // What must not: helpers that more than one file needs (test/harness).
 package e2e_test
 

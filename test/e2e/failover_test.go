@@ -38,6 +38,7 @@ func tell(t *testing.T, o devcluster.Options, replicas string, stories ...story)
 
 // What may happen to a machine's server and its processes, but for its links.
 func TestFailures(t *testing.T) {
+	t.Parallel()
 	tell(t, devcluster.Options{Servers: 3}, "2",
 		story{"daemon dies", daemonIsKilled},
 		story{"daemon hangs", daemonHangs},
@@ -53,6 +54,7 @@ func TestFailures(t *testing.T) {
 
 // What a machine must not notice.
 func TestOtherServersFail(t *testing.T) {
+	t.Parallel()
 	tell(t, devcluster.Options{Servers: 3}, "3",
 		story{"a replica's server dies", replicaServerDies},
 		story{"the leader dies", leaderIsKilled},

@@ -241,6 +241,7 @@ func TestRebootIsNoFullRebuild(t *testing.T) {
 // their file systems' journals. They come back in any order, and everything
 // that was flushed is there, without an operator: longhorn/longhorn#1035, #8403.
 func TestPowerFailsEverywhere(t *testing.T) {
+	t.Parallel()
 	harness.NeedRoot(t)
 	c := harness.Up(t, devcluster.Options{Servers: 3, Netns: true, Disk: 1 << 30})
 	books := map[string]*soak.Ledger{}
@@ -363,6 +364,7 @@ func looksLike(c *harness.Cluster, s *devcluster.Server, clone string, p *soak.P
 // trusted, and copied to. Elsewhere such a replica was served, and its damage
 // became the volume's: longhorn/longhorn#1298.
 func TestDamagedLayer(t *testing.T) {
+	t.Parallel()
 	for name, tc := range map[string]struct {
 		file   string // of the replica
 		off, n int64
