@@ -237,7 +237,6 @@ func volumeOf(c *harness.Cluster, s *devcluster.Server, checkpoint string) strin
 // One byte of a checkpoint's memory has changed on the disk: that is told with
 // the frame, nothing is started, and the machine's disk is as it was.
 func TestDamagedCheckpoint(t *testing.T) {
-	t.Parallel()
 	c := harness.Up(t, devcluster.Options{Servers: 1})
 	home := counting(t, c, "1")
 	c.Argon(home, "machine", "checkpoint", machine, "--name", "then")
