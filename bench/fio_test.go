@@ -60,7 +60,7 @@ func fio(b *testing.B, l load, t target, long time.Duration) result {
 	b.Helper()
 	args := append([]string{
 		"--name=x", "--rw=" + l.rw, "--bs=" + l.block, fmt.Sprintf("--iodepth=%d", l.depth),
-		fmt.Sprintf("--size=%dm", *volumeMiB), "--time_based", "--runtime=" + long.String(),
+		fmt.Sprintf("--size=%dm", *volumeMiB), "--time_based", fmt.Sprintf("--runtime=%dms", long.Milliseconds()),
 		"--randrepeat=0", "--output-format=json",
 	}, t.args...)
 	before := cpuOf(b, t)
@@ -86,6 +86,9 @@ func fio(b *testing.B, l load, t target, long time.Duration) result {
 	s := report.Jobs[0].Read
 	if strings.Contains(l.rw, "write") {
 		s = report.Jobs[0].Write
+	}
+	if s.Ops == 0 {
+		b.Fatalf("fio did nothing:\n%s", out)
 	}
 	return result{
 		iops: s.IOPS, p50: s.Lat.Percentile["50.000000"] / 1000, p99: s.Lat.Percentile["99.000000"] / 1000,
