@@ -15,6 +15,7 @@ import (
 // A machine leaves as an OVA and as a qcow2 image, and comes back from each, and
 // from the formats of others, with what was on its disk.
 func TestMachineTransfer(t *testing.T) {
+	t.Parallel()
 	c := harness.Up(t, devcluster.Options{Servers: 3})
 	home := counting(t, c, "2")
 	w := c.Watch(port, home)
