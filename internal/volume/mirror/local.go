@@ -124,63 +124,65 @@ func (l *localLink) Close(clean bool) {
 
 func (l *localLink) work() {
 	for m := range l.queue {
-		info, err := l.do(m)
+		info, err := CarryOut(l.copy, m, wire.ChangedGrain)
 		l.finish(m, info, err)
 	}
 }
 
-func (l *localLink) do(m *Message) (info Info, err error) {
+// CarryOut has a copy do what a message asks, and fills its data. Lists of what has
+// changed have a bit for each grain, in bytes.
+func CarryOut(c Copy, m *Message, grain int64) (info Info, err error) {
 	switch m.Verb {
 	case VerbWrite:
-		err = l.copy.WriteAt(m.Data, m.Off, m.Generation, m.FUA)
+		err = c.WriteAt(m.Data, m.Off, m.Generation, m.FUA)
 	case VerbZero:
-		err = l.copy.Zero(m.Off, m.Len, m.Generation, m.FUA)
+		err = c.Zero(m.Off, m.Len, m.Generation, m.FUA)
 	case VerbTrim:
-		err = l.copy.Trim(m.Off, m.Len, m.Generation, m.FUA)
+		err = c.Trim(m.Off, m.Len, m.Generation, m.FUA)
 	case VerbRevert:
-		err = l.copy.Revert(m.Snapshot, m.Off, m.Len, m.Generation)
+		err = c.Revert(m.Snapshot, m.Off, m.Len, m.Generation)
 	case VerbMend:
-		err = l.copy.Mend(m.Snapshot, m.Data, m.Off)
+		err = c.Mend(m.Snapshot, m.Data, m.Off)
 	case VerbFlush:
-		err = l.copy.Flush()
+		err = c.Flush()
 	case VerbPrepare:
-		err = l.copy.PrepareSnapshot()
+		err = c.PrepareSnapshot()
 	case VerbSnapshot:
-		err = l.copy.Snapshot(m.Snapshot, m.Generation)
+		err = c.Snapshot(m.Snapshot, m.Generation)
 	case VerbResize:
-		err = l.copy.Resize(m.Len)
+		err = c.Resize(m.Len)
 	case VerbBeginSync:
-		info, err = l.copy.BeginSync(m.Base, m.Generation, m.Len)
+		info, err = c.BeginSync(m.Base, m.Generation, m.Len)
 	case VerbEndSync:
-		err = l.copy.EndSync()
+		err = c.EndSync()
 	default:
-		err = l.read(m)
+		err = read(c, m, grain)
 	}
 	return info, err
 }
 
 // read carries out what fills the message's data.
-func (l *localLink) read(m *Message) error {
+func read(c Copy, m *Message, grain int64) error {
 	switch {
 	case m.Verb == VerbRead && m.Snapshot != 0:
-		return l.copy.ReadSnapshot(m.Snapshot, m.Data, m.Off)
+		return c.ReadSnapshot(m.Snapshot, m.Data, m.Off)
 	case m.Verb == VerbRead:
-		return l.copy.ReadAt(m.Data, m.Off)
+		return c.ReadAt(m.Data, m.Off)
 	case m.Verb == VerbChanged && m.Snapshot != 0:
-		return l.copy.ChangedSnapshot(m.Snapshot, m.Generation, m.Off, m.Len, wire.ChangedGrain, m.Data)
+		return c.ChangedSnapshot(m.Snapshot, m.Generation, m.Off, m.Len, grain, m.Data)
 	case m.Verb == VerbReadVerified && m.Snapshot != 0:
-		return l.copy.ReadSnapshotVerified(m.Snapshot, m.Data, m.Off)
+		return c.ReadSnapshotVerified(m.Snapshot, m.Data, m.Off)
 	case m.Verb == VerbReadVerified:
-		return l.copy.ReadVerified(m.Data, m.Off)
+		return c.ReadVerified(m.Data, m.Off)
 	case m.Verb == VerbChanged:
-		return l.copy.Changed(m.Generation, m.Off, m.Len, wire.ChangedGrain, m.Data)
+		return c.Changed(m.Generation, m.Off, m.Len, grain, m.Data)
 	}
 	sums := make([]wire.Sum, len(m.Data)/wire.SumSize)
 	var err error
 	if m.Snapshot != 0 {
-		err = l.copy.SnapshotSums(m.Snapshot, m.Off, m.Len, sums)
+		err = c.SnapshotSums(m.Snapshot, m.Off, m.Len, sums)
 	} else {
-		err = l.copy.Sums(m.Off, m.Len, m.Generation, sums)
+		err = c.Sums(m.Off, m.Len, m.Generation, sums)
 	}
 	if err != nil {
 		return err

@@ -14,7 +14,6 @@ import (
 	"github.com/argon-cluster/argon/internal/volume/layer/simfs"
 	"github.com/argon-cluster/argon/internal/volume/mirror"
 	"github.com/argon-cluster/argon/internal/volume/replica"
-	"github.com/argon-cluster/argon/internal/volume/wire"
 )
 
 const (
@@ -327,70 +326,28 @@ func (c *conn) deliver(e mirror.Effect) {
 	w.after(w.delay(), func() { c.answer(e, buf, info, err) })
 }
 
+// carryOut has the replica do what an effect asks, as a holder on its server would.
 func (c *conn) carryOut(e mirror.Effect, buf []byte) (info mirror.Info, err error) {
-	switch e.Verb {
-	case mirror.VerbWrite:
-		err = c.sess.WriteAt(buf, e.Off, e.Generation, e.FUA)
-	case mirror.VerbZero:
-		err = c.sess.Zero(e.Off, e.Len, e.Generation, e.FUA)
-	case mirror.VerbTrim:
-		err = c.sess.Trim(e.Off, e.Len, e.Generation, e.FUA)
-	case mirror.VerbRevert:
-		err = c.sess.Revert(e.Snapshot, e.Off, e.Len, e.Generation)
-	case mirror.VerbMend:
-		err = c.sess.Mend(e.Snapshot, buf, e.Off)
-	case mirror.VerbFlush:
-		err = c.sess.Flush()
-	case mirror.VerbPrepare:
-		err = c.sess.PrepareSnapshot()
-	case mirror.VerbSnapshot:
-		err = c.sess.Snapshot(e.Snapshot, e.Generation)
-	case mirror.VerbResize:
-		err = c.sess.Resize(e.Len)
-	case mirror.VerbBeginSync:
-		var i replica.Info
-		i, err = c.sess.BeginSync(e.Base, e.Generation, e.Len)
-		info = infoOf(i)
-		switch {
-		case err == nil && i.Emptied:
-			c.server.diskBroken = false // new files
-			c.h.w.stats.Whole++
-		case err == nil:
-			c.h.w.stats.Partial++
-		}
-	case mirror.VerbEndSync:
-		err = c.sess.EndSync()
+	info, err = mirror.CarryOut(copyOf{c.sess}, &mirror.Message{
+		Verb: e.Verb, Snapshot: e.Snapshot, Off: e.Off, Len: e.Len, Data: buf, FUA: e.FUA, Generation: e.Generation, Base: e.Base,
+	}, grain)
+	switch {
+	case e.Verb != mirror.VerbBeginSync || err != nil:
+	case info.Emptied:
+		c.server.diskBroken = false // new files
+		c.h.w.stats.Whole++
 	default:
-		err = c.read(e, buf)
+		c.h.w.stats.Partial++
 	}
 	return info, err
 }
 
-// read carries out what fills a buffer.
-func (c *conn) read(e mirror.Effect, buf []byte) error {
-	switch {
-	case e.Verb == mirror.VerbRead && e.Snapshot != 0:
-		return c.sess.ReadSnapshot(e.Snapshot, buf, e.Off)
-	case e.Verb == mirror.VerbRead:
-		return c.sess.ReadAt(buf, e.Off)
-	case e.Verb == mirror.VerbChanged && e.Snapshot != 0:
-		return c.sess.ChangedSnapshot(e.Snapshot, e.Generation, e.Off, e.Len, grain, buf)
-	case e.Verb == mirror.VerbReadVerified && e.Snapshot != 0:
-		return c.sess.ReadSnapshotVerified(e.Snapshot, buf, e.Off)
-	case e.Verb == mirror.VerbReadVerified:
-		return c.sess.ReadVerified(buf, e.Off)
-	case e.Verb == mirror.VerbChanged:
-		return c.sess.Changed(e.Generation, e.Off, e.Len, grain, buf)
-	}
-	sums := make([]wire.Sum, len(buf)/wire.SumSize)
-	var err error
-	if e.Snapshot != 0 {
-		err = c.sess.SnapshotSums(e.Snapshot, e.Off, e.Len, sums)
-	} else {
-		err = c.sess.Sums(e.Off, e.Len, e.Generation, sums)
-	}
-	copy(buf, wire.AppendSums(nil, sums))
-	return err
+// copyOf is a session in the words of the holder.
+type copyOf struct{ *replica.Session }
+
+func (c copyOf) BeginSync(base, generation uint64, size int64) (mirror.Info, error) {
+	info, err := c.Session.BeginSync(base, generation, size)
+	return infoOf(info), err
 }
 
 func (c *conn) answer(e mirror.Effect, buf []byte, info mirror.Info, err error) {
