@@ -28,28 +28,24 @@ type snapshotSums struct {
 	file File
 }
 
-// open opens a snapshot's file. Without create it is nil if there is none. Needs
-// mu.
-func (s *snapshotSums) open(f *Files, id uint32, size int64, create bool) (File, error) {
-	if s.id == id {
+// open opens the file of an entry's snapshot. Without create it is nil if there is
+// none. Needs mu.
+func (s *snapshotSums) open(f *Files, e Entry, create bool) (File, error) {
+	if s.id == e.Snapshot {
 		return s.file, nil
 	}
 	if err := s.close(); err != nil {
 		return nil, err
 	}
-	file, err := f.fs.Open(path.Join(f.dir, snapshotSumsName(id)), create)
+	name := path.Join(f.dir, snapshotSumsName(e.Snapshot))
+	file, err := openSums(f.fs, name, create, regions(e.Size, f.sb.Load().RegionSize))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if is, err := file.Size(); err != nil || is < size {
-		if err = errors.Join(err, file.Truncate(size)); err != nil {
-			return nil, errors.Join(err, file.Close())
-		}
-	}
-	s.id, s.file = id, file
+	s.id, s.file = e.Snapshot, file
 	return file, nil
 }
 
@@ -77,14 +73,11 @@ func (f *Files) removeSnapshotSums(id uint32) error {
 func (f *Files) snapshotRecord(e Entry, region int) (s sumRecord, ok bool, err error) {
 	f.frozen.mu.Lock()
 	defer f.frozen.mu.Unlock()
-	file, err := f.frozen.open(f, e.Snapshot, f.sumsSize(e), false)
+	file, err := f.frozen.open(f, e, false)
 	if err != nil || file == nil {
 		return s, false, err
 	}
-	b := make([]byte, sumSize)
-	// A file that is too short has no record.
-	n, _ := file.ReadAt(b, int64(region)*sumSize)
-	s, ok = parseSum(b[:n], region)
+	s, ok = readSum(file, region)
 	return s, ok && (s.stamp == e.Generation || f.hooks.StaleSums), nil
 }
 
@@ -92,19 +85,15 @@ func (f *Files) snapshotRecord(e Entry, region int) (s sumRecord, ok bool, err e
 func (f *Files) recordSnapshot(e Entry, region int, s sumRecord) error {
 	f.frozen.mu.Lock()
 	defer f.frozen.mu.Unlock()
-	file, err := f.frozen.open(f, e.Snapshot, f.sumsSize(e), true)
+	file, err := f.frozen.open(f, e, true)
 	if err == nil {
 		s.stamp = e.Generation
-		_, err = file.WriteAt(s.marshal(region), int64(region)*sumSize)
+		err = writeSum(file, region, s)
 	}
 	if err != nil && !IsFull(err) {
 		return fmt.Errorf("replica %s: record a checksum of snapshot %d: %w", f.dir, e.Snapshot, err)
 	}
 	return nil
-}
-
-func (f *Files) sumsSize(e Entry) int64 {
-	return int64(regions(e.Size, f.sb.Load().RegionSize)) * sumSize
 }
 
 // SnapshotSum is Sum, of the first n bytes of a snapshot's region: all, or what

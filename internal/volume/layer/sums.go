@@ -91,17 +91,27 @@ func (f *Files) volumeRecord(region int) (s sumRecord, ok bool, err error) {
 	if err != nil {
 		return s, false, err
 	}
+	s, ok = readSum(file, region)
+	return s, ok, nil
+}
+
+// readSum reads a region's record; ok is false if there is none.
+func readSum(file File, region int) (s sumRecord, ok bool) {
 	b := make([]byte, sumSize)
 	// A file that is too short has no record.
 	n, _ := file.ReadAt(b, int64(region)*sumSize)
-	s, ok = parseSum(b[:n], region)
-	return s, ok, nil
+	return parseSum(b[:n], region)
+}
+
+func writeSum(file File, region int, s sumRecord) error {
+	_, err := file.WriteAt(s.marshal(region), int64(region)*sumSize)
+	return err
 }
 
 func (f *Files) recordSum(region int, is sumRecord) error {
 	file, err := f.sumsFile()
 	if err == nil {
-		_, err = file.WriteAt(is.marshal(region), int64(region)*sumSize)
+		err = writeSum(file, region, is)
 	}
 	if err != nil && !IsFull(err) {
 		return fmt.Errorf("replica %s: record a checksum: %w", f.dir, err)
@@ -173,17 +183,26 @@ func (f *Files) sumsFile() (File, error) {
 	if f.sums != nil {
 		return f.sums, nil
 	}
-	file, err := f.fs.Open(path.Join(f.dir, sumsName), true)
+	file, err := openSums(f.fs, path.Join(f.dir, sumsName), true, f.geometry().regions())
 	if err != nil {
 		return nil, fmt.Errorf("replica %s: %w", f.dir, err)
 	}
-	size := int64(f.geometry().regions()) * sumSize
+	f.sums = file
+	return file, nil
+}
+
+// openSums opens a file with records of so many regions, or makes it longer.
+func openSums(fs FS, name string, create bool, regions int) (File, error) {
+	file, err := fs.Open(name, create)
+	if err != nil {
+		return nil, err
+	}
+	size := int64(regions) * sumSize
 	if is, err := file.Size(); err != nil || is < size {
 		if err = errors.Join(err, file.Truncate(size)); err != nil {
-			return nil, errors.Join(fmt.Errorf("replica %s: %w", f.dir, err), file.Close())
+			return nil, errors.Join(err, file.Close())
 		}
 	}
-	f.sums = file
 	return file, nil
 }
 

@@ -212,7 +212,6 @@ type batch struct {
 	into  *stratum
 	marks map[int]mark
 	held  map[int64]bool // blocks that into will hold
-	dirty bool           // into was written
 	wants []want         // what is to be copied
 }
 
@@ -256,7 +255,7 @@ func (b *batch) write() error {
 	if b.mayWait(marks) {
 		return t.applyProvisional(marks)
 	}
-	if b.dirty {
+	if len(b.held) > 0 {
 		if err := t.syncContent(); err != nil {
 			return err
 		}
@@ -343,7 +342,7 @@ func (b *batch) hold(block int64) {
 	m.region = region
 	m.set |= b.g.mask(block)
 	b.marks[region] = m
-	b.held[block], b.dirty = true, true
+	b.held[block] = true
 }
 
 // want notes a block that is to be copied from where it is.

@@ -124,6 +124,16 @@ func (j *job) takeZeros(n int) {
 	clear(j.data)
 }
 
+// takeSums makes checksums the answer.
+func (j *job) takeSums(fill func([]wire.Sum) error) error {
+	sums := make([]wire.Sum, wire.SumBytes(j.head.Len)/wire.SumSize)
+	err := fill(sums)
+	if err == nil {
+		j.data = wire.AppendSums(nil, sums)
+	}
+	return err
+}
+
 func (j *job) release() {
 	if j.pool != nil {
 		j.pool.Put(j.buf)
@@ -426,10 +436,7 @@ func (c *serverConn) carryOut(j *job) {
 	case wire.Close:
 		err = c.session.Close(true)
 	case wire.Sums:
-		sums := make([]wire.Sum, wire.SumBytes(h.Len)/wire.SumSize)
-		if err = c.session.Sums(h.Off, h.Len, h.Generation, sums); err == nil {
-			j.data = wire.AppendSums(nil, sums)
-		}
+		err = j.takeSums(func(sums []wire.Sum) error { return c.session.Sums(h.Off, h.Len, h.Generation, sums) })
 	case wire.ReadVerified:
 		j.take(int(h.Len))
 		err = c.session.ReadVerified(j.data, h.Off)
@@ -464,12 +471,7 @@ func (c *serverConn) onSnapshot(j *job) error {
 		j.take(int(h.Len))
 		return c.session.ReadSnapshotVerified(id, j.data, h.Off)
 	case wire.SnapshotSums:
-		sums := make([]wire.Sum, wire.SumBytes(h.Len)/wire.SumSize)
-		err := c.session.SnapshotSums(id, h.Off, h.Len, sums)
-		if err == nil {
-			j.data = wire.AppendSums(nil, sums)
-		}
-		return err
+		return j.takeSums(func(sums []wire.Sum) error { return c.session.SnapshotSums(id, h.Off, h.Len, sums) })
 	}
 	return c.session.Revert(id, h.Off, h.Len, h.Generation)
 }
