@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -49,8 +50,8 @@ type guestSeen struct {
 	shares       hypervisor.Shares
 	unshared     bool
 	sharesDetail string
-	// diskSizes are those that it was told of last; empty: that is not known.
-	diskSizes string
+	// diskSizes are those that it was told of last; nil: that is not known.
+	diskSizes []uint64
 	// wokenFrom is the checkpoint that this run has made it of.
 	wokenFrom string
 	// saving: it stands still for a checkpoint.
@@ -87,8 +88,8 @@ type disksSeen struct {
 	full bool
 	// held: at least one is attached.
 	held bool
-	// sizes are those that the record says.
-	sizes string
+	// sizes are those that the record says, in bytes.
+	sizes []uint64
 }
 
 // machineStep is what to do next with a machine.
@@ -205,7 +206,7 @@ func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksS
 	if g.unshared || g.shares != sharesOf(m) {
 		return share
 	}
-	if disks.ready && g.diskSizes != disks.sizes {
+	if disks.ready && !slices.Equal(g.diskSizes, disks.sizes) {
 		return grow
 	}
 	return rest

@@ -143,8 +143,8 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 		j.run = func(ctx context.Context) error { return a.share(ctx, g, sharesOf(m)) }
 	case grow:
 		key = "disks/" + id
-		j.step += seen.disks.sizes
-		sizes := p.diskSizes(m)
+		sizes := seen.disks.sizes
+		j.step += fmt.Sprint(sizes)
 		j.run = func(ctx context.Context) error { return a.growDisks(ctx, m, g, sizes) }
 	case check:
 		c, st := p.st.Checkpoints[m.GetWake().GetCheckpointId()], p.st
@@ -397,7 +397,7 @@ func (a *Agent) growDisks(ctx context.Context, m *argonv1.Machine, g *guest, siz
 			return fmt.Errorf("let it see that a disk has grown: %w", err)
 		}
 	}
-	a.note(func() { g.diskSizes = fmt.Sprint(sizes) })
+	a.note(func() { g.diskSizes = sizes })
 	return nil
 }
 

@@ -53,7 +53,7 @@ func on(wanted argonv1.Wanted, changes ...func(*argonv1.Machine)) *argonv1.Machi
 
 // grown says that the disks have size 2.
 func grown(s machineSeen) machineSeen {
-	s.disks.sizes = "[2]"
+	s.disks.sizes = []uint64{2}
 	return s
 }
 
@@ -103,8 +103,8 @@ func TestNextForMachine(t *testing.T) {
 		{name: "of an older placement, gone", machine: placed(wantRunning), seen: with(func(g *guestSeen) { g.placement, g.exited = 2, true }), want: reap},
 		{name: "its disk is over", machine: placed(wantRunning), seen: machineSeen{guests: []guestSeen{runningGuest()}, disks: disksSeen{over: "deposed"}}, want: kill},
 		{name: "powered off", machine: placed(wantRunning), seen: with(func(g *guestSeen) { g.status.State = hypervisor.ShutDown }), want: kill},
-		{name: "a disk has grown", machine: placed(wantRunning), seen: grown(with(func(g *guestSeen) { g.diskSizes = "[1]" })), want: grow},
-		{name: "it knows", machine: placed(wantRunning), seen: grown(with(func(g *guestSeen) { g.diskSizes = "[2]" })), want: rest},
+		{name: "a disk has grown", machine: placed(wantRunning), seen: grown(with(func(g *guestSeen) { g.diskSizes = []uint64{1} })), want: grow},
+		{name: "it knows", machine: placed(wantRunning), seen: grown(with(func(g *guestSeen) { g.diskSizes = []uint64{2} })), want: rest},
 		{name: "a disk has grown, and waits", machine: placed(wantRunning), seen: func() machineSeen {
 			s := grown(with(func(*guestSeen) {}))
 			s.disks.ready = false

@@ -283,7 +283,7 @@ func (p *plan) watchAttachments(ctx context.Context) {
 
 // seeDisks sums up the attachments that a machine's guest needs or uses.
 func (p *plan) seeDisks(m *argonv1.Machine) disksSeen {
-	a, seen := p.agent, disksSeen{ready: true, sizes: fmt.Sprint(p.diskSizes(m))}
+	a, seen := p.agent, disksSeen{ready: true}
 	wait := func(why string) {
 		seen.ready = false
 		seen.waits = cmp.Or(seen.waits, why)
@@ -291,6 +291,7 @@ func (p *plan) seeDisks(m *argonv1.Machine) disksSeen {
 	for _, id := range m.GetVolumeIds() {
 		v := a.volumes[id]
 		name := cmp.Or(p.st.Volumes[id].GetMeta().GetName(), id)
+		seen.sizes = append(seen.sizes, p.st.Volumes[id].GetSizeBytes())
 		switch {
 		case v == nil:
 			wait(fmt.Sprintf("volume %s does not exist any more", name))
@@ -313,15 +314,6 @@ func (p *plan) seeDisks(m *argonv1.Machine) disksSeen {
 		}
 	}
 	return seen
-}
-
-// diskSizes are the sizes of a machine's disks, in bytes, as recorded.
-func (p *plan) diskSizes(m *argonv1.Machine) []uint64 {
-	var sizes []uint64
-	for _, id := range m.GetVolumeIds() {
-		sizes = append(sizes, p.st.Volumes[id].GetSizeBytes())
-	}
-	return sizes
 }
 
 var errEnded = errors.New("the attachment has ended")
