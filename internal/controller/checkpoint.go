@@ -169,9 +169,8 @@ func (p *planner) putVolume(old, next *argonv1.Volume, what string) {
 // oldest ones that were taken so.
 func (p *planner) schedule(m *argonv1.Machine) {
 	every := seconds(m.GetCheckpointEverySeconds())
-	since, busy, ready := m.GetStatus().GetSince().AsTime(), false, []*argonv1.Checkpoint{}
+	since, busy, ready := m.GetStatus().GetSince().AsTime(), placement.BeingSaved(p.st, m) != nil, []*argonv1.Checkpoint{}
 	for _, c := range placement.CheckpointsOf(p.st, m.GetMeta().GetId()) {
-		busy = busy || c.GetState() == cpWanted || c.GetState() == cpTaking
 		if c.GetPurpose() != scheduled {
 			continue
 		}

@@ -70,7 +70,7 @@ func (p *planner) evacuated(serverID string) bool {
 func (p *planner) beginMove(m *argonv1.Machine) {
 	from := m.GetServerId()
 	limit := int(cmp.Or(p.st.Servers[from].GetDrain().GetParallel(), defaultParallel))
-	if p.moving(from) >= limit || placement.RunsNow(m) && placement.BeingSaved(p.st, m) {
+	if p.moving(from) >= limit || placement.RunsNow(m) && placement.BeingSaved(p.st, m) != nil {
 		return
 	}
 	if placement.KeptFromLeaving(p.st.Servers[from], m) {

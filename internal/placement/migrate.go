@@ -97,16 +97,16 @@ func KeptFromLeaving(s *argonv1.Server, m *argonv1.Machine) bool {
 	return FailedToLeave(s, m).GetCancelled()
 }
 
-// BeingSaved tells whether a checkpoint of a machine is being taken, or about to
-// be: its memory can't be sent elsewhere meanwhile.
-func BeingSaved(st *catalog.State, m *argonv1.Machine) bool {
-	for _, c := range st.Checkpoints {
-		if c.GetMachineId() == m.GetMeta().GetId() && (c.GetState() == argonv1.CheckpointState_CHECKPOINT_STATE_WANTED ||
-			c.GetState() == argonv1.CheckpointState_CHECKPOINT_STATE_TAKING) {
-			return true
+// BeingSaved is the checkpoint of a machine that is being taken, or about to be:
+// its memory can't be sent elsewhere meanwhile. Nil if there is none.
+func BeingSaved(st *catalog.State, m *argonv1.Machine) *argonv1.Checkpoint {
+	for _, c := range CheckpointsOf(st, m.GetMeta().GetId()) {
+		switch c.GetState() {
+		case argonv1.CheckpointState_CHECKPOINT_STATE_WANTED, argonv1.CheckpointState_CHECKPOINT_STATE_TAKING:
+			return c
 		}
 	}
-	return false
+	return nil
 }
 
 // NextPlacement is one that no guest of the machine ever had.

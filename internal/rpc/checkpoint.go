@@ -101,10 +101,8 @@ func savable(st *catalog.State, m *argonv1.Machine) error {
 	case !placement.Alive(st, m.GetServerId()):
 		return precondition("machine %s: its server %s is down", name, serverName(st, m.GetServerId()))
 	}
-	for _, c := range placement.CheckpointsOf(st, m.GetMeta().GetId()) {
-		if c.GetState() == cpWanted || c.GetState() == cpTaking {
-			return precondition("machine %s: checkpoint %s is being taken already: wait until it is", name, c.GetMeta().GetName())
-		}
+	if c := placement.BeingSaved(st, m); c != nil {
+		return precondition("machine %s: checkpoint %s is being taken already: wait until it is", name, c.GetMeta().GetName())
 	}
 	for _, id := range m.GetVolumeIds() {
 		v := st.Volumes[id]

@@ -74,7 +74,7 @@ func migratable(st *catalog.State, m *argonv1.Machine) error {
 		return precondition("machine %s does not run: it goes to another server when it is started", name)
 	case !placement.RunsNow(m):
 		return precondition("machine %s is %s now, and can only be migrated while it runs", name, strings.ToLower(strings.TrimPrefix(status.GetState().String(), "MACHINE_STATE_")))
-	case placement.BeingSaved(st, m):
+	case placement.BeingSaved(st, m) != nil:
 		return precondition("machine %s: a checkpoint of it is being taken: wait until it is there", name)
 	case !placement.Alive(st, m.GetServerId()):
 		return precondition("machine %s: its server %s is down", name, serverName(st, m.GetServerId()))
