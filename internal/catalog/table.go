@@ -2,11 +2,11 @@ package catalog
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"strings"
 
+	"github.com/google/uuid"
 	"github.com/oklog/ulid/v2"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
@@ -33,12 +33,7 @@ func NewID() string { return ulid.Make().String() }
 
 // NewGeneration makes what a guest tells a copy of itself by: a random UUID
 // (RFC 9562).
-func NewGeneration() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
-}
+func NewGeneration() string { return uuid.NewString() }
 
 // Record is a kind of record that a Table can hold.
 type Record interface{ proto.Message }

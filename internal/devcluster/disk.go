@@ -2,7 +2,6 @@ package devcluster
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +10,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 )
 
@@ -49,11 +49,8 @@ func (s *Server) makeDisk(ctx context.Context, size int64) error {
 
 // reboot makes a new boot id.
 func (s *Server) reboot() error {
-	id := make([]byte, 16)
-	_, _ = rand.Read(id) // never fails
-	text := fmt.Sprintf("%x-%x-%x-%x-%x\n", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
 	// Written over, as the old one is mounted where processes still live.
-	return os.WriteFile(s.bootPath(), []byte(text), 0o600)
+	return os.WriteFile(s.bootPath(), []byte(uuid.NewString()+"\n"), 0o600)
 }
 
 func (s *Server) mount(ctx context.Context) error {
