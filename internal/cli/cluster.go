@@ -18,6 +18,9 @@ import (
 
 // This file: what makes, shows and changes a cluster (init, join, status, cluster).
 
+// scrubEvery is the scrub interval unless somebody says otherwise.
+const scrubEvery = 168 * time.Hour
+
 func (a *app) initCommand() *cobra.Command {
 	req := &argonv1.InitRequest{Settings: &argonv1.Settings{}}
 	var lease, replicaGrace, voterGrace, scrubInterval time.Duration
@@ -38,7 +41,7 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 	flags.DurationVar(&lease, "lease", 3*time.Second, "how long a server may run machines without being heard of")
 	flags.DurationVar(&replicaGrace, "replica-grace", 10*time.Minute, "how long a replica may be away before it is rebuilt elsewhere")
 	flags.DurationVar(&voterGrace, "voter-grace", time.Minute, "how long a voter may be away before another server replaces it")
-	flags.DurationVar(&scrubInterval, "scrub-interval", 168*time.Hour, "how long after one scrub of a volume the next one is due; 0: none is")
+	flags.DurationVar(&scrubInterval, "scrub-interval", scrubEvery, "how long after one scrub of a volume the next one is due; 0: none is")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		for _, s := range []struct {
 			flag  string
@@ -154,7 +157,7 @@ var clusterFields = []column[*argonv1.Cluster]{
 		if c.GetSettings().GetScrubOff() {
 			return plain("none")
 		}
-		return plain((time.Duration(cmp.Or(c.GetSettings().GetScrubIntervalHours(), 168)) * time.Hour).String())
+		return plain(cmp.Or(time.Duration(c.GetSettings().GetScrubIntervalHours())*time.Hour, scrubEvery).String())
 	}},
 }
 
