@@ -92,15 +92,25 @@ func (c *Cluster) Watch(port int, servers ...*devcluster.Server) *Watcher {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &Watcher{cluster: c.Cluster, cancel: cancel}
 	for _, s := range servers {
-		w.urls = append(w.urls, "http://"+net.JoinHostPort(s.Address, fmt.Sprint(port))+"/")
+		w.urls = append(w.urls, guestURL(s, port))
 	}
-	w.http = &http.Client{
-		Timeout:   5 * time.Second,
-		Transport: &http.Transport{DialContext: c.DialContext, DisableKeepAlives: true},
-	}
+	w.http = c.guestClient()
 	w.wg.Go(func() { w.loop(ctx) })
 	c.T.Cleanup(w.Stop)
 	return w
+}
+
+// guestURL is where a guest answers whose port is published on a server.
+func guestURL(s *devcluster.Server, port int) string {
+	return "http://" + net.JoinHostPort(s.Address, fmt.Sprint(port)) + "/"
+}
+
+// guestClient connects anew for each question: the guest may be elsewhere.
+func (c *Cluster) guestClient() *http.Client {
+	return &http.Client{
+		Timeout:   5 * time.Second,
+		Transport: &http.Transport{DialContext: c.DialContext, DisableKeepAlives: true},
+	}
 }
 
 // Stop ends the asking.

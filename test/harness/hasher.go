@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -53,10 +52,7 @@ type Hasher struct {
 // Hash begins it, on the guest's console, and asks through a server from then on.
 func (c *Cluster) Hash(s *devcluster.Server, machine string, port int) *Hasher {
 	c.T.Helper()
-	h := &Hasher{
-		c: c, url: "http://" + net.JoinHostPort(s.Address, fmt.Sprint(port)) + "/",
-		http: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: c.DialContext, DisableKeepAlives: true}},
-	}
+	h := &Hasher{c: c, url: guestURL(s, port), http: c.guestClient()}
 	c.typeIn(s, machine, hashing, func() bool {
 		now, ok := h.now()
 		return ok && now.Blocks > 0
