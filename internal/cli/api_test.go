@@ -110,6 +110,11 @@ func (f *fakeAPI) ImportImage(_ context.Context, s *connect.BidiStream[argonv1.I
 		if req.GetHeader().GetName() == "bad" {
 			return connect.NewError(connect.CodeInvalidArgument, errors.New("image bad: not an image: give a qcow2 or raw file"))
 		}
+		if req.GetHeader() != nil {
+			if err := s.Send(&argonv1.ImportImageResponse{Phase: "receiving"}); err != nil {
+				return err
+			}
+		}
 		f.mu.Lock()
 		f.imported = append(f.imported, req.GetData()...)
 		f.mu.Unlock()
@@ -367,10 +372,48 @@ func TestImageImport(t *testing.T) {
 	}
 	// /proc/self/mem can be opened and not be read at 0.
 	r = runArgon(dir, "", "image", "import", "debian", "/proc/self/mem")
-	if r.code != 1 || !strings.Contains(r.err, "reading the image") {
+	if r.code != 1 || !strings.Contains(r.err, "reading what is to be sent: read /proc/self/mem") {
 		t.Errorf("an unreadable file: %+v", r)
 	}
 }
+
+// An import ends when one side fails, whatever the other waits for.
+func TestImportEnds(t *testing.T) {
+	f := &fakeAPI{}
+	dir := serveFake(t, f)
+	run := func(name string, stdin io.Reader) string {
+		var errs strings.Builder
+		if code := Main([]string{"--dir", dir, "image", "import", name, "-"}, "test", stdin, io.Discard, &errs); code != 1 {
+			t.Errorf("%s: code %d", name, code)
+		}
+		return errs.String()
+	}
+	silent, end := io.Pipe()
+	t.Cleanup(func() { end.Close() })
+	if got := run("bad", silent); !strings.Contains(got, "not an image") {
+		t.Errorf("refused while there is nothing to send: %s", got)
+	}
+	data := strings.Repeat("0123456789abcdef", importChunk/16)
+	broken := io.MultiReader(strings.NewReader(data), readerFunc(func([]byte) (int, error) {
+		for !f.has(data) {
+			time.Sleep(time.Millisecond)
+		}
+		return 0, errors.New("the cable is out")
+	}))
+	if got := run("debian", broken); got != "argon: image import: reading what is to be sent: the cable is out\n" {
+		t.Errorf("a reader that fails when all is sent that was read: %s", got)
+	}
+}
+
+func (f *fakeAPI) has(imported string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return string(f.imported) == imported
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func TestConsole(t *testing.T) {
 	dir := serveFake(t, &fakeAPI{})

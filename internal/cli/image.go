@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"connectrpc.com/connect"
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
@@ -58,7 +57,7 @@ memory and processors is the default for machines that are made from it.`,
 		header.Name = args[0]
 		data, err := openSource(args[1], header, a.in)
 		if err != nil {
-			return err
+			return fmt.Errorf("image import: %w", err)
 		}
 		defer data.Close()
 		bar := &phaseBar{app: a}
@@ -94,23 +93,23 @@ func openSource(source string, header *argonv1.ImportImageRequest_Header, stdin 
 	if u, err := url.Parse(source); err == nil && strings.Contains(source, "://") {
 		switch {
 		case u.Scheme == "http" && header.GetSha256() == "":
-			return nil, fmt.Errorf("image import: %s: anybody on the way could change what comes over http: give --sha256, or an https URL", source)
+			return nil, fmt.Errorf("%s: anybody on the way could change what comes over http: give --sha256, or an https URL", source)
 		case u.Scheme != "https" && u.Scheme != "http":
-			return nil, fmt.Errorf("image import: %s: only https and http URLs and files can be imported", source)
+			return nil, fmt.Errorf("%s: only https and http URLs and files can be imported", source)
 		}
 		header.Url, header.Source = source, source
 		return io.NopCloser(strings.NewReader("")), nil
 	}
 	file, err := os.Open(source)
 	if err != nil {
-		return nil, fmt.Errorf("image import: %w", err)
+		return nil, err
 	}
 	info, err := file.Stat()
 	if err == nil && info.IsDir() {
 		err = fmt.Errorf("%s is a directory: name a disk image", source)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("image import: %w", errors.Join(err, file.Close()))
+		return nil, errors.Join(err, file.Close())
 	}
 	if info.Mode().IsRegular() {
 		header.SizeBytes = uint64(info.Size())
@@ -119,87 +118,27 @@ func openSource(source string, header *argonv1.ImportImageRequest_Header, stdin 
 	return file, nil
 }
 
-// importChunk is how much data one message carries.
-const importChunk = 256 << 10
-
 // showPhase is told how far the server is.
 type showPhase func(phase string, done, total uint64)
 
 // importImage sends the data while it shows what the server says of it.
 func importImage(ctx context.Context, c *client.Client, header *argonv1.ImportImageRequest_Header, data io.Reader, show showPhase) (*argonv1.Image, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream := c.Images.ImportImage(ctx)
-	sent := make(chan error, 1)
-	go func() {
-		err := sendImage(stream, header, data)
-		if err != nil {
-			cancel() // else the server would wait for more
+	send := func(stream importStream[argonv1.ImportImageRequest, argonv1.ImportImageResponse]) error {
+		if err := stream.Send(&argonv1.ImportImageRequest{Part: &argonv1.ImportImageRequest_Header_{Header: header}}); err != nil {
+			return err
 		}
-		sent <- err
-	}()
-	image, err := receiveImage(stream, show)
-	if err != nil {
-		// The server's reason ends the sending, too; that the file can't be
-		// read is a reason of our own.
-		cancel()
-		var local *readError
-		if sendErr := <-sent; errors.As(sendErr, &local) {
-			return nil, local
-		}
-		return nil, err
+		return sendData(data, func(piece []byte) error {
+			return stream.Send(&argonv1.ImportImageRequest{Part: &argonv1.ImportImageRequest_Data{Data: piece}})
+		})
 	}
-	return image, errors.Join(<-sent, stream.CloseResponse())
-}
-
-// readError: the image's own file can't be read.
-type readError struct{ err error }
-
-func (e *readError) Error() string { return "image import: reading the image: " + e.err.Error() }
-
-// importStream is the API's stream of an import.
-type importStream = *connect.BidiStreamForClient[argonv1.ImportImageRequest, argonv1.ImportImageResponse]
-
-func sendImage(stream importStream, header *argonv1.ImportImageRequest_Header, data io.Reader) error {
-	err := stream.Send(&argonv1.ImportImageRequest{Part: &argonv1.ImportImageRequest_Header_{Header: header}})
-	buf := make([]byte, importChunk)
-	for err == nil {
-		n, readErr := io.ReadFull(data, buf)
-		if n > 0 {
-			err = stream.Send(&argonv1.ImportImageRequest{Part: &argonv1.ImportImageRequest_Data{Data: buf[:n]}})
-		}
-		switch {
-		case errors.Is(readErr, io.EOF), errors.Is(readErr, io.ErrUnexpectedEOF):
-			return errors.Join(ignoreEOF(err), stream.CloseRequest())
-		case readErr != nil:
-			return &readError{readErr}
-		}
-	}
-	return ignoreEOF(err)
-}
-
-// ignoreEOF: a send that meets the stream's end leaves the reason to Receive.
-func ignoreEOF(err error) error {
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
-}
-
-func receiveImage(stream importStream, show showPhase) (*argonv1.Image, error) {
-	for {
-		res, err := stream.Receive()
-		if errors.Is(err, io.EOF) {
-			return nil, errors.New("image import: the server ended without a result: see its log, then try again")
-		}
-		if err != nil {
-			return nil, err
-		}
-		if image := res.GetImage(); image != nil {
-			return image, nil
+	res, err := upload(ctx, "image import", c.Images.ImportImage, send, func(res *argonv1.ImportImageResponse) bool {
+		if res.GetImage() != nil {
+			return true
 		}
 		show(res.GetPhase(), res.GetDoneBytes(), res.GetTotalBytes())
-	}
+		return false
+	})
+	return res.GetImage(), err
 }
 
 // phaseBar is a progress bar that starts anew with each phase of the work.

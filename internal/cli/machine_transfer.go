@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
 	"strings"
 
@@ -59,54 +58,34 @@ may be in any format that images may be (see "argon image import").`,
 	return cmd
 }
 
-type machineImport = *connect.BidiStreamForClient[argonv1.ImportMachineRequest, argonv1.ImportMachineResponse]
+type machineImport = importStream[argonv1.ImportMachineRequest, argonv1.ImportMachineResponse]
 
 func (a *app) importMachine(ctx context.Context, c *client.Client, req *argonv1.CreateMachineRequest, format string, files []string) (*argonv1.ImportMachineResponse, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream := c.Machines.ImportMachine(ctx)
-	sent := make(chan error, 1)
-	go func() {
-		err := a.sendMachine(stream, req, format, files)
-		if err != nil {
-			cancel() // else the server would wait for more
-		}
-		sent <- err
-	}()
 	bar := &phaseBar{app: a}
-	res, err := receiveMachine(stream, bar.show)
-	bar.finish()
-	if err != nil {
-		cancel()
-		if sendErr := <-sent; sendErr != nil && !isConnect(sendErr) {
-			return nil, sendErr
+	defer bar.finish()
+	send := func(stream machineImport) error {
+		if err := stream.Send(&argonv1.ImportMachineRequest{Part: &argonv1.ImportMachineRequest_Machine{Machine: req}}); err != nil {
+			return err
 		}
-		return nil, err
-	}
-	return res, errors.Join(<-sent, stream.CloseResponse())
-}
-
-func isConnect(err error) bool {
-	var e *connect.Error
-	return errors.As(err, &e)
-}
-
-func (a *app) sendMachine(stream machineImport, req *argonv1.CreateMachineRequest, format string, files []string) error {
-	err := stream.Send(&argonv1.ImportMachineRequest{Part: &argonv1.ImportMachineRequest_Machine{Machine: req}})
-	for _, path := range files {
-		if err == nil {
-			err = a.sendFile(stream, format, path)
+		for _, path := range files {
+			if err := a.sendFile(stream, format, path); err != nil {
+				return err
+			}
 		}
+		return nil
 	}
-	if err != nil {
-		return ignoreEOF(err)
-	}
-	return stream.CloseRequest()
+	return upload(ctx, "machine import", c.Machines.ImportMachine, send, func(res *argonv1.ImportMachineResponse) bool {
+		if res.GetMachine() != nil {
+			return true
+		}
+		bar.show(res.GetPhase(), res.GetDoneBytes(), res.GetTotalBytes())
+		return false
+	})
 }
 
 func (a *app) sendFile(stream machineImport, format, path string) error {
 	if strings.Contains(path, "://") {
-		return fmt.Errorf("machine import: %s: only files can be imported: download it first", path)
+		return fmt.Errorf("%s: only files can be imported: download it first", path)
 	}
 	about := &argonv1.ImportImageRequest_Header{}
 	data, err := openSource(path, about, a.in)
@@ -117,36 +96,12 @@ func (a *app) sendFile(stream machineImport, format, path string) error {
 	err = stream.Send(&argonv1.ImportMachineRequest{Part: &argonv1.ImportMachineRequest_File_{File: &argonv1.ImportMachineRequest_File{
 		Format: format, SizeBytes: about.GetSizeBytes(), Name: about.GetSource(),
 	}}})
-	buf := make([]byte, importChunk)
-	for err == nil {
-		n, readErr := io.ReadFull(data, buf)
-		if n > 0 {
-			err = stream.Send(&argonv1.ImportMachineRequest{Part: &argonv1.ImportMachineRequest_Data{Data: buf[:n]}})
-		}
-		switch {
-		case errors.Is(readErr, io.EOF), errors.Is(readErr, io.ErrUnexpectedEOF):
-			return err
-		case readErr != nil:
-			return fmt.Errorf("machine import: reading %s: %w", path, readErr)
-		}
+	if err != nil {
+		return err
 	}
-	return err
-}
-
-func receiveMachine(stream machineImport, show showPhase) (*argonv1.ImportMachineResponse, error) {
-	for {
-		res, err := stream.Receive()
-		if errors.Is(err, io.EOF) {
-			return nil, errors.New("machine import: the server ended without a result: see its log, then try again")
-		}
-		if err != nil {
-			return nil, err
-		}
-		if res.GetMachine() != nil {
-			return res, nil
-		}
-		show(res.GetPhase(), res.GetDoneBytes(), res.GetTotalBytes())
-	}
+	return sendData(data, func(piece []byte) error {
+		return stream.Send(&argonv1.ImportMachineRequest{Part: &argonv1.ImportMachineRequest_Data{Data: piece}})
+	})
 }
 
 func (a *app) machineExportCommand() *cobra.Command {

@@ -269,64 +269,22 @@ func (a *app) openImport(name string, header *argonv1.ImportVolumeRequest_Header
 
 // importVolume sends the data while it shows what the server says of it.
 func importVolume(ctx context.Context, c *client.Client, header *argonv1.ImportVolumeRequest_Header, data io.Reader, show showPhase) (*argonv1.ImportVolumeResponse, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream := c.Volumes.ImportVolume(ctx)
-	sent := make(chan error, 1)
-	go func() {
-		err := sendVolume(stream, header, data)
-		if err != nil {
-			cancel() // else the server would wait for more
+	send := func(stream importStream[argonv1.ImportVolumeRequest, argonv1.ImportVolumeResponse]) error {
+		if err := stream.Send(&argonv1.ImportVolumeRequest{Part: &argonv1.ImportVolumeRequest_Header_{Header: header}}); err != nil {
+			return err
 		}
-		sent <- err
-	}()
-	res, err := receiveVolume(stream, show)
-	if err != nil {
-		// The server's reason ends the sending, too; that the file can't be
-		// read is a reason of our own.
-		cancel()
-		if sendErr := <-sent; errors.Is(sendErr, errUnreadable) {
-			return nil, sendErr
-		}
-		return nil, err
+		return sendData(data, func(piece []byte) error {
+			return stream.Send(&argonv1.ImportVolumeRequest{Part: &argonv1.ImportVolumeRequest_Data{Data: piece}})
+		})
 	}
-	return res, errors.Join(<-sent, stream.CloseResponse())
-}
-
-var errUnreadable = errors.New("volume import: reading the file")
-
-func sendVolume(stream *connect.BidiStreamForClient[argonv1.ImportVolumeRequest, argonv1.ImportVolumeResponse], header *argonv1.ImportVolumeRequest_Header, data io.Reader) error {
-	err := stream.Send(&argonv1.ImportVolumeRequest{Part: &argonv1.ImportVolumeRequest_Header_{Header: header}})
-	buf := make([]byte, importChunk)
-	for err == nil {
-		n, readErr := io.ReadFull(data, buf)
-		if n > 0 {
-			err = stream.Send(&argonv1.ImportVolumeRequest{Part: &argonv1.ImportVolumeRequest_Data{Data: buf[:n]}})
-		}
-		switch {
-		case errors.Is(readErr, io.EOF), errors.Is(readErr, io.ErrUnexpectedEOF):
-			return errors.Join(ignoreEOF(err), stream.CloseRequest())
-		case readErr != nil:
-			return fmt.Errorf("%w: %w", errUnreadable, readErr)
-		}
-	}
-	return ignoreEOF(err)
-}
-
-func receiveVolume(stream *connect.BidiStreamForClient[argonv1.ImportVolumeRequest, argonv1.ImportVolumeResponse], show showPhase) (*argonv1.ImportVolumeResponse, error) {
-	for {
-		res, err := stream.Receive()
-		if errors.Is(err, io.EOF) {
-			return nil, errors.New("volume import: the server ended without a result: see its log, then try again")
-		}
-		if err != nil {
-			return nil, err
-		}
+	return upload(ctx, "volume import", c.Volumes.ImportVolume, send, func(res *argonv1.ImportVolumeResponse) bool {
 		if res.GetVolume() != nil {
-			return res, nil
+			return true
 		}
-		show(res.GetProgress().GetPhase(), res.GetProgress().GetDoneBytes(), res.GetProgress().GetTotalBytes())
-	}
+		p := res.GetProgress()
+		show(p.GetPhase(), p.GetDoneBytes(), p.GetTotalBytes())
+		return false
+	})
 }
 
 // completeThenFile offers names for the first argument and files for the next.
