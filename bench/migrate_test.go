@@ -13,7 +13,7 @@ import (
 
 var (
 	migrations    = flag.Int("migrations", 50, "how often a machine is migrated")
-	drainMachines = flag.Int("drain-machines", 8, "how many machines are on the server that is drained: at most 4 for each of its CPUs")
+	drainMachines = flag.Int("drain-machines", 10, "how many machines are on the server that is drained")
 	drainParallel = flag.Int("drain-parallel", 2, "how many of them are moved at once")
 )
 
@@ -80,6 +80,7 @@ func BenchmarkDrain(b *testing.B) {
 	c := harness.Up(b, devcluster.Options{Servers: 3})
 	s, from := c.S(1), c.S(2)
 	c.Argon(s, "image", "import", "tiny", harness.TinyImage(b))
+	c.Argon(s, "cluster", "set", "--cpu-overcommit", fmt.Sprint(*drainMachines))
 	names := make([]string, *drainMachines)
 	for i := range names {
 		names[i] = fmt.Sprintf("m%d", i)

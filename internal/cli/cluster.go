@@ -21,6 +21,10 @@ import (
 // scrubEvery is the scrub interval unless somebody says otherwise.
 const scrubEvery = 168 * time.Hour
 
+// cpuOvercommit is how many virtual CPUs each CPU may be promised to unless
+// somebody says otherwise.
+const cpuOvercommit = 4
+
 func (a *app) initCommand() *cobra.Command {
 	req := &argonv1.InitRequest{Settings: &argonv1.Settings{}}
 	var lease, replicaGrace, voterGrace, scrubInterval time.Duration
@@ -42,6 +46,7 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 	flags.DurationVar(&replicaGrace, "replica-grace", 10*time.Minute, "how long a replica may be away before it is rebuilt elsewhere")
 	flags.DurationVar(&voterGrace, "voter-grace", time.Minute, "how long a voter may be away before another server replaces it")
 	flags.DurationVar(&scrubInterval, "scrub-interval", scrubEvery, "how long after one scrub of a volume the next one is due; 0: none is")
+	flags.Uint32Var(&req.Settings.CpuOvercommit, "cpu-overcommit", cpuOvercommit, "how many virtual CPUs each CPU may be promised to")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		for _, s := range []struct {
 			flag  string
@@ -90,18 +95,20 @@ func wholeHours(d time.Duration) (uint32, error) {
 }
 
 func (a *app) clusterCommand() *cobra.Command {
-	return group("cluster", "Cluster-wide times", "  argon cluster set --scrub-interval 24h", a.clusterSetCommand())
+	return group("cluster", "Cluster-wide settings", "  argon cluster set --scrub-interval 24h", a.clusterSetCommand())
 }
 
 func (a *app) clusterSetCommand() *cobra.Command {
 	req := &argonv1.SetClusterRequest{}
 	var replicaGrace, voterGrace, scrubInterval time.Duration
+	var overcommit uint32
 	cmd := &cobra.Command{
 		Use:   "set",
-		Short: "Change cluster-wide times",
-		Long: `Changes times that were set when the cluster was made. They count at once, on
-every server.`,
+		Short: "Change cluster-wide settings",
+		Long: `Changes times and limits that were set when the cluster was made. They count at
+once, on every server.`,
 		Example: `  argon cluster set --scrub-interval 24h
+  argon cluster set --cpu-overcommit 8
   argon cluster set --replica-grace 30m --voter-grace 5m`,
 		Args: noArgs,
 	}
@@ -110,8 +117,12 @@ every server.`,
 	flags.DurationVar(&replicaGrace, "replica-grace", 0, "how long a replica may be away before it is rebuilt elsewhere")
 	flags.DurationVar(&voterGrace, "voter-grace", 0, "how long a voter may be away before another server replaces it")
 	flags.DurationVar(&scrubInterval, "scrub-interval", 0, "how long after one scrub of a volume the next one is due; 0: none is")
+	flags.Uint32Var(&overcommit, "cpu-overcommit", 0, "how many virtual CPUs each CPU may be promised to")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		any := false
+		any := flags.Changed("cpu-overcommit")
+		if any {
+			req.CpuOvercommit = &overcommit
+		}
 		for _, s := range []struct {
 			flag  string
 			value time.Duration
@@ -158,6 +169,9 @@ var clusterFields = []column[*argonv1.Cluster]{
 			return plain("none")
 		}
 		return plain(cmp.Or(time.Duration(c.GetSettings().GetScrubIntervalHours())*time.Hour, scrubEvery).String())
+	}},
+	{"cpu overcommit", func(c *argonv1.Cluster) cell {
+		return number(cmp.Or(c.GetSettings().GetCpuOvercommit(), cpuOvercommit))
 	}},
 }
 

@@ -178,5 +178,6 @@ func withDefaults(s *argonv1.Settings) *argonv1.Settings {
 		VoterGraceSeconds:   orElse(s.GetVoterGraceSeconds(), defaultVoterGrace),
 		ScrubIntervalHours:  s.GetScrubIntervalHours(),
 		ScrubOff:            s.GetScrubOff(),
+		CpuOvercommit:       s.GetCpuOvercommit(),
 	}
 }

@@ -514,7 +514,7 @@ func TestDeadlineCountsFromSending(t *testing.T) {
 
 // What an operator says is kept, what he leaves open has a default.
 func TestSettings(t *testing.T) {
-	said := &argonv1.Settings{LeaseSeconds: 5, ReplicaGraceSeconds: 6, VoterGraceSeconds: 7, ScrubIntervalHours: 8, ScrubOff: true}
+	said := &argonv1.Settings{LeaseSeconds: 5, ReplicaGraceSeconds: 6, VoterGraceSeconds: 7, ScrubIntervalHours: 8, ScrubOff: true, CpuOvercommit: 9}
 	if got := withDefaults(said); !proto.Equal(got, said) {
 		t.Errorf("%v became %v", said, got)
 	}

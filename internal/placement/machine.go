@@ -45,14 +45,15 @@ func PlaceMachine(st *catalog.State, m *argonv1.Machine) (serverID string, err e
 	fit := slices.DeleteFunc(slices.Clone(all), func(c candidate) bool {
 		return c.free.GetMemoryBytes() < MemoryOn(c.server, m) || c.free.GetCpus() < m.GetCpus()
 	})
+	overcommit := CPUOvercommit(st)
 	if len(fit) == 0 {
-		return "", tooBig(all, m)
+		return "", tooBig(all, m, overcommit)
 	}
 	near := nearBytes(st, m)
 	best := slices.MinFunc(fit, func(a, b candidate) int {
 		return cmp.Or(
 			cmp.Compare(near[b.id()], near[a.id()]),
-			cmp.Compare(load(a, m), load(b, m)),
+			cmp.Compare(load(a, m, overcommit), load(b, m, overcommit)),
 			byName(a, b),
 		)
 	})
@@ -75,15 +76,15 @@ func nearBytes(st *catalog.State, m *argonv1.Machine) map[string]uint64 {
 
 // load is how full a server would be with the machine on it, by the scarcer of
 // memory and CPUs.
-func load(c candidate, m *argonv1.Machine) float64 {
+func load(c candidate, m *argonv1.Machine, overcommit uint32) float64 {
 	have := c.server.GetCapacity()
 	memory := 1 - float64(c.free.GetMemoryBytes()-MemoryOn(c.server, m))/float64(max(1, have.GetMemoryBytes()))
-	cpus := 1 - float64(c.free.GetCpus()-m.GetCpus())/float64(max(1, have.GetCpus()*CPUOvercommit))
+	cpus := 1 - float64(c.free.GetCpus()-m.GetCpus())/float64(max(1, have.GetCpus()*overcommit))
 	return max(memory, cpus)
 }
 
 // tooBig says why no server has room for the machine.
-func tooBig(all []candidate, m *argonv1.Machine) error {
+func tooBig(all []candidate, m *argonv1.Machine, overcommit uint32) error {
 	roomy := slices.MaxFunc(all, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.free.GetMemoryBytes(), b.free.GetMemoryBytes()), byName(b, a))
 	})
@@ -96,7 +97,7 @@ func tooBig(all []candidate, m *argonv1.Machine) error {
 			humanize.IBytes(MemoryOn(roomy.server, m)), humanize.IBytes(m.GetMemoryBytes()), humanize.IBytes(roomy.free.GetMemoryBytes()), roomy.name())
 	case quick.free.GetCpus() < m.GetCpus():
 		return fmt.Errorf("no server has %d CPUs free; the most is %d on server %s (each CPU is promised to %d at most)",
-			m.GetCpus(), quick.free.GetCpus(), quick.name(), CPUOvercommit)
+			m.GetCpus(), quick.free.GetCpus(), quick.name(), overcommit)
 	}
 	return fmt.Errorf("no server has both %s of memory and %d CPUs free", humanize.IBytes(m.GetMemoryBytes()), m.GetCpus())
 }

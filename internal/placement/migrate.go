@@ -55,7 +55,7 @@ func CanReceive(st *catalog.State, m *argonv1.Machine, serverID string) error {
 			humanize.IBytes(free.GetMemoryBytes()), humanize.IBytes(MemoryOn(s, m)), humanize.IBytes(m.GetMemoryBytes()))
 	case free.GetCpus() < m.GetCpus():
 		return fmt.Errorf("it has %d CPUs free, and the machine needs %d (each CPU is promised to %d at most)",
-			free.GetCpus(), m.GetCpus(), CPUOvercommit)
+			free.GetCpus(), m.GetCpus(), CPUOvercommit(st))
 	}
 	return nil
 }

@@ -19,10 +19,15 @@ import (
 	"github.com/argon-cluster/argon/internal/hypervisor"
 )
 
+// DefaultCPUOvercommit is the cluster's setting if nobody chose one.
+const DefaultCPUOvercommit = 4
+
 // CPUOvercommit is how many virtual CPUs one CPU of a server may be promised
 // to. Idle guests cost no CPU, and busy ones just become slower. Memory is
 // never promised twice: running out of it kills guests.
-const CPUOvercommit = 4
+func CPUOvercommit(st *catalog.State) uint32 {
+	return cmp.Or(st.Cluster.GetSettings().GetCpuOvercommit(), DefaultCPUOvercommit)
+}
 
 // Alive tells whether a server holds its lease.
 func Alive(st *catalog.State, serverID string) bool {
@@ -82,7 +87,7 @@ func Free(st *catalog.State, serverID string) *argonv1.Resources {
 	given, have := Allocated(st, serverID), s.GetCapacity()
 	memory, disk := have.GetMemoryBytes(), have.GetDiskBytes()
 	return &argonv1.Resources{
-		Cpus:        less(have.GetCpus()*CPUOvercommit, given.Cpus),
+		Cpus:        less(have.GetCpus()*CPUOvercommit(st), given.Cpus),
 		MemoryBytes: less(memory, min(memory/10, 2<<30), given.MemoryBytes),
 		DiskBytes:   less(disk, Reserve(disk), s.GetUsed().GetDiskBytes(), awaited(st, serverID)),
 	}

@@ -210,6 +210,16 @@ func TestPlaceMachine(t *testing.T) {
 			err: "no server has 11 CPUs free; the most is 10 on server a (each CPU is promised to 4 at most)",
 		},
 		{
+			name: "CPUs that are promised to more",
+			cluster: func(f fixture) *argonv1.Machine {
+				f.server("a", "")
+				f.machine("m", "a", gib, 50)
+				f.Cluster = &argonv1.Cluster{Settings: &argonv1.Settings{CpuOvercommit: 6}}
+				return &argonv1.Machine{MemoryBytes: gib, Cpus: 11}
+			},
+			err: "no server has 11 CPUs free; the most is 10 on server a (each CPU is promised to 6 at most)",
+		},
+		{
 			name: "what it has now is not what it is to get",
 			cluster: func(f fixture) *argonv1.Machine {
 				f.server("a", "")

@@ -14,6 +14,7 @@ import (
 // some full.
 func drawCluster(t *rapid.T) fixture {
 	f := newFixture()
+	f.Cluster = &argonv1.Cluster{Settings: &argonv1.Settings{CpuOvercommit: rapid.Uint32Range(0, 6).Draw(t, "overcommit")}}
 	n := rapid.IntRange(0, 7).Draw(t, "servers")
 	for i := range n {
 		s := f.server(fmt.Sprintf("s%d", i), rapid.SampledFrom([]string{"", "x", "y", "z"}).Draw(t, "zone"))
@@ -60,7 +61,7 @@ func TestMachinesNeverExceedCapacity(t *testing.T) {
 		}
 		for id, s := range f.Servers {
 			given := Allocated(f.State, id)
-			if given.GetMemoryBytes() > s.GetCapacity().GetMemoryBytes() || given.GetCpus() > CPUOvercommit*s.GetCapacity().GetCpus() {
+			if given.GetMemoryBytes() > s.GetCapacity().GetMemoryBytes() || given.GetCpus() > CPUOvercommit(f.State)*s.GetCapacity().GetCpus() {
 				t.Fatalf("server %s gave away %v of %v", id, given, s.GetCapacity())
 			}
 			if (s.GetWitness() || !Alive(f.State, id)) && given.GetCpus() > 0 {

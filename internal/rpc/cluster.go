@@ -57,6 +57,9 @@ func checkNewServer(name, zone string) error {
 	return checkZone(zone)
 }
 
+// maxCPUOvercommit leaves guests at least a hundredth of a CPU.
+const maxCPUOvercommit = 100
+
 func checkSettings(set *argonv1.Settings) error {
 	for _, s := range []struct {
 		what     string
@@ -70,6 +73,9 @@ func checkSettings(set *argonv1.Settings) error {
 		if s.n != 0 && (s.n < s.min || s.n > s.max) {
 			return invalid("the %s time: %d s: give %d to %d s", s.what, s.n, s.min, s.max)
 		}
+	}
+	if n := set.GetCpuOvercommit(); n > maxCPUOvercommit {
+		return invalid("%d virtual CPUs for each CPU: give 1 to %d", n, maxCPUOvercommit)
 	}
 	return nil
 }
@@ -131,12 +137,17 @@ func (s clusterService) SetCluster(ctx context.Context, req *connect.Request[arg
 		return nil, err
 	}
 	m := req.Msg
-	wanted := &argonv1.Settings{ReplicaGraceSeconds: m.GetReplicaGraceSeconds(), VoterGraceSeconds: m.GetVoterGraceSeconds()}
+	wanted := &argonv1.Settings{
+		ReplicaGraceSeconds: m.GetReplicaGraceSeconds(), VoterGraceSeconds: m.GetVoterGraceSeconds(), CpuOvercommit: m.GetCpuOvercommit(),
+	}
 	if err := checkSettings(wanted); err != nil {
 		return nil, err
 	}
 	if m.ReplicaGraceSeconds != nil && m.GetReplicaGraceSeconds() == 0 || m.VoterGraceSeconds != nil && m.GetVoterGraceSeconds() == 0 {
 		return nil, invalid("a grace time of 0: give 1 s at least")
+	}
+	if m.CpuOvercommit != nil && m.GetCpuOvercommit() == 0 {
+		return nil, invalid("0 virtual CPUs for each CPU: give 1 to %d", maxCPUOvercommit)
 	}
 	bounded, cancel := context.WithTimeout(ctx, catalogTimeout)
 	defer cancel()
@@ -159,6 +170,9 @@ func alterSettings(c *argonv1.Cluster, m *argonv1.SetClusterRequest) {
 	}
 	if m.VoterGraceSeconds != nil {
 		c.Settings.VoterGraceSeconds = m.GetVoterGraceSeconds()
+	}
+	if m.CpuOvercommit != nil {
+		c.Settings.CpuOvercommit = m.GetCpuOvercommit()
 	}
 }
 

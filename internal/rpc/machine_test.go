@@ -389,7 +389,7 @@ func TestServers(t *testing.T) {
 
 func TestSetCluster(t *testing.T) {
 	w := newWorld(t)
-	hours, seconds, none := uint32(24), uint32(30), uint32(0)
+	hours, seconds, eight, hundreds, none := uint32(24), uint32(30), uint32(8), uint32(300), uint32(0)
 	for _, tt := range []struct {
 		req  *argonv1.SetClusterRequest
 		want *argonv1.Settings
@@ -398,6 +398,7 @@ func TestSetCluster(t *testing.T) {
 		{&argonv1.SetClusterRequest{ReplicaGraceSeconds: &seconds}, &argonv1.Settings{ScrubIntervalHours: 24, ReplicaGraceSeconds: 30}},
 		{&argonv1.SetClusterRequest{ScrubIntervalHours: &none, VoterGraceSeconds: &seconds}, &argonv1.Settings{ScrubOff: true, ReplicaGraceSeconds: 30, VoterGraceSeconds: 30}},
 		{&argonv1.SetClusterRequest{ScrubIntervalHours: &hours}, &argonv1.Settings{ScrubIntervalHours: 24, ReplicaGraceSeconds: 30, VoterGraceSeconds: 30}},
+		{&argonv1.SetClusterRequest{CpuOvercommit: &eight}, &argonv1.Settings{ScrubIntervalHours: 24, ReplicaGraceSeconds: 30, VoterGraceSeconds: 30, CpuOvercommit: 8}},
 	} {
 		res, err := call(t, w.cluster.SetCluster, tt.req)
 		if err != nil || !proto.Equal(res.GetCluster().GetSettings(), tt.want) {
@@ -406,6 +407,10 @@ func TestSetCluster(t *testing.T) {
 	}
 	_, err := call(t, w.cluster.SetCluster, &argonv1.SetClusterRequest{VoterGraceSeconds: &none})
 	wantError(t, err, connect.CodeInvalidArgument, "at least")
+	for _, n := range []*uint32{&none, &hundreds} {
+		_, err = call(t, w.cluster.SetCluster, &argonv1.SetClusterRequest{CpuOvercommit: n})
+		wantError(t, err, connect.CodeInvalidArgument, "give 1 to 100")
+	}
 	status, err := call(t, w.cluster.Status, &argonv1.StatusRequest{})
 	if err != nil || status.GetCluster().GetName() != "test" || status.GetCluster().GetSettings().GetScrubIntervalHours() != 24 {
 		t.Errorf("status: %v, %v", status, err)

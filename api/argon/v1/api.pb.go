@@ -31,6 +31,7 @@ type SetClusterRequest struct {
 	ScrubIntervalHours  *uint32 `protobuf:"varint,1,opt,name=scrub_interval_hours,json=scrubIntervalHours,proto3,oneof" json:"scrub_interval_hours,omitempty"`
 	ReplicaGraceSeconds *uint32 `protobuf:"varint,2,opt,name=replica_grace_seconds,json=replicaGraceSeconds,proto3,oneof" json:"replica_grace_seconds,omitempty"`
 	VoterGraceSeconds   *uint32 `protobuf:"varint,3,opt,name=voter_grace_seconds,json=voterGraceSeconds,proto3,oneof" json:"voter_grace_seconds,omitempty"`
+	CpuOvercommit       *uint32 `protobuf:"varint,4,opt,name=cpu_overcommit,json=cpuOvercommit,proto3,oneof" json:"cpu_overcommit,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -82,6 +83,13 @@ func (x *SetClusterRequest) GetReplicaGraceSeconds() uint32 {
 func (x *SetClusterRequest) GetVoterGraceSeconds() uint32 {
 	if x != nil && x.VoterGraceSeconds != nil {
 		return *x.VoterGraceSeconds
+	}
+	return 0
+}
+
+func (x *SetClusterRequest) GetCpuOvercommit() uint32 {
+	if x != nil && x.CpuOvercommit != nil {
+		return *x.CpuOvercommit
 	}
 	return 0
 }
@@ -7282,14 +7290,16 @@ var File_argon_v1_api_proto protoreflect.FileDescriptor
 
 const file_argon_v1_api_proto_rawDesc = "" +
 	"\n" +
-	"\x12argon/v1/api.proto\x12\bargon.v1\x1a\x16argon/v1/records.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x02\n" +
+	"\x12argon/v1/api.proto\x12\bargon.v1\x1a\x16argon/v1/records.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x02\n" +
 	"\x11SetClusterRequest\x125\n" +
 	"\x14scrub_interval_hours\x18\x01 \x01(\rH\x00R\x12scrubIntervalHours\x88\x01\x01\x127\n" +
 	"\x15replica_grace_seconds\x18\x02 \x01(\rH\x01R\x13replicaGraceSeconds\x88\x01\x01\x123\n" +
-	"\x13voter_grace_seconds\x18\x03 \x01(\rH\x02R\x11voterGraceSeconds\x88\x01\x01B\x17\n" +
+	"\x13voter_grace_seconds\x18\x03 \x01(\rH\x02R\x11voterGraceSeconds\x88\x01\x01\x12*\n" +
+	"\x0ecpu_overcommit\x18\x04 \x01(\rH\x03R\rcpuOvercommit\x88\x01\x01B\x17\n" +
 	"\x15_scrub_interval_hoursB\x18\n" +
 	"\x16_replica_grace_secondsB\x16\n" +
-	"\x14_voter_grace_seconds\"A\n" +
+	"\x14_voter_grace_secondsB\x11\n" +
+	"\x0f_cpu_overcommit\"A\n" +
 	"\x12SetClusterResponse\x12+\n" +
 	"\acluster\x18\x01 \x01(\v2\x11.argon.v1.ClusterR\acluster\"\xaf\x01\n" +
 	"\vInitRequest\x12!\n" +

@@ -762,7 +762,7 @@ func (x *Cluster) GetSettings() *Settings {
 	return nil
 }
 
-// Settings are the cluster-wide times. Zero means the default in brackets.
+// Settings count for the whole cluster. Zero means the default in brackets.
 type Settings struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long a server may run workloads without renewing [3].
@@ -774,7 +774,9 @@ type Settings struct {
 	// How long after one scrub of a volume the next one is due [168].
 	ScrubIntervalHours uint32 `protobuf:"varint,4,opt,name=scrub_interval_hours,json=scrubIntervalHours,proto3" json:"scrub_interval_hours,omitempty"`
 	// No scrub is due by itself.
-	ScrubOff      bool `protobuf:"varint,5,opt,name=scrub_off,json=scrubOff,proto3" json:"scrub_off,omitempty"`
+	ScrubOff bool `protobuf:"varint,5,opt,name=scrub_off,json=scrubOff,proto3" json:"scrub_off,omitempty"`
+	// How many virtual CPUs each CPU of a server may be promised to [4].
+	CpuOvercommit uint32 `protobuf:"varint,6,opt,name=cpu_overcommit,json=cpuOvercommit,proto3" json:"cpu_overcommit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -842,6 +844,13 @@ func (x *Settings) GetScrubOff() bool {
 		return x.ScrubOff
 	}
 	return false
+}
+
+func (x *Settings) GetCpuOvercommit() uint32 {
+	if x != nil {
+		return x.CpuOvercommit
+	}
+	return 0
 }
 
 type Server struct {
@@ -4185,13 +4194,14 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x0eschema_version\x18\x03 \x01(\rR\rschemaVersion\x124\n" +
 	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12,\n" +
 	"\x12ca_certificate_pem\x18\x05 \x01(\tR\x10caCertificatePem\x12.\n" +
-	"\bsettings\x18\x06 \x01(\v2\x12.argon.v1.SettingsR\bsettings\"\xe2\x01\n" +
+	"\bsettings\x18\x06 \x01(\v2\x12.argon.v1.SettingsR\bsettings\"\x89\x02\n" +
 	"\bSettings\x12#\n" +
 	"\rlease_seconds\x18\x01 \x01(\rR\fleaseSeconds\x122\n" +
 	"\x15replica_grace_seconds\x18\x02 \x01(\rR\x13replicaGraceSeconds\x12.\n" +
 	"\x13voter_grace_seconds\x18\x03 \x01(\rR\x11voterGraceSeconds\x120\n" +
 	"\x14scrub_interval_hours\x18\x04 \x01(\rR\x12scrubIntervalHours\x12\x1b\n" +
-	"\tscrub_off\x18\x05 \x01(\bR\bscrubOff\"\xe9\x04\n" +
+	"\tscrub_off\x18\x05 \x01(\bR\bscrubOff\x12%\n" +
+	"\x0ecpu_overcommit\x18\x06 \x01(\rR\rcpuOvercommit\"\xe9\x04\n" +
 	"\x06Server\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x19\n" +

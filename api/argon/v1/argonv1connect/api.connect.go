@@ -235,7 +235,7 @@ type ClusterServiceClient interface {
 	DeleteToken(context.Context, *connect.Request[v1.DeleteTokenRequest]) (*connect.Response[v1.DeleteTokenResponse], error)
 	// Signs a client certificate for a remote administrator.
 	IssueClientCertificate(context.Context, *connect.Request[v1.IssueClientCertificateRequest]) (*connect.Response[v1.IssueClientCertificateResponse], error)
-	// Changes cluster-wide times; what is not given stays as it is.
+	// Changes cluster-wide settings; what is not given stays as it is.
 	SetCluster(context.Context, *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error)
 }
 
@@ -380,7 +380,7 @@ type ClusterServiceHandler interface {
 	DeleteToken(context.Context, *connect.Request[v1.DeleteTokenRequest]) (*connect.Response[v1.DeleteTokenResponse], error)
 	// Signs a client certificate for a remote administrator.
 	IssueClientCertificate(context.Context, *connect.Request[v1.IssueClientCertificateRequest]) (*connect.Response[v1.IssueClientCertificateResponse], error)
-	// Changes cluster-wide times; what is not given stays as it is.
+	// Changes cluster-wide settings; what is not given stays as it is.
 	SetCluster(context.Context, *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error)
 }
 
