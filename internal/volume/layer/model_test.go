@@ -458,7 +458,7 @@ func (m *model) step(t *rapid.T) error {
 	if ids := slices.Sorted(maps.Keys(m.snapshots)); len(ids) > 0 {
 		id = rapid.SampledFrom(ids).Draw(t, "id")
 	}
-	do := rapid.SampledFrom([]string{"write", "write", "write", "zero", "flush", "snapshot", "prepare", "forget", "forget", "tidy", "tidy", "detach", "revert", "resize", "reopen", "power cut", "full", "reflinks"}).Draw(t, "do")
+	do := rapid.SampledFrom([]string{"write", "write", "write", "zero", "flush", "snapshot", "prepare", "forget", "forget", "tidy", "tidy", "detach", "revert", "resize", "roll", "reopen", "power cut", "full", "reflinks"}).Draw(t, "do")
 	switch {
 	case do == "write" || do == "zero":
 		return m.afterFull(m.change(first, n, do == "zero"))
@@ -478,6 +478,8 @@ func (m *model) step(t *rapid.T) error {
 		return m.tidy()
 	case do == "detach" && !m.fs.Full:
 		return m.detach()
+	case do == "roll":
+		m.generation++
 	case do == "reopen":
 		if err := m.files.Close(); err != nil {
 			return err

@@ -16,7 +16,6 @@ var ErrTooMany = errors.New("no more layers can be begun before others were dele
 // prepared is a layer whose files were made before it is needed.
 type prepared struct {
 	number uint32
-	size   uint64
 	layer  *stratum
 }
 
@@ -57,7 +56,7 @@ func (f *Files) prepare1() error {
 		return fmt.Errorf("replica %s: prepare a new layer: %w", f.dir, err)
 	}
 	l.table.hooks = f.hooks
-	f.prepared = &prepared{number: number, size: sb.Size, layer: l}
+	f.prepared = &prepared{number: number, layer: l}
 	return nil
 }
 

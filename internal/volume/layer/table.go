@@ -159,6 +159,26 @@ func (t *table) holds(region int) (bool, error) {
 	return held, err
 }
 
+// stamps returns what reads the stamps of regions, quickly for those that come one
+// after the other. One that was changed meanwhile may be missed.
+func (t *table) stamps() func(region int) (uint64, error) {
+	at := -1
+	var rows []row
+	return func(region int) (uint64, error) {
+		page := region / t.perPage()
+		if page != at {
+			t.pages.RLock()
+			defer t.pages.RUnlock()
+			var err error
+			if rows, _, err = t.page(page, t.seqs[page]); err != nil {
+				return 0, err
+			}
+			at = page
+		}
+		return rows[region%t.perPage()].stamp, nil
+	}
+}
+
 // apply puts changes on disk; the marks are sorted by region. If the disk is
 // full nothing has changed; after any other failure nothing is certain.
 func (t *table) apply(marks []mark) error {
@@ -328,7 +348,8 @@ func (t *table) resize(regions int) error {
 		return err
 	}
 	t.regions = regions
-	t.seqs = append(t.seqs, make([]uint64, pages-len(t.seqs))...)
+	// One that failed for want of room may have been for more.
+	t.seqs = append(t.seqs, make([]uint64, max(0, pages-len(t.seqs)))...)
 	return nil
 }
 

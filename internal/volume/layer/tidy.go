@@ -1,13 +1,18 @@
 package layer
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
 )
 
-// moveRegions bounds what one step of tidying moves, and of detaching copies.
-const moveRegions = 4
+const (
+	// moveRegions bounds what one step of tidying moves, and of detaching copies.
+	moveRegions = 4
+	// stampRegions bounds a step of tidying where there is little but stamps.
+	stampRegions = 512
+)
 
 // cursor is how far a pass over a layer's regions has come. Losing it costs no
 // more than a pass.
@@ -84,27 +89,47 @@ type pick struct {
 	next   int    // region to go on with
 }
 
-func (p *pick) empty() bool { return len(p.clear) == 0 }
+func (p *pick) empty() bool { return len(p.down) == 0 }
 
-// pickUp finds the next blocks that layer i+1 holds.
+// full tells whether that is enough for one step.
+func (p *pick) full() bool { return len(p.clear) == moveRegions || len(p.down) == stampRegions }
+
+// add notes what the upper layer says of a region.
+func (p *pick) add(g geometry, region int, r row) {
+	p.next = region + 1
+	p.down = append(p.down, mark{region: region, stamp: r.stamp, set: r.held})
+	if r.held == 0 {
+		return
+	}
+	p.clear = append(p.clear, mark{region: region, clear: r.held})
+	for b := range g.perRegion() {
+		if r.held&(1<<b) != 0 {
+			p.blocks = append(p.blocks, int64(region)*g.perRegion()+b)
+		}
+	}
+}
+
+// pickUp finds the next regions of which layer i+1 holds blocks, or has a stamp
+// that the layer below does not have: while it was the lowest of its group, it was
+// given the stamps of what was written in place in the layers above it.
 func (f *Files) pickUp(c *chain, i int) (*pick, error) {
 	g := f.geometry()
 	p := &pick{unused: map[int64]bool{}}
+	below := c.layers[i].table.stamps()
+	var failed error
 	err := c.layers[i+1].table.rows(f.tidying.region, func(region int, r row) bool {
-		if r.held == 0 {
-			return true
+		wanted := r.held != 0
+		if !wanted && r.stamp != 0 {
+			var stamp uint64
+			stamp, failed = below(region)
+			wanted = stamp < r.stamp
 		}
-		for b := range g.perRegion() {
-			if r.held&(1<<b) != 0 {
-				p.blocks = append(p.blocks, int64(region)*g.perRegion()+b)
-			}
+		if wanted && failed == nil {
+			p.add(g, region, r)
 		}
-		p.down = append(p.down, mark{region: region, stamp: r.stamp, set: r.held})
-		p.clear = append(p.clear, mark{region: region, clear: r.held})
-		p.next = region + 1
-		return len(p.clear) < moveRegions
+		return failed == nil && !p.full()
 	})
-	if err == nil {
+	if err = errors.Join(err, failed); err == nil {
 		err = c.findUnused(g, i+1, p)
 	}
 	return p, err
@@ -113,7 +138,7 @@ func (f *Files) pickUp(c *chain, i int) (*pick, error) {
 // findUnused finds blocks of a layer that a newer layer of its group holds as
 // well, so that nobody reads them.
 func (c *chain) findUnused(g geometry, i int, p *pick) error {
-	if p.empty() {
+	if len(p.clear) == 0 {
 		return nil
 	}
 	picked := map[int]uint16{}
