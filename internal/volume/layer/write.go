@@ -212,13 +212,7 @@ type batch struct {
 	into  *stratum
 	marks map[int]mark
 	held  map[int64]bool // blocks that into will hold
-	wants []want         // what is to be copied
-}
-
-// want is a range that is copied from where a slot says.
-type want struct {
-	span
-	slot uint8
+	wants []span         // what is to be copied
 }
 
 // note writes down what the requests need, and then takes it for true: first the
@@ -316,7 +310,7 @@ func (b *batch) bringUp(r *request) error {
 		case r.covers(s):
 			own = appendSpan(own, s)
 		default:
-			b.want(block)
+			b.wants = appendSpan(b.wants, s)
 			r.rest = appendSpan(r.rest, part)
 		}
 		b.hold(block)
@@ -345,17 +339,8 @@ func (b *batch) hold(block int64) {
 	b.held[block] = true
 }
 
-// want notes a block that is to be copied from where it is.
-func (b *batch) want(block int64) {
-	s, slot := b.g.span(block), b.c.slot(block)
-	if n := len(b.wants); n > 0 && b.wants[n-1].slot == slot && b.wants[n-1].to == s.from {
-		b.wants[n-1].to = s.to
-		return
-	}
-	b.wants = append(b.wants, want{s, slot})
-}
-
-// copyUp copies what is wanted. Its sources are not written by anybody.
+// copyUp copies what is wanted from where it is now: tidying may move it until the
+// lock is held, and then gives its old place back. Nobody writes it.
 func (b *batch) copyUp() error {
 	wants := b.wants
 	b.wants = nil
@@ -365,7 +350,10 @@ func (b *batch) copyUp() error {
 	b.f.maps.RLock()
 	defer b.f.maps.RUnlock()
 	for _, w := range wants {
-		if err := b.c.copy(b.into.data, w.slot, w.span); err != nil {
+		err := b.c.runs(b.g, w.from, w.len(), b.c.slot, func(s span, slot uint8) (bool, error) {
+			return true, b.c.copy(b.into.data, slot, s)
+		})
+		if err != nil {
 			return err
 		}
 	}
