@@ -7,7 +7,7 @@ import (
 )
 
 // Usage is how many bytes the replica takes on the disk, and how many of these
-// it takes only for its snapshots.
+// it takes only for its snapshots; a little less or more while blocks move.
 func (f *Files) Usage() (used, snapshots uint64, err error) {
 	names, err := f.fs.ReadDir(f.dir)
 	if err != nil {
@@ -24,9 +24,9 @@ func (f *Files) Usage() (used, snapshots uint64, err error) {
 		}
 		used += uint64(bytes)
 	}
-	f.maps.RLock()
-	defer f.maps.RUnlock()
-	c, g := f.chain.Load(), f.geometry()
+	// Without the lock: looking at large files takes long, and a snapshot, for
+	// which everybody waits, would wait for that.
+	c, g := f.current(), f.geometry()
 	for _, l := range c.layers[:c.target] {
 		at := int64(0)
 		err := fileExtents(l.data, 0, g.size, func(n int64, hole bool) bool {
