@@ -256,7 +256,8 @@ func (f *Files) since(v *View, off, n int64) (differs []span, err error) {
 	err = v.with(off, inside, func(c *chain, slot func(int64) uint8) error {
 		return c.runs(f.geometry(), off, inside, slot, func(s span, there uint8) (bool, error) {
 			return true, c.runs(f.geometry(), s.from, s.len(), c.slot, func(s span, here uint8) (bool, error) {
-				if here != there {
+				// One layer may have two slots, see chain.where.
+				if c.bySlot[here] != c.bySlot[there] {
 					differs = appendSpan(differs, s)
 				}
 				return true, nil
