@@ -257,7 +257,8 @@ func cutText(b []byte) (string, []byte, error) {
 	if len(b) == 0 || len(b) < 1+int(b[0]) {
 		return "", nil, fmt.Errorf("hello: %w", ErrFrame)
 	}
-	return string(b[1 : 1+b[0]]), b[1+b[0]:], nil
+	end := 1 + int(b[0])
+	return string(b[1:end]), b[end:], nil
 }
 
 // Info is the payload of the answers to Hello and BeginSync.

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"errors"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -74,6 +75,7 @@ func FuzzParseHeader(f *testing.F) {
 func FuzzParseGreeting(f *testing.F) {
 	f.Add(Greeting{ClusterID: "c", VolumeID: "v", ReplicaID: 1, Epoch: 2}.Marshal())
 	f.Add([]byte{200, 'x'})
+	f.Add(Greeting{ClusterID: strings.Repeat("c", 255), VolumeID: strings.Repeat("v", 300)}.Marshal())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		g, err := ParseGreeting(b)
 		if err == nil && !bytes.Equal(g.Marshal(), b) {
