@@ -44,7 +44,7 @@ func Serve(ctx context.Context, nc net.Conn, store *Store) error {
 	if err := c.hello(store); err != nil {
 		return err
 	}
-	c.turn.lost = c.giveTurn
+	c.turn = newTurn(c.giveTurn)
 	defer c.turn.stop()
 	var wg sync.WaitGroup
 	for range workers {
@@ -68,7 +68,7 @@ type serverConn struct {
 	nc      net.Conn
 	session *Session
 	slots   chan struct{} // one for each request that is not answered
-	turn    turn
+	turn    *turn
 
 	reading sync.Mutex // whose turn it is; guards in, err and readBy
 	in      *bufio.Reader

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"math"
 	"sync/atomic"
 	"time"
 )
@@ -13,12 +14,19 @@ const stuckAfter = 100 * time.Millisecond
 // should not wait for the disk. If that does wait, another worker must read: a
 // holder whose pings are not answered takes the whole replica for lost.
 type turn struct {
-	lost func() // gives the turn away
+	lost  func() // gives the turn away
+	timer *time.Timer
 
 	step     atomic.Uint64 // odd while an operation is under way
 	watching atomic.Bool
-	timer    atomic.Pointer[time.Timer]
 	seen     uint64 // the step when it was last looked at
+}
+
+func newTurn(lost func()) *turn {
+	t := &turn{lost: lost}
+	// Its callback uses it, so it is there before it runs.
+	t.timer = time.AfterFunc(math.MaxInt64, t.look)
+	return t
 }
 
 // begin is called before an operation.
@@ -34,7 +42,7 @@ func (t *turn) end(mark uint64) (kept bool) { return t.step.CompareAndSwap(mark,
 // watch makes sure that somebody looks; while nothing happens nobody does.
 func (t *turn) watch() {
 	if t.watching.CompareAndSwap(false, true) {
-		t.timer.Store(time.AfterFunc(stuckAfter, t.look))
+		t.timer.Reset(stuckAfter)
 	}
 }
 
@@ -52,11 +60,7 @@ func (t *turn) look() {
 		return
 	}
 	t.seen = s
-	t.timer.Load().Reset(stuckAfter)
+	t.timer.Reset(stuckAfter)
 }
 
-func (t *turn) stop() {
-	if timer := t.timer.Load(); timer != nil {
-		timer.Stop()
-	}
-}
+func (t *turn) stop() { t.timer.Stop() }

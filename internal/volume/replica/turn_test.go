@@ -10,7 +10,7 @@ import (
 func TestTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var losses atomic.Int32
-		turn := &turn{lost: func() { losses.Add(1) }}
+		turn := newTurn(func() { losses.Add(1) })
 		for range 100 {
 			mark := turn.begin()
 			time.Sleep(stuckAfter * 3 / 4)
