@@ -410,9 +410,10 @@ func (r *Replica) checkBits(off, n, grain int64, bits []byte) error {
 }
 
 // haveRoom looks after the reserve: a file system that is full to the last
-// block makes an fsync fail, which costs the replica.
+// block makes an fsync fail, which costs the replica. What takes nothing, and may
+// give something back, needs no room.
 func (r *Replica) haveRoom(n int64) error {
-	if r.room.Add(-n) > 0 {
+	if n == 0 || r.room.Add(-n) > 0 {
 		return nil
 	}
 	free, err := r.files.Free()

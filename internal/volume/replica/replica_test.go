@@ -15,10 +15,11 @@ import (
 
 // disk is a server's disk with its store of replicas.
 type disk struct {
-	t     *testing.T
-	fs    *simfs.FS
-	boot  string
-	store *replica.Store
+	t       *testing.T
+	fs      *simfs.FS
+	boot    string
+	reserve uint64
+	store   *replica.Store
 }
 
 func newDisk(t *testing.T) *disk {
@@ -34,7 +35,7 @@ func newDisk(t *testing.T) *disk {
 func (d *disk) open() {
 	d.t.Helper()
 	var err error
-	d.store, err = replica.Open(replica.Options{FS: d.fs, Dir: "/volumes", ClusterID: "c", BootID: d.boot, Log: slog.New(slog.DiscardHandler)})
+	d.store, err = replica.Open(replica.Options{FS: d.fs, Dir: "/volumes", ClusterID: "c", BootID: d.boot, ReserveBytes: d.reserve, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -197,16 +198,24 @@ func TestFailedDisk(t *testing.T) {
 // A full disk costs nothing but time.
 func TestNoRoom(t *testing.T) {
 	d := newDisk(t)
+	d.reserve = 1 << 20
+	d.restart()
 	s, _ := d.seal(1)
 	d.must(s.WriteAt(sector, 0, 1, false))
 	d.fs.Full = true
 	if err := s.WriteAt(sector, 8192, 1, false); !errors.Is(err, volume.ErrNoSpace) {
 		t.Errorf("got %v", err)
 	}
+	// Who gives room back must be able to.
+	d.must(s.Trim(0, 512, 1, false))
+	got := make([]byte, 512)
+	d.must(s.ReadAt(got, 0))
+	if !bytes.Equal(got, make([]byte, 512)) {
+		t.Error("what was trimmed on a full disk is still there")
+	}
 	d.fs.Full = false
 	d.must(s.WriteAt(sector, 8192, 1, false))
 	d.must(s.Flush())
-	got := make([]byte, 512)
 	d.must(s.ReadAt(got, 8192))
 	if !bytes.Equal(got, sector) {
 		t.Error("what was written when there was room again is not there")
