@@ -250,6 +250,7 @@ func TestCreateAndRemove(t *testing.T) {
 		t.Errorf("%+v", list)
 	}
 	s, _ := d.seal(1)
+	d.must(d.fs.MkdirAll("/volumes/v/.old-1/left of an earlier attempt"))
 	d.must(d.store.Remove("v", 1))
 	if err := s.Flush(); !errors.Is(err, replica.ErrFenced) {
 		t.Errorf("a session with a replica that was removed: %v", err)
@@ -258,6 +259,26 @@ func TestCreateAndRemove(t *testing.T) {
 	d.restart()
 	if list := d.store.List(); len(list) != 0 {
 		t.Errorf("%+v", list)
+	}
+}
+
+// One whose superblock is damaged counts as lost, and can be made anew.
+func TestCreateInPlaceOfADamagedOne(t *testing.T) {
+	d := newDisk(t)
+	for off := range int64(2) {
+		d.must(d.fs.Rot("/volumes/v/1/superblock", off*layer.BlockSize+100))
+	}
+	d.restart()
+	if list := d.store.List(); len(list) != 0 {
+		t.Fatalf("%+v", list)
+	}
+	_, err := d.store.Create(replica.CreateSpec{VolumeID: "v", ReplicaID: 1, Size: 1 << 20, Behind: true})
+	d.must(err)
+	s, _ := d.seal(2)
+	info, err := s.BeginSync(1, 2, 0)
+	d.must(err)
+	if !info.Emptied {
+		t.Error("something was kept of a replica that is new")
 	}
 }
 

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -202,7 +204,7 @@ type CreateSpec struct {
 }
 
 // Create makes a replica, whole or not at all. One that is here already stays
-// as it is.
+// as it is; what is here of one that could not be opened is deleted.
 //
 // Two calls for the same replica must not be under way at once.
 func (s *Store) Create(spec CreateSpec) (Info, error) {
@@ -222,11 +224,10 @@ func (s *Store) Create(spec CreateSpec) (Info, error) {
 }
 
 func (s *Store) create(spec CreateSpec) (*Replica, error) {
-	parent := path.Join(s.opts.Dir, spec.VolumeID)
-	if err := s.opts.FS.MkdirAll(parent); err != nil {
+	dir := s.dirOf(spec.VolumeID, spec.ReplicaID)
+	if err := s.opts.FS.MkdirAll(path.Dir(dir)); err != nil {
 		return nil, err
 	}
-	dir := path.Join(parent, strconv.FormatUint(uint64(spec.ReplicaID), 10))
 	sb := layer.Superblock{
 		Sequence: 1, ClusterID: s.opts.ClusterID, VolumeID: spec.VolumeID, ReplicaID: spec.ReplicaID,
 		RegionSize: cmp.Or(s.opts.RegionSize, layer.RegionSize), Size: uint64(spec.Size), Incarnation: 1, Generation: 1,
@@ -242,8 +243,11 @@ func (s *Store) create(spec CreateSpec) (*Replica, error) {
 			return nil, err
 		}
 	}
-	err := layer.Create(s.opts.FS, dir, sb)
-	if err != nil {
+	// One that could not be opened may be in the way: it counts as lost.
+	if err := s.discard(spec.VolumeID, spec.ReplicaID); err != nil {
+		return nil, err
+	}
+	if err := layer.Create(s.opts.FS, dir, sb); err != nil {
 		return nil, err
 	}
 	return s.open(dir)
@@ -263,9 +267,11 @@ func (s *Store) Get(volumeID string, replicaID uint32) (*Replica, error) {
 // List is every replica here.
 func (s *Store) List() []Info {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	list := slices.Collect(maps.Values(s.replicas))
+	s.mu.Unlock()
+	// One whose disk hangs must not hold up those that ask for another.
 	var infos []Info
-	for _, r := range s.replicas {
+	for _, r := range list {
 		infos = append(infos, r.Info())
 	}
 	return infos
@@ -289,21 +295,35 @@ func (s *Store) Remove(volumeID string, replicaID uint32) error {
 			s.opts.Log.Warn("closing a replica that is deleted", "volume", volumeID, "replica", replicaID, "err", err)
 		}
 	}
-	parent := path.Join(s.opts.Dir, volumeID)
-	dir := path.Join(parent, strconv.FormatUint(uint64(replicaID), 10))
-	gone := path.Join(parent, ".old-"+path.Base(dir))
-	err := s.opts.FS.Rename(dir, gone)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err = errors.Join(err, s.opts.FS.RemoveAll(gone)); err != nil {
+	if err := s.discard(volumeID, replicaID); err != nil {
 		return fmt.Errorf("delete replica %d of volume %s: %w", replicaID, volumeID, err)
 	}
+	parent := path.Join(s.opts.Dir, volumeID)
 	// The volume's folder goes with its last replica.
 	if names, err := s.opts.FS.ReadDir(parent); err == nil && len(names) == 0 {
 		return s.opts.FS.RemoveAll(parent)
 	}
 	return nil
+}
+
+// discard deletes a replica's files, if there are any. A half of them is never found
+// under its name.
+func (s *Store) discard(volumeID string, replicaID uint32) error {
+	dir := s.dirOf(volumeID, replicaID)
+	gone := path.Join(path.Dir(dir), ".old-"+path.Base(dir))
+	// What an earlier attempt left would be in the way.
+	if err := s.opts.FS.RemoveAll(gone); err != nil {
+		return err
+	}
+	err := s.opts.FS.Rename(dir, gone)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return errors.Join(err, s.opts.FS.RemoveAll(gone))
+}
+
+func (s *Store) dirOf(volumeID string, replicaID uint32) string {
+	return path.Join(s.opts.Dir, volumeID, strconv.FormatUint(uint64(replicaID), 10))
 }
 
 // Close ends every session and closes the files. What was not flushed stays

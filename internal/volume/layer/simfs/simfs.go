@@ -100,7 +100,8 @@ func (f *FS) Open(name string, create bool) (layer.File, error) {
 	return &file{fs: f, n: n}, nil
 }
 
-// Rename renames a file or directory.
+// Rename renames a file or directory. It takes the place of a file, or of an empty
+// directory.
 func (f *FS) Rename(from, to string) error {
 	src, err := f.find(path.Dir(from))
 	if err != nil {
@@ -113,6 +114,9 @@ func (f *FS) Rename(from, to string) error {
 	n := src.names[path.Base(from)]
 	if n == nil {
 		return &fs.PathError{Op: "rename", Path: from, Err: fs.ErrNotExist}
+	}
+	if old := dst.names[path.Base(to)]; old != nil && old.isDir() && len(old.names) > 0 {
+		return &fs.PathError{Op: "rename", Path: to, Err: syscall.ENOTEMPTY}
 	}
 	delete(src.names, path.Base(from))
 	dst.names[path.Base(to)] = n
