@@ -133,6 +133,7 @@ func TestMayRemoveServer(t *testing.T) {
 			Leases:   map[string]*argonv1.Lease{"B": {}},
 			Machines: map[string]*argonv1.Machine{},
 			Volumes:  map[string]*argonv1.Volume{},
+			Images:   map[string]*argonv1.Image{},
 		}
 	}
 	alive := func(st *catalog.State) { st.Leases["A"] = &argonv1.Lease{} }
@@ -145,6 +146,14 @@ func TestMayRemoveServer(t *testing.T) {
 		}}
 	}
 	both := func(st *catalog.State) { sole(st); st.Volumes["V"].Replicas[1].State = inSync }
+	// The other replica in sync is on a server that was removed a moment ago.
+	gone := func(st *catalog.State) { both(st); st.Volumes["V"].Replicas[1].ServerId = "X" }
+	image := func(st *catalog.State) {
+		st.Images["I"] = &argonv1.Image{Meta: &argonv1.Meta{Name: "debian"}, Copies: []*argonv1.ImageCopy{
+			{ServerId: "A", Ready: true}, {ServerId: "B"}, {ServerId: "X", Ready: true},
+		}}
+	}
+	copied := func(st *catalog.State) { image(st); st.Images["I"].Copies[1].Ready = true }
 	last := func(st *catalog.State) { delete(st.Servers, "B") }
 	type changes []func(*catalog.State)
 	for name, c := range map[string]struct {
@@ -160,6 +169,10 @@ func TestMayRemoveServer(t *testing.T) {
 		"a machine is lost with it":   {changes: changes{machine}, says: "runs machine web"},
 		"has the only replica":        {changes: changes{alive, sole}, says: "only replica in sync of volume data"},
 		"lost with the only replica":  {changes: changes{sole}, says: "--force"},
+		"the others are removed":      {changes: changes{gone}, says: "--force"},
+		"has the only copy":           {changes: changes{alive, image}, says: "only copy of image debian: `argon server drain a --evacuate`"},
+		"lost with the only copy":     {changes: changes{image}, says: "only copy of image debian: start it"},
+		"another has a copy":          {changes: changes{alive, copied}},
 		"forced, lost":                {changes: changes{machine, sole}, force: true},
 		"forced, alive":               {changes: changes{alive}, force: true, says: "is alive"},
 		"the last one":                {changes: changes{last}, force: true, says: "last one"},

@@ -117,7 +117,7 @@ func mayDrain(st *catalog.State, next *argonv1.Server) error {
 	after.Servers[id] = next
 	var stuck []string
 	for _, v := range sorted(st.Volumes) {
-		if !v.GetRemoving() && onlyInSync(v, id) && !copyFits(&after, v) {
+		if !v.GetRemoving() && onlyInSync(st, v, id) && !copyFits(&after, v) {
 			stuck = append(stuck, v.GetMeta().GetName())
 		}
 	}
@@ -223,7 +223,7 @@ func removalCosts(st *catalog.State, s *argonv1.Server) []string {
 		if v.GetRemoving() || !slices.Contains(placement.Holders(v), id) {
 			continue
 		}
-		if onlyInSync(v, id) {
+		if onlyInSync(st, v, id) {
 			lost = append(lost, v.GetMeta().GetName())
 		} else {
 			fewer = append(fewer, v.GetMeta().GetName())
@@ -231,6 +231,15 @@ func removalCosts(st *catalog.State, s *argonv1.Server) []string {
 	}
 	if len(lost) > 0 {
 		costs = append(costs, "lost for good, as no other replica is in sync: "+some("volume", lost))
+	}
+	var images []string
+	for _, i := range sorted(st.Images) {
+		if onlyCopy(st, i, id) {
+			images = append(images, i.GetMeta().GetName())
+		}
+	}
+	if len(images) > 0 {
+		costs = append(costs, "lost for good, as no other server has a copy: "+some("image", images))
 	}
 	if len(machines) > 0 {
 		costs = append(costs, "started again elsewhere, where its disks are left: "+some("machine", machines))

@@ -387,6 +387,27 @@ func TestServers(t *testing.T) {
 	}
 }
 
+// Two operators remove a server each, and each has seen that the other one stays.
+func TestServersAreRemovedOneByOne(t *testing.T) {
+	w := newWorld(t)
+	w.addServer("c")
+	w.must(w.view.Sync(t.Context()))
+	for _, pair := range [][2]string{{"a", "b"}, {"b", "a"}, {"b", "c"}, {"c", "a"}} {
+		st := w.view.State()
+		var txns [2]*catalog.Txn
+		for i, name := range pair {
+			txns[i] = w.store.Txn()
+			w.must(planServerRemoval(st, txns[i], &argonv1.RemoveServerRequest{Name: name}))
+		}
+		w.must(txns[0].Commit(t.Context()))
+		if err := txns[1].Commit(t.Context()); err == nil {
+			t.Errorf("%s is removed after %s by somebody who does not know of that", pair[1], pair[0])
+		}
+		w.addServer(pair[0]) // anew
+		w.must(w.view.Sync(t.Context()))
+	}
+}
+
 func TestSetCluster(t *testing.T) {
 	w := newWorld(t)
 	hours, seconds, eight, hundreds, none := uint32(24), uint32(30), uint32(8), uint32(300), uint32(0)

@@ -2,10 +2,12 @@ package rpc
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
@@ -44,21 +46,29 @@ func (s serverService) RemoveServer(ctx context.Context, req *connect.Request[ar
 		return nil, err
 	}
 	err = p.change(ctx, func(st *catalog.State, txn *catalog.Txn) error {
-		server, ok := byName(st.Servers, req.Msg.GetName())
-		if !ok {
-			return notFound("server", req.Msg.GetName())
-		}
-		if err := mayRemove(st, server, req.Msg.GetForce()); err != nil {
-			return err
-		}
-		txn.Delete(server)
-		return nil
+		return planServerRemoval(st, txn, req.Msg)
 	})
 	if err != nil {
 		return nil, err
 	}
 	p.tell(ctx, argonv1.Severity_SEVERITY_WARNING, "server", "", req.Msg.GetName(), "server-removed", "removed from the cluster")
 	return answer(&argonv1.RemoveServerResponse{}, nil)
+}
+
+func planServerRemoval(st *catalog.State, txn *catalog.Txn, req *argonv1.RemoveServerRequest) error {
+	server, ok := byName(st.Servers, req.GetName())
+	if !ok {
+		return notFound("server", req.GetName())
+	}
+	if err := mayRemove(st, server, req.GetForce()); err != nil {
+		return err
+	}
+	// It may go because others stay. Two removals at once meet at one record:
+	// the oldest of those others, which both write, or one of them deletes.
+	others := maps.Clone(st.Servers)
+	delete(others, server.GetMeta().GetId())
+	txn.Delete(server).Put(proto.CloneOf(oldest(others)))
+	return nil
 }
 
 // mayRemove refuses to remove a server that something needs. force gives up
@@ -75,7 +85,7 @@ func mayRemove(st *catalog.State, s *argonv1.Server, force bool) error {
 	if force {
 		return nil
 	}
-	var machines, volumes, replicas []string
+	var machines, volumes, replicas, images []string
 	for _, m := range sorted(st.Machines) {
 		if m.GetServerId() == id {
 			machines = append(machines, m.GetMeta().GetName())
@@ -84,10 +94,15 @@ func mayRemove(st *catalog.State, s *argonv1.Server, force bool) error {
 	for _, v := range sorted(st.Volumes) {
 		switch {
 		case v.GetRemoving():
-		case onlyInSync(v, id):
+		case onlyInSync(st, v, id):
 			volumes = append(volumes, v.GetMeta().GetName())
 		case slices.Contains(placement.Holders(v), id):
 			replicas = append(replicas, v.GetMeta().GetName())
+		}
+	}
+	for _, i := range sorted(st.Images) {
+		if onlyCopy(st, i, id) {
+			images = append(images, i.GetMeta().GetName())
 		}
 	}
 	switch {
@@ -101,23 +116,44 @@ func mayRemove(st *catalog.State, s *argonv1.Server, force bool) error {
 		return precondition("server %s keeps the only replica in sync of %s: start it, or give its data up with --force", name, some("volume", volumes))
 	case len(replicas) > 0 && alive:
 		return precondition("server %s keeps replicas of %s: `argon server drain %s --evacuate` moves them away", name, some("volume", replicas), name)
+	case len(images) > 0 && alive:
+		return precondition("server %s keeps the only copy of %s: `argon server drain %s --evacuate` makes others first", name, some("image", images), name)
+	case len(images) > 0:
+		return precondition("server %s keeps the only copy of %s: start it, or give them up with --force", name, some("image", images))
 	}
 	return nil
 }
 
-func onlyInSync(v *argonv1.Volume, serverID string) bool {
+// onlyInSync tells whether a server has the only replica in sync. Those of
+// servers that were removed count for nothing, though the record may list them
+// a moment longer.
+func onlyInSync(st *catalog.State, v *argonv1.Volume, serverID string) bool {
 	here, elsewhere := false, false
 	for _, r := range v.GetReplicas() {
-		if r.GetState() != inSync {
-			continue
-		}
-		if r.GetServerId() == serverID {
+		switch {
+		case r.GetState() != inSync:
+		case r.GetServerId() == serverID:
 			here = true
-		} else {
+		case st.Servers[r.GetServerId()] != nil:
 			elsewhere = true
 		}
 	}
 	return here && !elsewhere
+}
+
+// onlyCopy tells the same of an image's copies.
+func onlyCopy(st *catalog.State, i *argonv1.Image, serverID string) bool {
+	here, elsewhere := false, false
+	for _, c := range i.GetCopies() {
+		switch {
+		case !c.GetReady():
+		case c.GetServerId() == serverID:
+			here = true
+		case st.Servers[c.GetServerId()] != nil:
+			elsewhere = true
+		}
+	}
+	return here && !elsewhere && !i.GetRemoving()
 }
 
 // some lists a few names.
