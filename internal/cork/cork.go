@@ -1,5 +1,5 @@
 // Package cork holds small writes of a connection back, so that several become
-// one system call.
+// one system call, and tells a connection that was cut from one that has ended.
 //
 // What lives here: the connection that lies between TCP and TLS. What must not:
 // when to hold back; whoever writes several things at once knows (mirror/,
@@ -9,6 +9,8 @@ package cork
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
+	"io"
 	"net"
 	"sync"
 
@@ -38,8 +40,20 @@ func New(nc net.Conn) *Conn {
 	return &Conn{Conn: nc, in: bufio.NewReaderSize(nc, size)}
 }
 
-// Read reads ahead.
-func (c *Conn) Read(p []byte) (int, error) { return c.in.Read(p) }
+// ErrCut: TCP has ended, and TLS had not: the process at the other end died, or
+// gave the connection up.
+var ErrCut = errors.New("the connection was cut")
+
+// Read reads ahead. crypto/tls takes the end of TCP for that of the stream
+// where it comes between two records; the stream's own end is TLS's
+// close_notify, which TLS reads and this does not see.
+func (c *Conn) Read(p []byte) (int, error) {
+	n, err := c.in.Read(p)
+	if errors.Is(err, io.EOF) {
+		err = ErrCut
+	}
+	return n, err
+}
 
 // Buffered is how many bytes have arrived that were not read. Whoever reads may
 // ask.

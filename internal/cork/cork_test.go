@@ -3,8 +3,10 @@ package cork_test
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
+	"net/http/httptest"
 	"testing"
 
 	"github.com/argon-cluster/argon/internal/cork"
@@ -88,4 +90,62 @@ func TestOf(t *testing.T) {
 	if err := none.Uncork(); err != nil {
 		t.Error(err)
 	}
+}
+
+// What TLS has ended is whole; what TCP has ended is not.
+func TestCutIsNoEnd(t *testing.T) {
+	for name, tt := range map[string]struct {
+		end  func(*tls.Conn) error
+		want error
+	}{
+		"ended":             {(*tls.Conn).Close, nil},
+		"ended in one way":  {(*tls.Conn).CloseWrite, nil},
+		"given up":          {func(c *tls.Conn) error { return c.NetConn().Close() }, cork.ErrCut},
+		"cut in a record": {func(c *tls.Conn) error {
+			_, err := c.NetConn().Write([]byte{23, 3, 3, 0, 100})
+			return errors.Join(err, c.NetConn().Close())
+		}, cork.ErrCut},
+	} {
+		t.Run(name, func(t *testing.T) {
+			near, far := pair(t)
+			_, err := far.Write([]byte("hello"))
+			if err := errors.Join(err, tt.end(far)); err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(near)
+			if string(got) != "hello" || !errors.Is(err, tt.want) {
+				t.Errorf("read %q, %v, want %v", got, err, tt.want)
+			}
+		})
+	}
+}
+
+// pair is two ends of a TLS connection.
+func pair(t *testing.T) (client, server *tls.Conn) {
+	t.Helper()
+	certified := httptest.NewUnstartedServer(nil)
+	certified.StartTLS()
+	certified.Close()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	near, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client = tls.Client(cork.New(near), &tls.Config{InsecureSkipVerify: true})
+	server = tls.Server(cork.New(far), &tls.Config{Certificates: certified.TLS.Certificates})
+	t.Cleanup(func() { _, _ = client.Close(), server.Close() })
+	shaken := make(chan error, 1)
+	go func() { shaken <- server.HandshakeContext(t.Context()) }()
+	if err := errors.Join(client.HandshakeContext(t.Context()), <-shaken); err != nil {
+		t.Fatal(err)
+	}
+	return client, server
 }

@@ -53,7 +53,7 @@ func Serve(ctx context.Context, nc net.Conn, store *Store) error {
 	wg.Wait()
 	// A session that was not closed clean ends with the next one: until then
 	// nobody uses it.
-	if errors.Is(c.err, io.EOF) || ctx.Err() != nil || errors.Is(c.err, net.ErrClosed) {
+	if errors.Is(c.err, io.EOF) || errors.Is(c.err, cork.ErrCut) || ctx.Err() != nil || errors.Is(c.err, net.ErrClosed) {
 		return nil
 	}
 	return c.err
