@@ -98,9 +98,9 @@ func TestCutIsNoEnd(t *testing.T) {
 		end  func(*tls.Conn) error
 		want error
 	}{
-		"ended":             {(*tls.Conn).Close, nil},
-		"ended in one way":  {(*tls.Conn).CloseWrite, nil},
-		"given up":          {func(c *tls.Conn) error { return c.NetConn().Close() }, cork.ErrCut},
+		"ended":            {(*tls.Conn).Close, nil},
+		"ended in one way": {(*tls.Conn).CloseWrite, nil},
+		"given up":         {func(c *tls.Conn) error { return c.NetConn().Close() }, cork.ErrCut},
 		"cut in a record": {func(c *tls.Conn) error {
 			_, err := c.NetConn().Write([]byte{23, 3, 3, 0, 100})
 			return errors.Join(err, c.NetConn().Close())
