@@ -5,11 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"regexp"
 	"time"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 )
+
+// admitTries bounds how often an admission is begun anew because others were
+// admitted at the same time.
+const admitTries = 20
 
 // Admit lets a server join: the member's side of Join. The token is used up in
 // the transaction that makes the server's record, so one token lets one server
@@ -23,6 +28,21 @@ func (m *Member) Admit(ctx context.Context, req *argonv1.AdmitRequest) (*argonv1
 	if err != nil {
 		return nil, err
 	}
+	for try := 1; ; try++ {
+		res, err := m.admit(ctx, p, tok, req)
+		if errors.Is(err, catalog.ErrConflict) && try < admitTries {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		m.opts.Log.Info("a server was admitted", "server", res.GetServer().GetMeta().GetName(), "id", res.GetServer().GetMeta().GetId())
+		return res, nil
+	}
+}
+
+// admit is one try.
+func (m *Member) admit(ctx context.Context, p *parts, tok token, req *argonv1.AdmitRequest) (*argonv1.AdmitResponse, error) {
 	now := m.opts.Now()
 	rec, err := p.store.Tokens.Get(ctx, tok.id)
 	if errors.Is(err, catalog.ErrNotFound) {
@@ -55,14 +75,10 @@ func (m *Member) Admit(ctx context.Context, req *argonv1.AdmitRequest) (*argonv1
 	}
 	server.CertificateSerial = serialOf(cert)
 	rec.UsedBy = server.GetMeta().GetId()
-	err = p.store.Txn().Create(server).Put(rec).Commit(ctx)
-	if errors.Is(err, catalog.ErrConflict) {
-		return nil, fmt.Errorf("%w: somebody else uses it at this moment: make one for each server with `argon token create`", ErrToken)
-	}
-	if err != nil {
+	// Addresses are unique: two admissions at once meet at the oldest record.
+	if err := p.store.Txn().Create(server).Put(rec).Put(servers[0]).Commit(ctx); err != nil {
 		return nil, err
 	}
-	m.opts.Log.Info("a server was admitted", "server", server.GetMeta().GetName(), "id", server.GetMeta().GetId())
 	return &argonv1.AdmitResponse{
 		Cluster: p.cluster, Server: server,
 		CertificatePem: string(encodeCertificate(cert)),
@@ -73,8 +89,7 @@ func (m *Member) Admit(ctx context.Context, req *argonv1.AdmitRequest) (*argonv1
 // candidate is the record of a server that joins: only what it may say about
 // itself is taken over.
 func candidate(s *argonv1.Server) (*argonv1.Server, error) {
-	ip := net.ParseIP(s.GetAddress())
-	if s.GetAddress() == "" || ip.IsUnspecified() {
+	if !reachable(s.GetAddress()) {
 		return nil, fmt.Errorf("address %q: others cannot reach the server there: start it with --address", s.GetAddress())
 	}
 	ports := []uint32{s.GetApiPort(), s.GetDataPort(), s.GetPeerPort(), s.GetEtcdPort()}
@@ -96,6 +111,17 @@ func candidate(s *argonv1.Server) (*argonv1.Server, error) {
 		VoterRole: argonv1.VoterRole_VOTER_ROLE_CLIENT,
 		Capacity:  s.GetCapacity(), Acceleration: s.GetAcceleration(), Version: s.GetVersion(),
 	}, nil
+}
+
+// goodHost is a name that the leader can tell etcd in a URL.
+var goodHost = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$`)
+
+// reachable tells whether an address can be that of one server.
+func reachable(address string) bool {
+	if ip := net.ParseIP(address); ip != nil {
+		return !ip.IsUnspecified() && !ip.IsMulticast()
+	}
+	return goodHost.MatchString(address)
 }
 
 // checkAddressFree refuses a server at an address where another is.

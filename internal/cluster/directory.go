@@ -114,7 +114,7 @@ func (d directory) begin() error {
 
 // clear removes all that init and join write.
 func (d directory) clear() error {
-	for _, path := range []string{d.etcd(), d.caFile(), d.certFile(), d.keyFile(), d.unfinished()} {
+	for _, path := range []string{d.identityFile(), d.etcd(), d.caFile(), d.certFile(), d.keyFile(), d.unfinished()} {
 		if err := os.RemoveAll(path); err != nil {
 			return fmt.Errorf("clear the server's directory: %w", err)
 		}

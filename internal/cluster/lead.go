@@ -38,6 +38,7 @@ func (m *Member) Lead(ctx context.Context, fn func(context.Context) error) error
 	if err != nil {
 		return err
 	}
+	trouble := complaint{log: m.opts.Log, about: "the election cannot go on; trying again"}
 	for ctx.Err() == nil {
 		pause := leadPause
 		lease, err := m.waitForLease(ctx)
@@ -46,8 +47,7 @@ func (m *Member) Lead(ctx context.Context, fn func(context.Context) error) error
 		}
 		won, err := p.campaign(ctx, lease)
 		switch {
-		case err != nil && ctx.Err() == nil:
-			m.opts.Log.Warn("the election cannot go on; trying again", "err", err)
+		case trouble.tell(ctx, err):
 		case won:
 			if err := m.reign(ctx, lease, fn); err != nil && ctx.Err() == nil {
 				m.opts.Log.Warn("the leader's work ended; another server may take over", "err", err)

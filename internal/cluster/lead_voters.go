@@ -32,12 +32,11 @@ func (m *Member) LeadVoters(ctx context.Context, view *catalog.View) error {
 		return err
 	}
 	l := &voterLeader{parts: p, member: m, view: view, missing: map[string]time.Duration{}}
+	trouble := complaint{log: m.opts.Log, about: "the voters can't be changed; trying again"}
 	for ctx.Err() == nil {
 		changed := view.Changed()
 		again, err := l.pass(ctx)
-		if err != nil && ctx.Err() == nil {
-			m.opts.Log.Warn("the voters can't be changed; trying again", "err", err)
-		}
+		trouble.tell(ctx, err)
 		// Not at each change of some record, of which there may be many.
 		_ = sleep(ctx, learnerTick)
 		if again {

@@ -84,12 +84,12 @@ func (m *Member) KeepLease(ctx context.Context, limit func(until time.Duration) 
 	}
 	k := &leaseKeeper{
 		member: m, parts: p, times: timesOf(p.cluster.GetSettings()), limit: limit, onRenewed: onRenewed,
-		record: &argonv1.Lease{ServerId: p.id.ServerID, RunId: catalog.NewID()},
+		record:  &argonv1.Lease{ServerId: p.id.ServerID, RunId: catalog.NewID()},
+		trouble: complaint{log: m.opts.Log, about: "the server's lease is not held; trying again"},
 	}
 	defer m.lease.set(clientv3.NoLease, 0)
 	for ctx.Err() == nil {
-		if err := k.hold(ctx); err != nil && ctx.Err() == nil {
-			m.opts.Log.Warn("the server's lease is not held; trying again", "err", err)
+		if k.trouble.tell(ctx, k.hold(ctx)) {
 			m.lease.set(clientv3.NoLease, 0)
 		}
 		_ = sleep(ctx, leaseRetry)
@@ -129,6 +129,7 @@ type leaseKeeper struct {
 	record    *argonv1.Lease
 	limit     func(until time.Duration) error // may be nil
 	onRenewed func(until time.Duration)
+	trouble   complaint
 }
 
 // hold gets a lease and renews it until it is lost.
@@ -174,6 +175,7 @@ func (k *leaseKeeper) grant(ctx context.Context) (clientv3.LeaseID, error) {
 		return clientv3.NoLease, err
 	}
 	k.held(res.ID, sent)
+	k.trouble.last = ""
 	return res.ID, nil
 }
 

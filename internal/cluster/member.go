@@ -75,9 +75,11 @@ type Member struct {
 	creds    *credentials
 	parts    *parts
 
-	// etcd is nil where none runs. Its own lock, since stopping takes time.
+	// etcd is nil where none runs. etcdID is the member whose data the directory
+	// has, 0 if that is not known. Their own lock, since stopping takes time.
 	etcdMu sync.Mutex
 	etcd   *etcdServer
+	etcdID uint64
 }
 
 // parts are what there is between Start and Stop.
@@ -259,14 +261,23 @@ func (p *parts) tryOpen(ctx context.Context) error {
 		return fmt.Errorf("this server belongs to cluster %s, but its etcd holds cluster %s: restore its directory, or choose another with --dir", p.id.ClusterID, c.GetId())
 	}
 	s, err := store.Servers.Get(ctx, p.id.ServerID)
-	if errors.Is(err, catalog.ErrNotFound) || err == nil && s.GetCertificateSerial() != serialOf(p.creds.own.Leaf) {
-		return fmt.Errorf("%w %s: empty its directory and run `argon join` to add it again", ErrRemoved, p.id.ClusterName)
+	if err != nil && !errors.Is(err, catalog.ErrNotFound) {
+		return err
 	}
-	if err != nil {
+	if err := p.belongs(s); err != nil {
 		return err
 	}
 	p.store, p.cluster = store, c
 	return nil
+}
+
+// belongs is ErrRemoved unless the record, which is nil if there is none, is
+// that of this server as it joined.
+func (p *parts) belongs(s *argonv1.Server) error {
+	if s.GetCertificateSerial() == serialOf(p.creds.own.Leaf) {
+		return nil
+	}
+	return fmt.Errorf("%w %s: empty its directory and run `argon join` to add it again", ErrRemoved, p.id.ClusterName)
 }
 
 // Stop closes the catalog and stops etcd. It does not give the lease up:
@@ -360,17 +371,31 @@ func (m *Member) startEtcd(ctx context.Context, c etcdConfig) error {
 	if err != nil {
 		return err
 	}
-	m.etcd = s
+	m.etcd, m.etcdID = s, s.id()
 	return nil
 }
 
 func (m *Member) stopEtcd() {
 	m.etcdMu.Lock()
 	defer m.etcdMu.Unlock()
+	m.endEtcd()
+}
+
+// endEtcd needs etcdMu held.
+func (m *Member) endEtcd() {
 	if m.etcd != nil {
 		m.etcd.close()
 		m.etcd = nil
 	}
+}
+
+// forgetEtcd stops etcd and removes its data.
+func (m *Member) forgetEtcd() error {
+	m.etcdMu.Lock()
+	defer m.etcdMu.Unlock()
+	m.endEtcd()
+	m.etcdID = 0
+	return m.dir.removeEtcd()
 }
 
 func (m *Member) runsEtcd() bool {

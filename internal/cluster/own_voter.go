@@ -18,23 +18,26 @@ import (
 const ownVoterRetry = 500 * time.Millisecond
 
 // RunVoters makes this server's own etcd follow its record, and the client
-// follow the voters, until ctx ends.
+// follow the voters, until ctx ends. ErrRemoved when the server is not part of
+// the cluster any more.
 func (m *Member) RunVoters(ctx context.Context, view *catalog.View) error {
 	p, err := m.running()
 	if err != nil {
 		return err
 	}
+	follow := complaint{log: m.opts.Log, about: "this server's etcd is not as it should be; trying again"}
+	keep := complaint{log: m.opts.Log, about: "the voters' addresses can't be kept"}
 	for ctx.Err() == nil {
 		changed := view.Changed()
 		wait := time.Duration(-1)
 		if st := view.State(); st != nil {
-			if err := m.followRecord(ctx, p, st); err != nil && ctx.Err() == nil {
-				m.opts.Log.Warn("this server's etcd is not as it should be; trying again", "err", err)
+			if err := p.belongs(st.Servers[p.id.ServerID]); err != nil {
+				return err
+			}
+			if follow.tell(ctx, m.followRecord(ctx, p, st)) {
 				wait = ownVoterRetry
 			}
-			if err := m.followVoters(p, st); err != nil {
-				m.opts.Log.Warn("the voters' addresses can't be kept", "err", err)
-			}
+			keep.tell(ctx, m.followVoters(p, st))
 		}
 		if wait >= 0 {
 			_ = sleep(ctx, wait)
@@ -61,28 +64,25 @@ func (m *Member) etcdFailed() <-chan struct{} {
 	return m.etcd.failed
 }
 
-// ownEtcd tells which member of etcd runs here, 0 for none, and whether it has
-// ended by itself.
+// ownEtcd tells which member of etcd this server is, 0 for none, and whether it
+// does not run: it has ended by itself, or could not be started again.
 func (m *Member) ownEtcd() (id uint64, failed bool) {
 	m.etcdMu.Lock()
 	defer m.etcdMu.Unlock()
 	if m.etcd == nil {
-		return 0, false
+		return m.etcdID, m.etcdID != 0
 	}
 	select {
 	case <-m.etcd.failed:
 		failed = true
 	default:
 	}
-	return m.etcd.id(), failed
+	return m.etcdID, failed
 }
 
 // followRecord starts or stops etcd here.
 func (m *Member) followRecord(ctx context.Context, p *parts, st *catalog.State) error {
 	own := st.Servers[p.id.ServerID]
-	if own == nil {
-		return nil // removed; the end of the lease ends the rest
-	}
 	running, failed := m.ownEtcd()
 	if running == own.GetMemberId() && !failed {
 		return nil
@@ -100,10 +100,12 @@ func (m *Member) followRecord(ctx context.Context, p *parts, st *catalog.State) 
 	case mine >= 0 && members[mine].id == running && !failed:
 		return nil
 	case mine >= 0 && members[mine].id == running:
-		m.stopEtcd() // and start it again, with what it has
-	default:
+		// And start it again, with what it has, however often that fails: a
+		// member that came back without would have forgotten whom it voted for
+		// and what it has acknowledged.
 		m.stopEtcd()
-		if err := m.dir.removeEtcd(); err != nil {
+	default:
+		if err := m.forgetEtcd(); err != nil {
 			return err
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
 )
 
 // ErrToken: the token is no token, or is not good any more.
@@ -110,6 +111,9 @@ func (m *Member) CreateToken(ctx context.Context, ttl time.Duration) (string, *a
 		return "", nil, fmt.Errorf("a token for %v: give a time above zero", ttl)
 	}
 	now := m.opts.Now()
+	if err := p.dropOldTokens(ctx, now); err != nil {
+		return "", nil, err
+	}
 	t := newToken(fingerprintOf(p.creds.ca))
 	rec := &argonv1.Token{
 		Id:         t.id,
@@ -121,6 +125,27 @@ func (m *Member) CreateToken(ctx context.Context, ttl time.Duration) (string, *a
 		return "", nil, fmt.Errorf("create a token: %w", err)
 	}
 	return t.String(), withoutHash(rec), nil
+}
+
+// tokenKept is how long a token that expired is still listed.
+const tokenKept = 7 * 24 * time.Hour
+
+// dropOldTokens forgets tokens, used or not, that expired long ago.
+func (p *parts) dropOldTokens(ctx context.Context, now time.Time) error {
+	list, err := p.store.Tokens.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, rec := range list {
+		if now.Sub(rec.GetExpires().AsTime()) < tokenKept {
+			continue
+		}
+		err := p.store.Tokens.Delete(ctx, rec)
+		if err != nil && !errors.Is(err, catalog.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
 }
 
 // ListTokens lists all tokens, used and expired ones too, the oldest first.
