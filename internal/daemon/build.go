@@ -147,7 +147,7 @@ func (s *server) newDataPort(m *memberParts, clusterID string) *dataPort {
 	}
 	return &dataPort{
 		config: s.member.ServerTLS(tls.RequireAndVerifyClientCert, wire.Protocol, wire.ProtocolV1, network.ALPN, stateProtocol),
-		allow:  func(state tls.ConnectionState) (string, error) { return allowServer(m.view.State(), state) },
+		allow:  m.allow,
 		serve: map[string]func(context.Context, *tls.Conn, string){
 			wire.Protocol:   replicas,
 			wire.ProtocolV1: replicas,
@@ -156,6 +156,19 @@ func (s *server) newDataPort(m *memberParts, clusterID string) *dataPort {
 		},
 		log: s.Log,
 	}
+}
+
+// allow is allowServer by what the catalog says now, where the view may be behind:
+// the peer may have joined a moment ago.
+func (m *memberParts) allow(ctx context.Context, state tls.ConnectionState) (string, error) {
+	id, err := allowServer(m.view.State(), state)
+	if err == nil {
+		return id, nil
+	}
+	if err := m.view.Sync(ctx); err != nil {
+		return "", fmt.Errorf("looking whether the peer is a server of this cluster: %w", err)
+	}
+	return allowServer(m.view.State(), state)
 }
 
 // allowServer refuses whoever is not a server of this cluster any more.

@@ -282,10 +282,14 @@ func configure[R any](ctx context.Context, s *server, do func() (*R, error)) (*R
 	s.configuring.Lock()
 	defer s.configuring.Unlock()
 	res, err := do()
+	// A join may fail after this server was admitted: it is a member then, and
+	// goes on trying to be one that works.
+	if s.member.Configured() && !isClosed(s.configured) {
+		close(s.configured)
+	}
 	if err != nil {
 		return nil, err
 	}
-	close(s.configured)
 	select {
 	case <-s.ready:
 		return res, nil

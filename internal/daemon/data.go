@@ -21,7 +21,7 @@ type dataPort struct {
 	config *tls.Config
 	// allow refuses who is not a server of this cluster any more. It returns
 	// the peer's server id.
-	allow func(tls.ConnectionState) (serverID string, err error)
+	allow func(context.Context, tls.ConnectionState) (serverID string, err error)
 	// serve has one function per protocol. Each owns its connection, closes
 	// it, and returns soon after ctx ended.
 	serve map[string]func(ctx context.Context, conn *tls.Conn, serverID string)
@@ -53,15 +53,14 @@ func (d *dataPort) run(ctx context.Context, ln net.Listener) error {
 
 func (d *dataPort) dispatch(ctx context.Context, conn *tls.Conn) {
 	bounded, cancel := context.WithTimeout(ctx, handshakeTimeout)
-	err := conn.HandshakeContext(bounded)
-	cancel()
-	if err != nil {
+	defer cancel()
+	if err := conn.HandshakeContext(bounded); err != nil {
 		d.log.Debug("a connection to the data port failed", "peer", conn.RemoteAddr(), "err", err)
 		_ = conn.Close()
 		return
 	}
 	state := conn.ConnectionState()
-	serverID, err := d.allow(state)
+	serverID, err := d.allow(bounded, state)
 	if err != nil {
 		d.log.Warn("a connection to the data port was refused", "peer", conn.RemoteAddr(), "err", err)
 		_ = conn.Close()
