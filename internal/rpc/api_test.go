@@ -3,7 +3,6 @@ package rpc
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -364,65 +363,6 @@ func TestUnconfigured(t *testing.T) {
 	_, err = call(t, w.cluster.Init, &argonv1.InitRequest{ClusterName: "x", ServerName: "Bad"})
 	wantError(t, err, connect.CodeInvalidArgument, "server name")
 	_, err = call(t, w.cluster.Init, &argonv1.InitRequest{ClusterName: "x", ServerName: "a"})
-	wantError(t, err, 0, "")
-}
-
-func TestWhoMayCall(t *testing.T) {
-	w := newWorld(t)
-	admin, nobody := Caller{Kind: Admin}, Caller{}
-	client := Caller{Kind: Client, ID: "alice"}
-	server := Caller{Kind: Server, ID: "B", Serial: "1"}
-	removed, replaced := Caller{Kind: Server, ID: "Z", Serial: "1"}, Caller{Kind: Server, ID: "B", Serial: "2"}
-	api := New(w.local, slog.New(slog.DiscardHandler))
-	for _, c := range []struct {
-		procedure string
-		caller    Caller
-		want      connect.Code
-	}{
-		{argonv1connect.ClusterServiceInitProcedure, admin, 0},
-		{argonv1connect.ClusterServiceInitProcedure, client, connect.CodePermissionDenied},
-		{argonv1connect.ClusterServiceJoinProcedure, server, connect.CodePermissionDenied},
-		{argonv1connect.ClusterServiceJoinProcedure, nobody, connect.CodePermissionDenied},
-		{argonv1connect.ClusterServiceAdmitProcedure, nobody, 0},
-		{argonv1connect.ClusterServiceStatusProcedure, nobody, connect.CodeUnauthenticated},
-		{argonv1connect.ClusterServiceStatusProcedure, client, 0},
-		{argonv1connect.MachineServiceConsoleProcedure, server, 0},
-		{argonv1connect.MachineServiceConsoleProcedure, removed, connect.CodePermissionDenied},
-		{argonv1connect.MachineServiceConsoleProcedure, replaced, connect.CodePermissionDenied},
-		{argonv1connect.ImageServiceFetchImageProcedure, server, 0},
-		{argonv1connect.ImageServiceFetchImageProcedure, client, connect.CodePermissionDenied},
-		{argonv1connect.ImageServiceFetchImageProcedure, nobody, connect.CodeUnauthenticated},
-	} {
-		ctx := context.WithValue(t.Context(), callerKey{}, c.caller)
-		wantError(t, api.authorize(ctx, c.procedure), c.want, "")
-	}
-}
-
-// TestEveryCallIsAuthorized calls every procedure without a certificate.
-func TestEveryCallIsAuthorized(t *testing.T) {
-	w := newWorld(t)
-	w.serve(ForTLS(New(w.local, slog.New(slog.DiscardHandler)).Handler(), func(tls.ConnectionState) (Caller, error) {
-		return Caller{}, errors.New("no certificate was sent")
-	}))
-	_, err := call(t, w.servers.ListServers, &argonv1.ListServersRequest{})
-	wantError(t, err, connect.CodeUnauthenticated, "certificate")
-	_, err = call(t, w.cluster.CreateToken, &argonv1.CreateTokenRequest{})
-	wantError(t, err, connect.CodeUnauthenticated, "certificate")
-	_, err = call(t, w.volumes.RemoveVolume, &argonv1.RemoveVolumeRequest{})
-	wantError(t, err, connect.CodeUnauthenticated, "certificate")
-	_, err = call(t, w.machines.CreateMachine, &argonv1.CreateMachineRequest{})
-	wantError(t, err, connect.CodeUnauthenticated, "certificate")
-	console := w.machines.Console(t.Context())
-	_ = console.Send(&argonv1.ConsoleRequest{Name: "m"})
-	_, err = console.Receive()
-	wantError(t, err, connect.CodeUnauthenticated, "certificate")
-	events, err := w.events.WatchEvents(t.Context(), connect.NewRequest(&argonv1.WatchEventsRequest{}))
-	if err == nil {
-		events.Receive()
-		err = events.Err()
-	}
-	wantError(t, err, connect.CodeUnauthenticated, "certificate")
-	_, err = call(t, w.cluster.Admit, &argonv1.AdmitRequest{Server: &argonv1.Server{Meta: &argonv1.Meta{Name: "c"}}})
 	wantError(t, err, 0, "")
 }
 

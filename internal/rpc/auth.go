@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"connectrpc.com/connect"
 
 	"github.com/argon-cluster/argon/api/argon/v1/argonv1connect"
+	"github.com/argon-cluster/argon/internal/catalog"
 )
 
 // Caller is who makes a call.
@@ -46,8 +48,16 @@ func ForSocket(h http.Handler) http.Handler {
 	})
 }
 
+const (
+	// maxAdmission bounds what somebody without a certificate may send, in bytes,
+	// and admissionWithin how long that may take.
+	maxAdmission    = 64 << 10
+	admissionWithin = 20 * time.Second
+)
+
 // ForTLS marks every call with who its certificate says it is from. The TLS
-// layer has checked the certificate against the cluster's authority.
+// layer has checked the certificate against the cluster's authority. Who has
+// none can ask for admission, briefly; nothing else of theirs is read.
 func ForTLS(h http.Handler, identify func(tls.ConnectionState) (Caller, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var c Caller
@@ -58,8 +68,30 @@ func ForTLS(h http.Handler, identify func(tls.ConnectionState) (Caller, error)) 
 				return
 			}
 		}
+		if c.Kind == Nobody {
+			if r.URL.Path != argonv1connect.ClusterServiceAdmitProcedure {
+				refuse(w, r, errNobody())
+				return
+			}
+			r.Body = http.MaxBytesReader(w, r.Body, maxAdmission)
+			// That it can't be set shows in nothing worse than a slow call.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(admissionWithin))
+		}
 		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, c)))
 	})
+}
+
+// refuse answers a request without reading it, in the words of its protocol.
+func refuse(w http.ResponseWriter, r *http.Request, err *connect.Error) {
+	if answer := connect.NewErrorWriter(); answer.IsSupported(r) {
+		_ = answer.Write(w, r, err) // the caller is gone
+		return
+	}
+	http.Error(w, err.Message(), webStatus(err.Code()))
+}
+
+func errNobody() *connect.Error {
+	return connect.NewError(connect.CodeUnauthenticated, errors.New("a client certificate is needed: make one with `argon client create` on a server"))
 }
 
 func callerOf(ctx context.Context) Caller {
@@ -86,19 +118,31 @@ func (a *API) authorize(ctx context.Context, procedure string) error {
 	case Admin, Client:
 		return nil
 	case Server:
-		return a.stillServer(c)
+		return a.stillServer(ctx, c)
 	}
-	return connect.NewError(connect.CodeUnauthenticated, errors.New("a client certificate is needed: make one with `argon client create` on a server"))
+	return errNobody()
 }
 
 // stillServer refuses the certificates of servers that were removed, or that
-// joined anew with another one.
-func (a *API) stillServer(c Caller) error {
-	p := a.local.Parts()
-	if p == nil {
-		return unconfigured(a.local)
+// joined anew with another one. One may have joined a moment ago, which the
+// view need not show yet.
+func (a *API) stillServer(ctx context.Context, c Caller) error {
+	p, err := a.parts()
+	if err != nil {
+		return err
 	}
-	if s := p.View.State().Servers[c.ID]; s == nil || s.GetCertificateSerial() != c.Serial {
+	known := func(st *catalog.State) bool {
+		s := st.Servers[c.ID]
+		return s != nil && s.GetCertificateSerial() == c.Serial
+	}
+	if known(p.View.State()) {
+		return nil
+	}
+	st, err := p.fresh(ctx)
+	if err != nil {
+		return err
+	}
+	if !known(st) {
 		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("server %s is not part of this cluster any more", c.ID))
 	}
 	return nil
