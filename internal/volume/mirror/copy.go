@@ -68,7 +68,7 @@ func (p *peer) copied() bool { return p.role == starting || p.role == catching |
 // tryCopy begins copies that are due and moves those under way.
 func (c *Core) tryCopy() {
 	for _, p := range c.peers {
-		if p.role == outside && p.behind && p.session != 0 && !p.hanging && p.owes == 0 && c.now >= p.nextCopy && !c.inSet(p.id) && !c.grow.under {
+		if c.mayCopy(p) {
 			c.beginCopy(p)
 		}
 	}
@@ -80,6 +80,14 @@ func (c *Core) tryCopy() {
 			c.tryJoin(p)
 		}
 	}
+}
+
+// mayCopy tells whether a copy to a replica should begin. What an earlier one came
+// to must be recorded before: if this one empties the replica, whoever comes next
+// knows that by the base, and must not come with a later one.
+func (c *Core) mayCopy(p *peer) bool {
+	return p.role == outside && p.behind && p.session != 0 && !p.hanging && p.owes == 0 && c.now >= p.nextCopy &&
+		!c.inSet(p.id) && !c.grow.under && !slices.ContainsFunc(c.facts, func(f fact) bool { return f.about(p.id) })
 }
 
 func (c *Core) beginCopy(p *peer) {

@@ -19,10 +19,11 @@ type growing struct {
 }
 
 // tryGrow begins a growth that the record asks for. A replica that begins to be
-// copied to is told of a size; so neither begins during the other.
+// copied to is told of a size; so neither begins during the other. Nor while
+// checksums are asked for: of the last region a replica that has grown has more.
 func (c *Core) tryGrow() {
 	g := &c.grow
-	if g.under || c.volume.GetWantedBytes() <= uint64(c.cfg.Size) || c.anyRole(starting) {
+	if g.under || c.volume.GetWantedBytes() <= uint64(c.cfg.Size) || c.anyRole(starting) || c.scrub.busy || c.scrub.mending > 0 {
 		return
 	}
 	*g = growing{under: true, to: c.volume.GetWantedBytes()}

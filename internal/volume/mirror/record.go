@@ -134,6 +134,8 @@ type fact struct {
 	base   uint64
 }
 
+func (f fact) about(id uint32) bool { return f.emptied == id || f.reached == id || f.copied == id }
+
 // applyNews records what is not about the set. All of it can be done twice.
 func applyNews(v *argonv1.Volume, p Proposal, now time.Time) {
 	for _, s := range v.GetSnapshots() {

@@ -1,0 +1,86 @@
+package mirror
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+)
+
+// aCore serves a volume whose replica 1 is in sync and in reach.
+func aCore(t *testing.T, v *argonv1.Volume) *Core {
+	t.Helper()
+	v.Attachment = &argonv1.Attachment{ServerId: "a"}
+	cfg := DefaultConfig()
+	cfg.Epoch, cfg.Size, cfg.Clean = v.GetEpoch(), int64(v.GetSizeBytes()), true
+	c := NewCore(cfg, v)
+	c.Start(0)
+	c.PeerUp(0, 1, 1, Info{Incarnation: 1, Health: Good})
+	if !c.Serving() {
+		t.Fatal("it does not serve")
+	}
+	return c
+}
+
+// sent is the first message with a verb among effects.
+func sent(effects []Effect, verb Verb) (Effect, bool) {
+	for _, e := range effects {
+		if e.Send && e.Verb == verb {
+			return e, true
+		}
+	}
+	return Effect{}, false
+}
+
+// A replica that grew before it is asked for the checksum of what was the last
+// region would have to refuse, and count as failed.
+func TestGrowthWaitsForChecksums(t *testing.T) {
+	v := aVolume(inSyncState)
+	v.SizeBytes = 512
+	c := aCore(t, v)
+	v = proto.CloneOf(v)
+	v.Scrub = &argonv1.Scrub{Wanted: 1}
+	asked, ok := sent(c.RecordChanged(0, v), VerbSums)
+	if !ok {
+		t.Fatal("no scrub began")
+	}
+	v = proto.CloneOf(v)
+	v.WantedBytes = 1 << 20
+	if _, early := sent(c.RecordChanged(0, v), VerbResize); early {
+		t.Error("the replica was told to grow while it was asked for checksums")
+	}
+	if _, ok := sent(c.Reply(0, 1, 1, asked.ID, Done, Info{}, nil), VerbResize); !ok {
+		t.Error("the replica was not told to grow after that")
+	}
+}
+
+// The next holder knows that a replica was emptied by a base that is no later than
+// the one that it was emptied with.
+func TestCopyWaitsForTheRecordOfTheLastOne(t *testing.T) {
+	v := aVolume(inSyncState, behindState)
+	v.Replicas[1].EqualBefore = 2
+	c := aCore(t, v)
+	c.facts = []fact{{copied: 2, to: 8 << 20, base: 3}}
+	effects := c.PeerUp(0, 2, 1, Info{Incarnation: 1, Health: Failed})
+	if _, early := sent(effects, VerbBeginSync); early {
+		t.Error("a copy began with what the record says no longer")
+	}
+	var p *Proposal
+	for _, e := range effects {
+		if e.Propose != nil {
+			p = e.Propose
+		}
+	}
+	if p == nil {
+		t.Fatal("nothing was proposed")
+	}
+	v = proto.CloneOf(v)
+	if err := Apply(v, *p, time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := sent(c.Committed(0, v), VerbBeginSync); !ok || e.Base != 3 {
+		t.Errorf("a copy began: %v, with base %d, want 3", ok, e.Base)
+	}
+}
