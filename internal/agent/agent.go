@@ -54,8 +54,6 @@ type Agent struct {
 	probe    *hypervisor.Probe
 	jobs     map[string]*job
 	retries  map[string]retry
-	// tidied has the replicas that have nothing to give back, by their keys.
-	tidied map[string]bool
 	// measured is when the disk was looked at last, fill what was found.
 	measured time.Time
 	fill     fill
@@ -72,7 +70,6 @@ func New(o Options) *Agent {
 		Options:  o,
 		wake:     make(chan struct{}, 1),
 		mover:    make(chan struct{}, 1),
-		tidied:   map[string]bool{},
 		machines: map[string]*machine{},
 		volumes:  map[string]*volume{},
 		replicas: map[string][]uint32{},

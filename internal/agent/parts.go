@@ -95,15 +95,24 @@ type Replicas interface {
 	Create(ctx context.Context, req CreateReplica) (incarnation uint64, err error)
 	// Remove deletes one. That there is none is no error.
 	Remove(ctx context.Context, volumeID string, replicaID uint32) error
-	// Inside says whether a replica reads from a base, and which snapshots it
-	// has. An error: it is not here.
-	Inside(volumeID string, replicaID uint32) (based bool, snapshots []uint32, err error)
+	// Inside looks into a replica. An error: it is not here.
+	Inside(volumeID string, replicaID uint32) (Inside, error)
 	// Forget deletes a snapshot; Tidy gives its space back. That there is none
 	// is no error.
 	Forget(volumeID string, replicaID, snapshotID uint32) error
 	// Tidy and DetachBase do a bounded part of their work; more: call again.
 	Tidy(ctx context.Context, volumeID string, replicaID uint32) (more bool, err error)
 	DetachBase(ctx context.Context, volumeID string, replicaID uint32) (more bool, err error)
+}
+
+// Inside is what a replica holds.
+type Inside struct {
+	// Based: it reads from a base.
+	Based bool
+	// Snapshots are the ids of those that it has.
+	Snapshots []uint32
+	// Untidy: there is something to give back of snapshots that are gone.
+	Untidy bool
 }
 
 // Space measures what lies on this server's disk.

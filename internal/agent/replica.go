@@ -198,7 +198,6 @@ func (a *Agent) removeReplica(ctx context.Context, v *argonv1.Volume, replicaID 
 	}
 	a.mu.Lock()
 	a.replicas[volumeID] = slices.DeleteFunc(a.replicas[volumeID], func(id uint32) bool { return id == replicaID })
-	a.forgetUpkeep(volumeID, replicaID)
 	a.mu.Unlock()
 	_, err := a.updateReplica(ctx, v, replicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
 		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_REMOVING {

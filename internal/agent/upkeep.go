@@ -13,14 +13,6 @@ import (
 // This file looks after what lies inside the replicas here: snapshots that the
 // record does not have any more, their space, and bases that are to be copied.
 
-// inside is what is known here of a replica's content.
-type inside struct {
-	based     bool
-	snapshots []uint32
-	// tidy: nothing is left to give back of snapshots that are gone.
-	tidy bool
-}
-
 // upkeepStep is what to do next inside a replica.
 type upkeepStep uint8
 
@@ -44,8 +36,8 @@ func (s upkeepStep) String() string {
 // those that lie here, that the record does not have, and that it has had. One
 // with an id that the record does not know of yet is newer than what is known
 // here.
-func nextInside(v *argonv1.Volume, r *argonv1.Replica, seen inside) (step upkeepStep, forget []uint32) {
-	for _, id := range seen.snapshots {
+func nextInside(v *argonv1.Volume, r *argonv1.Replica, seen Inside) (step upkeepStep, forget []uint32) {
+	for _, id := range seen.Snapshots {
 		recorded := slices.ContainsFunc(v.GetSnapshots(), func(s *argonv1.Snapshot) bool { return s.GetId() == id })
 		if !recorded && id < v.GetNextSnapshotId() {
 			forget = append(forget, id)
@@ -56,11 +48,11 @@ func nextInside(v *argonv1.Volume, r *argonv1.Replica, seen inside) (step upkeep
 		return settled, nil
 	case len(forget) > 0:
 		return forgetSnapshots, forget
-	case r.GetBased() && !seen.based:
+	case r.GetBased() && !seen.Based:
 		return recordDetached, nil
-	case v.GetBase().GetDetaching() && seen.based:
+	case v.GetBase().GetDetaching() && seen.Based:
 		return copyBase, nil
-	case !seen.tidy:
+	case seen.Untidy:
 		return tidyUp, nil
 	}
 	return settled, nil
@@ -80,43 +72,34 @@ func (p *plan) planUpkeep() {
 func (p *plan) planInside(v *argonv1.Volume, r *argonv1.Replica) {
 	a, id := p.agent, v.GetMeta().GetId()
 	key := fmt.Sprintf("upkeep/%s/%d", id, r.GetId())
-	based, snapshots, err := a.Replicas.Inside(id, r.GetId())
+	seen, err := a.Replicas.Inside(id, r.GetId())
 	if err != nil {
 		return // it has just been removed
 	}
-	step, forget := nextInside(v, r, inside{based: based, snapshots: snapshots, tidy: a.tidied[key]})
+	step, forget := nextInside(v, r, seen)
 	j := job{step: step.String()}
 	switch step {
 	case settled:
 		return
 	case forgetSnapshots:
-		j.waits, j.run = true, func(ctx context.Context) error { return a.forgetSnapshots(ctx, key, id, r.GetId(), forget) }
+		j.waits, j.run = true, func(ctx context.Context) error { return a.forgetSnapshots(ctx, id, r.GetId(), forget) }
 	case recordDetached:
 		j.run = func(ctx context.Context) error { return a.recordDetached(ctx, v, r.GetId()) }
 	case copyBase:
 		j.waits, j.run = true, func(ctx context.Context) error { return a.copyBase(ctx, v, r.GetId()) }
 	case tidyUp:
-		j.waits, j.run = true, func(ctx context.Context) error {
-			err := a.gently(ctx, func() (bool, error) { return a.Replicas.Tidy(ctx, id, r.GetId()) })
-			if err == nil {
-				a.setTidy(key, true)
-			}
-			return err
-		}
+		j.waits, j.run = true, func(ctx context.Context) error { return a.tidyUp(ctx, id, r.GetId()) }
 	}
 	p.add(key, j)
 }
 
-func (a *Agent) setTidy(key string, tidy bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.tidied[key] = tidy
+func (a *Agent) tidyUp(ctx context.Context, volumeID string, replicaID uint32) error {
+	return a.gently(ctx, func() (bool, error) { return a.Replicas.Tidy(ctx, volumeID, replicaID) })
 }
 
 // forgetSnapshots does what it can: one that a clone here still reads, as long as
 // that can't be removed, must not hold up the others, nor what they took.
-func (a *Agent) forgetSnapshots(ctx context.Context, key, volumeID string, replicaID uint32, ids []uint32) error {
-	a.setTidy(key, false)
+func (a *Agent) forgetSnapshots(ctx context.Context, volumeID string, replicaID uint32, ids []uint32) error {
 	var failed error
 	for _, id := range ids {
 		if err := a.Replicas.Forget(volumeID, replicaID, id); err != nil {
@@ -124,7 +107,7 @@ func (a *Agent) forgetSnapshots(ctx context.Context, key, volumeID string, repli
 		}
 	}
 	if failed != nil {
-		failed = errors.Join(failed, a.gently(ctx, func() (bool, error) { return a.Replicas.Tidy(ctx, volumeID, replicaID) }))
+		failed = errors.Join(failed, a.tidyUp(ctx, volumeID, replicaID))
 	}
 	return failed
 }
@@ -175,10 +158,4 @@ func (a *Agent) gently(ctx context.Context, step func() (more bool, err error)) 
 			return ctx.Err()
 		}
 	}
-}
-
-// forgetUpkeep drops what is known of replicas that are gone. The caller holds
-// mu.
-func (a *Agent) forgetUpkeep(volumeID string, replicaID uint32) {
-	delete(a.tidied, fmt.Sprintf("upkeep/%s/%d", volumeID, replicaID))
 }

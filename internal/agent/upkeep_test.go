@@ -18,28 +18,28 @@ func TestNextInside(t *testing.T) {
 		name   string
 		v      *argonv1.Volume
 		r      *argonv1.Replica
-		seen   inside
+		seen   Inside
 		want   upkeepStep
 		forget []uint32
 	}{
-		{name: "nothing to do", r: &argonv1.Replica{State: inSync}, seen: inside{tidy: true}},
-		{name: "started again: look once", r: &argonv1.Replica{State: inSync}, want: tidyUp},
+		{name: "nothing to do", r: &argonv1.Replica{State: inSync}},
+		{name: "something is left", r: &argonv1.Replica{State: inSync}, seen: Inside{Untidy: true}, want: tidyUp},
 		{
 			name: "a snapshot was removed", v: &argonv1.Volume{NextSnapshotId: 4, Snapshots: []*argonv1.Snapshot{{Id: 2}}},
-			r: &argonv1.Replica{State: inSync}, seen: inside{snapshots: []uint32{1, 2, 3, 4}, tidy: true}, want: forgetSnapshots, forget: []uint32{1, 3},
+			r: &argonv1.Replica{State: inSync}, seen: Inside{Snapshots: []uint32{1, 2, 3, 4}}, want: forgetSnapshots, forget: []uint32{1, 3},
 		},
 		{
 			name: "one that is newer than what is known", v: &argonv1.Volume{NextSnapshotId: 4},
-			r: &argonv1.Replica{State: inSync}, seen: inside{snapshots: []uint32{4, 5}, tidy: true},
+			r: &argonv1.Replica{State: inSync}, seen: Inside{Snapshots: []uint32{4, 5}},
 		},
 		{
 			name: "being removed as a whole", v: &argonv1.Volume{NextSnapshotId: 4, Removing: true},
-			r: &argonv1.Replica{State: inSync}, seen: inside{snapshots: []uint32{1}},
+			r: &argonv1.Replica{State: inSync}, seen: Inside{Snapshots: []uint32{1}},
 		},
-		{name: "based, and stays so", v: &argonv1.Volume{Base: &argonv1.Base{ImageId: "i"}}, r: &argonv1.Replica{State: inSync, Based: true}, seen: inside{based: true, tidy: true}},
-		{name: "to be detached", v: &argonv1.Volume{Base: detaching}, r: &argonv1.Replica{State: inSync, Based: true}, seen: inside{based: true}, want: copyBase},
+		{name: "based, and stays so", v: &argonv1.Volume{Base: &argonv1.Base{ImageId: "i"}}, r: &argonv1.Replica{State: inSync, Based: true}, seen: Inside{Based: true}},
+		{name: "to be detached", v: &argonv1.Volume{Base: detaching}, r: &argonv1.Replica{State: inSync, Based: true}, seen: Inside{Based: true}, want: copyBase},
 		{name: "detached, not recorded", v: &argonv1.Volume{Base: detaching}, r: &argonv1.Replica{State: inSync, Based: true}, want: recordDetached},
-		{name: "emptied by a copy", v: &argonv1.Volume{Base: &argonv1.Base{ImageId: "i"}}, r: &argonv1.Replica{State: inSync, Based: true}, seen: inside{tidy: true}, want: recordDetached},
+		{name: "emptied by a copy", v: &argonv1.Volume{Base: &argonv1.Base{ImageId: "i"}}, r: &argonv1.Replica{State: inSync, Based: true}, want: recordDetached},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.v == nil {

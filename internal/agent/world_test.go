@@ -395,11 +395,11 @@ func (r *fakeReplicas) content(volumeID string, id uint32) *contents {
 	return r.contents[key]
 }
 
-func (r *fakeReplicas) Inside(volumeID string, id uint32) (bool, []uint32, error) {
+func (r *fakeReplicas) Inside(volumeID string, id uint32) (Inside, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.content(volumeID, id)
-	return c.base > 0, slices.Clone(c.snapshots), nil
+	return Inside{Based: c.base > 0, Snapshots: slices.Clone(c.snapshots), Untidy: c.untidy > 0}, nil
 }
 
 func (r *fakeReplicas) Forget(volumeID string, id, snapshot uint32) error {

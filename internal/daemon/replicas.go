@@ -59,15 +59,16 @@ func (r replicas) Remove(_ context.Context, volumeID string, replicaID uint32) e
 }
 
 // Inside implements agent.Replicas.
-func (r replicas) Inside(volumeID string, replicaID uint32) (based bool, snapshots []uint32, err error) {
+func (r replicas) Inside(volumeID string, replicaID uint32) (agent.Inside, error) {
 	rep, err := r.store.Get(volumeID, replicaID)
 	if err != nil {
-		return false, nil, err
+		return agent.Inside{}, err
 	}
+	in := agent.Inside{Based: rep.Based(), Untidy: rep.Untidy()}
 	for _, s := range rep.Snapshots() {
-		snapshots = append(snapshots, s.ID)
+		in.Snapshots = append(in.Snapshots, s.ID)
 	}
-	return rep.Based(), snapshots, nil
+	return in, nil
 }
 
 // Forget implements agent.Replicas.

@@ -112,6 +112,24 @@ func TestSnapshots(t *testing.T) {
 	}
 }
 
+// A snapshot that is taken anew leaves a layer behind that nobody needs.
+func TestTakenAnew(t *testing.T) {
+	d := newDisk(t)
+	s, _ := d.seal(1)
+	r := d.get("v")
+	for generation := uint64(2); generation < 4; generation++ {
+		d.must(s.Snapshot(1, generation))
+		if is, want := r.Untidy(), generation > 2; is != want {
+			t.Errorf("untidy after generation %d: %v", generation, is)
+		}
+		d.write(s, 0, byte(generation), generation)
+	}
+	d.untilDone(func() (bool, error) { return r.Tidy(t.Context()) })
+	if r.Untidy() {
+		t.Error("still untidy")
+	}
+}
+
 func TestTooManySnapshots(t *testing.T) {
 	d := newDisk(t)
 	s := d.open2("v", 1)

@@ -67,6 +67,12 @@ func (r *Replica) maintain(do func() error) error {
 	return r.outcome("maintain the layers", do())
 }
 
+// Untidy tells whether Tidy has something to do. A replica whose disk failed is left
+// alone: it is emptied.
+func (r *Replica) Untidy() bool {
+	return r.health(layer.Good) != layer.Failed && r.files.Untidy()
+}
+
 // Tidy does a bounded part of what gives back the space of snapshots that were
 // deleted. More tells whether there is more to do.
 func (r *Replica) Tidy(ctx context.Context) (more bool, err error) {
