@@ -26,12 +26,11 @@ func checkpointNames(ctx context.Context, c *client.Client) ([]string, error) {
 
 func (a *app) checkpointListCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "ls [MACHINE]",
-		Aliases: []string{"list"},
-		Short:   "List the checkpoints, of all machines or of one",
+		Use:   "ls [MACHINE]",
+		Short: "List the checkpoints, of all machines or of one",
 		Example: `  argon checkpoint ls
   argon checkpoint ls web -o json | jq -r '.[].checkpoint.meta.name'`,
-		ValidArgsFunction: a.complete(machineNames, noNames),
+		ValidArgsFunction: a.complete(machineNames),
 	}
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 1 {
@@ -65,10 +64,7 @@ func (a *app) checkpointColumns() []column[*argonv1.CheckpointView] {
 		{"pause", func(v view) cell { return plain(formatPause(v.GetCheckpoint())) }},
 		{"age", func(v view) cell { return plain(formatAge(a.now(), v.GetCheckpoint().GetMeta().GetCreated())) }},
 		{"reason", func(v view) cell {
-			if why := v.GetCheckpoint().GetReason(); why != "" {
-				return plain(why)
-			}
-			return plain(firstOf(v.GetCheckpoint().GetPausedBecause(), ""))
+			return plain(firstOf(v.GetCheckpoint().GetReason(), v.GetCheckpoint().GetPausedBecause()))
 		}},
 	}
 }
@@ -113,10 +109,7 @@ func (a *app) checkpointShowCommand() *cobra.Command {
 }
 
 func (a *app) printCheckpoint(f format, v *argonv1.CheckpointView) error {
-	if f != formatTable {
-		return printData(a, f, v)
-	}
-	return writeFields(a.out, isTerminal(a.out), v, append(a.checkpointColumns(), checkpointDetails...))
+	return showOne(a, f, v, a.checkpointColumns(), checkpointDetails)
 }
 
 // checkpointDetails are shown of a single checkpoint only.
@@ -139,7 +132,7 @@ func (a *app) checkpointRemoveCommand() *cobra.Command {
 		Short:             "Remove checkpoints; their space comes back",
 		Example:           "  argon checkpoint rm before-upgrade",
 		Args:              takesSome("NAME"),
-		ValidArgsFunction: a.complete(checkpointNames),
+		ValidArgsFunction: a.completeEach(checkpointNames),
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		return a.forEach(args, "checkpoint %s removed", func(name string) error {
@@ -166,9 +159,7 @@ taken; its memory is written while it goes on, where the server's kernel lets it
 	f := addFormat(cmd)
 	cmd.Flags().StringVar(&name, "name", "", "what to call it (default: the machine's name and the time)")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		progress := a.startProgress("taking a checkpoint of machine " + args[0])
-		res, err := client.Call(ctx, c.Machines.CheckpointMachine, &argonv1.CheckpointMachineRequest{Name: args[0], Checkpoint: name})
-		progress.Stop()
+		res, err := waiting(ctx, a, "taking a checkpoint of machine "+args[0], c.Machines.CheckpointMachine, &argonv1.CheckpointMachineRequest{Name: args[0], Checkpoint: name})
 		if err != nil {
 			return err
 		}
@@ -190,9 +181,7 @@ that fails the machine runs on.`,
 	}
 	f := addFormat(cmd)
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		progress := a.startProgress("suspending machine " + args[0])
-		res, err := client.Call(ctx, c.Machines.SuspendMachine, &argonv1.SuspendMachineRequest{Name: args[0]})
-		progress.Stop()
+		res, err := waiting(ctx, a, "suspending machine "+args[0], c.Machines.SuspendMachine, &argonv1.SuspendMachineRequest{Name: args[0]})
 		if err != nil {
 			return err
 		}
@@ -217,14 +206,14 @@ changed.`,
 		ValidArgsFunction: a.complete(machineNames),
 	}
 	f := addFormat(cmd)
-	wait.add(cmd)
-	cmd.Flags().StringVar(&req.Checkpoint, "from", "", "from this checkpoint")
-	cmd.Flags().StringVar(&req.Server, "on", "", "on this server")
+	wait.add(cmd, waitTime)
+	cmd.Flags().StringVar(&req.Checkpoint, "from", "", "from this `CHECKPOINT`")
+	cmd.Flags().StringVar(&req.Server, "on", "", "on this `SERVER`")
 	a.completeFlag(cmd, "from", checkpointNames)
 	a.completeFlag(cmd, "on", serverNames)
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Name = args[0]
-		if _, err := client.Call(ctx, c.Machines.ResumeMachine, req); err != nil {
+		if _, err := waiting(ctx, a, "resuming machine "+req.GetName(), c.Machines.ResumeMachine, req); err != nil {
 			return err
 		}
 		return a.waitAndPrint(ctx, c, req.GetName(), wait, isRunning, *f)
@@ -243,12 +232,12 @@ on from that checkpoint's memory. It has an id and hardware addresses of its
 own; what runs in it knows of neither before it boots (docs/concepts.md).`,
 		Example:           "  argon machine clone web web-test --from before-upgrade",
 		Args:              takes("NAME", "NEWNAME"),
-		ValidArgsFunction: a.complete(machineNames, noNames),
+		ValidArgsFunction: a.complete(machineNames),
 	}
 	f := addFormat(cmd)
-	wait.add(cmd)
-	cmd.Flags().StringVar(&req.Checkpoint, "from", "", "the checkpoint")
-	cmd.Flags().StringVar(&req.Server, "on", "", "on this server")
+	wait.add(cmd, waitTime)
+	cmd.Flags().StringVar(&req.Checkpoint, "from", "", "from this `CHECKPOINT` of it")
+	cmd.Flags().StringVar(&req.Server, "on", "", "on this `SERVER`")
 	a.completeFlag(cmd, "from", checkpointNames)
 	a.completeFlag(cmd, "on", serverNames)
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
@@ -259,7 +248,7 @@ own; what runs in it knows of neither before it boots (docs/concepts.md).`,
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Name, req.Clone = args[0], args[1]
-		res, err := client.Call(ctx, c.Machines.CloneMachine, req)
+		res, err := waiting(ctx, a, "cloning machine "+req.GetName(), c.Machines.CloneMachine, req)
 		if err != nil {
 			return err
 		}
@@ -277,17 +266,19 @@ type keeping struct {
 	kept   uint32
 }
 
-func (k *keeping) add(cmd *cobra.Command) {
+// add gives a command the flags; usual is what holds without them, if anything.
+func (k *keeping) add(cmd *cobra.Command, usual keeping) {
 	flags := cmd.Flags()
-	flags.StringVar(&k.onLoss, "on-loss", "restart", "when its server is lost: restart it, or resume it from its last checkpoint")
-	flags.DurationVar(&k.every, "checkpoint-every", 0, "take a checkpoint this often; 0: never")
-	flags.Uint32Var(&k.kept, "keep", 6, "how many of those are kept")
-	_ = cmd.RegisterFlagCompletionFunc("on-loss", cobra.FixedCompletions([]string{"restart", "resume"}, cobra.ShellCompDirectiveNoFileComp))
+	flags.StringVar(&k.onLoss, "on-loss", usual.onLoss, "`POLICY` for the loss of its server: restart it, or resume it from its last checkpoint")
+	flags.DurationVar(&k.every, "checkpoint-every", usual.every, "take a checkpoint this often; 0: never")
+	flags.Uint32Var(&k.kept, "keep", usual.kept, "how many of those are kept")
+	completeWords(cmd, "on-loss", "restart", "resume")
 }
 
 // read turns the flags into what the API takes.
 func (k *keeping) read(cmd *cobra.Command) (policy argonv1.OnLoss, every uint32, err error) {
 	switch k.onLoss {
+	case "":
 	case "restart":
 		policy = argonv1.OnLoss_ON_LOSS_RESTART
 	case "resume":

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	"github.com/argon-cluster/argon/client"
@@ -76,21 +77,47 @@ several), or with --server and a client certificate to any server.`,
 		Args:              noArgs,
 		RunE:              needsCommand,
 		PersistentPreRunE: a.prepare,
+		Annotations:       map[string]string{onlyGroup: "yes"},
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.dir, "dir", "", "data directory of the local server (default $ARGON_DIR or "+client.DefaultDir+")")
 	flags.StringVar(&a.socket, "socket", "", "admin socket of a local server that was started with --run-dir")
-	flags.StringVar(&a.server, "server", "", "talk to this server, HOST[:PORT], over HTTPS (default $ARGON_SERVER)")
-	flags.StringVar(&a.certs, "certs", "", "directory of the client certificate for --server (default $ARGON_CERTS or ~/.config/argon)")
-	root.AddCommand(
-		a.serverCommand(), a.initCommand(), a.joinCommand(), a.tokenCommand(), a.statusCommand(), a.clusterCommand(),
-		a.imageCommand(), a.volumeCommand(), a.snapshotCommand(), a.checkpointCommand(), a.machineCommand(), a.eventsCommand(),
-		a.clientCommand(), a.upgradeCommand(), a.devCommand(), a.demoCommand(), a.versionCommand(),
-	)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usage(cmd, "%v", err) })
-	describeCompletion(root)
+	flags.StringVar(&a.server, "server", "", "talk to this server, `HOST[:PORT]`, over HTTPS (default $ARGON_SERVER)")
+	flags.StringVar(&a.certs, "certs", "", "`DIR` with the client certificate for --server (default $ARGON_CERTS or ~/.config/argon)")
+	addGroup(root, "What runs", a.machineCommand(), a.imageCommand(), a.volumeCommand(), a.snapshotCommand(), a.checkpointCommand())
+	addGroup(root, "The cluster", a.statusCommand(), a.eventsCommand(), a.serverCommand(), a.initCommand(), a.joinCommand(),
+		a.tokenCommand(), a.clientCommand(), a.clusterCommand(), a.upgradeCommand())
+	addGroup(root, "To try it out", a.demoCommand(), a.devCommand())
+	root.AddCommand(a.versionCommand())
+	root.SetFlagErrorFunc(flagError)
+	root.SetUsageFunc(printUsage)
+	setUpCompletion(root)
+	setUpHelp(root)
+	addAliases(root)
 	a.noteRuns(root)
 	return root
+}
+
+// addGroup adds commands under a title.
+func addGroup(root *cobra.Command, title string, commands ...*cobra.Command) {
+	root.AddGroup(&cobra.Group{ID: title, Title: title})
+	for _, c := range commands {
+		c.GroupID = title
+	}
+	root.AddCommand(commands...)
+}
+
+// addAliases gives the verbs the other names that people look for.
+func addAliases(cmd *cobra.Command) {
+	switch cmd.Name() {
+	case "ls":
+		cmd.Aliases = []string{"list"}
+	case "rm":
+		cmd.Aliases = []string{"remove", "delete"}
+	}
+	for _, c := range cmd.Commands() {
+		addAliases(c)
+	}
 }
 
 // noteRuns notes when a command's body begins: an error from then on is not
@@ -153,9 +180,21 @@ func (a *app) withClient(run func(ctx context.Context, c *client.Client, args []
 	}
 }
 
+// waiting makes one call, and says on a terminal what is waited for.
+func waiting[Req, Res any](
+	ctx context.Context, a *app, what string,
+	method func(context.Context, *connect.Request[Req]) (*connect.Response[Res], error), req *Req,
+) (*Res, error) {
+	defer a.startProgress(what).Stop()
+	return client.Call(ctx, method, req)
+}
+
 // group is a command that only holds others.
 func group(use, short, example string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: use, Short: short, Example: example, Args: noArgs, RunE: needsCommand}
+	cmd := &cobra.Command{
+		Use: use, Short: short, Example: example, Args: noArgs, RunE: needsCommand,
+		Annotations: map[string]string{onlyGroup: "yes"},
+	}
 	cmd.AddCommand(commands...)
 	return cmd
 }

@@ -2,15 +2,20 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"pgregory.net/rapid"
 )
@@ -80,9 +85,8 @@ func walk(cmd *cobra.Command, visit func(*cobra.Command)) {
 }
 
 func TestEveryCommandIsDocumented(t *testing.T) {
-	a := &app{out: &bytes.Buffer{}, err: &bytes.Buffer{}, now: time.Now}
 	count := 0
-	walk(a.root(), func(cmd *cobra.Command) {
+	walk(testRoot(), func(cmd *cobra.Command) {
 		count++
 		if cmd.Short == "" || strings.HasSuffix(cmd.Short, ".") {
 			t.Errorf("%s: short description %q", cmd.CommandPath(), cmd.Short)
@@ -93,30 +97,106 @@ func TestEveryCommandIsDocumented(t *testing.T) {
 		if cmd.RunE == nil && cmd.Run == nil {
 			t.Errorf("%s: does nothing", cmd.CommandPath())
 		}
-		for line := range strings.Lines(cmd.Long) {
-			if len(line) > 81 && !strings.Contains(cmd.CommandPath(), "completion") {
-				t.Errorf("%s: line of %d characters: %s", cmd.CommandPath(), len(line), line)
-			}
-		}
 	})
 	if count < 40 {
 		t.Errorf("only %d commands found", count)
 	}
 }
 
-// TestRecordsHaveFormats: whatever prints records takes -o.
+// TestRecordsHaveFormats: whatever prints records takes -o. Listed are those that
+// print a line for people, or something that is no record.
 func TestRecordsHaveFormats(t *testing.T) {
-	a := &app{out: &bytes.Buffer{}, err: &bytes.Buffer{}, now: time.Now}
-	walk(a.root(), func(cmd *cobra.Command) {
-		prints := slices.Contains([]string{"ls", "show", "status", "events", "import"}, cmd.Name()) ||
-			slices.Contains([]string{"argon volume create", "argon machine create"}, cmd.CommandPath())
-		if strings.HasPrefix(cmd.CommandPath(), "argon dev") {
-			return
-		}
-		if prints && cmd.Flags().Lookup("output") == nil {
-			t.Errorf("%s: no -o", cmd.CommandPath())
+	without := strings.Fields(`server client-create
+		machine-console machine-vnc machine-screenshot machine-export machine-rm
+		volume-connect volume-export volume-rm image-rm checkpoint-rm snapshot-rm snapshot-rollback server-rm token-rm
+		demo dev-up dev-down dev-start dev-kill dev-pause dev-resume dev-cut dev-heal
+		help completion-bash completion-fish completion-powershell completion-zsh`)
+	walk(testRoot(), func(cmd *cobra.Command) {
+		name := strings.ReplaceAll(strings.TrimPrefix(cmd.CommandPath(), "argon "), " ", "-")
+		prints := cmd.Annotations[onlyGroup] == "" && !slices.Contains(without, name)
+		if has := cmd.Flags().Lookup("output") != nil; has != prints {
+			t.Errorf("%s: it has -o: %v", cmd.CommandPath(), has)
 		}
 	})
+}
+
+func testRoot() *cobra.Command {
+	a := &app{out: &bytes.Buffer{}, err: &bytes.Buffer{}, now: time.Now}
+	return a.root()
+}
+
+// A flag of a command that is called like one of all commands would take its
+// value, wherever on the line it stands.
+func TestNoFlagHidesAnother(t *testing.T) {
+	root := testRoot()
+	walk(root, func(cmd *cobra.Command) {
+		cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+			if cmd != root && root.PersistentFlags().Lookup(f.Name) != nil {
+				t.Errorf("%s: its flag --%s is one of every command", cmd.CommandPath(), f.Name)
+			}
+		})
+	})
+}
+
+func TestHelpFitsTheScreen(t *testing.T) {
+	walk(testRoot(), func(cmd *cobra.Command) {
+		text := cmd.UsageString()
+		if !strings.Contains(cmd.CommandPath(), "completion") {
+			text += cmd.Long
+		}
+		for line := range strings.Lines(text) {
+			fits := helpWidth
+			if strings.Contains(cmd.Example, strings.TrimSuffix(line, "\n")) {
+				fits = 90 // examples can't always be broken
+			}
+			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > fits {
+				t.Errorf("%s: a line of %d characters: %s", cmd.CommandPath(), n, line)
+			}
+		}
+		for _, word := range []string{" string", " uint32", " stringArray", " duration"} {
+			if strings.Contains(cmd.UsageString(), word+" ") {
+				t.Errorf("%s: the help says%s, a word for programmers", cmd.CommandPath(), word)
+			}
+		}
+	})
+}
+
+func TestReadLine(t *testing.T) {
+	r, w := io.Pipe()
+	go func() { _, _ = io.WriteString(w, " move them \nand more") }()
+	// A person's line ends there: nobody closes a terminal.
+	if line, err := readLine(t.Context(), r); line != "move them" || err != nil {
+		t.Errorf("got %q, %v", line, err)
+	}
+	_ = r.Close()
+	silent, never := io.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := readLine(ctx, silent); !errors.Is(err, context.Canceled) {
+		t.Errorf("after an interrupt: %v", err)
+	}
+	_ = never.Close()
+	if line, err := readLine(t.Context(), strings.NewReader("no newline")); line != "no newline" || err != nil {
+		t.Errorf("got %q, %v", line, err)
+	}
+}
+
+func TestClip(t *testing.T) {
+	for text, want := range map[string]string{"short": "short", "ten letter": "ten lett…", "äöüäöüäöüäöü": "äöüäöüäö…"} {
+		if got := clip(text, 10); got != want {
+			t.Errorf("%s: %s, want %s", text, got, want)
+		}
+	}
+}
+
+func TestFormatDuration(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0s", 3 * time.Second: "3s", 10 * time.Minute: "10m", 90 * time.Second: "1m30s", 168 * time.Hour: "168h", 150 * time.Minute: "2h30m",
+	} {
+		if got := formatDuration(d); got != want {
+			t.Errorf("%v: %s, want %s", d, got, want)
+		}
+	}
 }
 
 func TestParseBytes(t *testing.T) {

@@ -27,7 +27,8 @@ administers the cluster: copy it to the other host's ~/.config/argon, say which
 server to talk to with --server or $ARGON_SERVER, and delete it here.`,
 		Example: `  argon client create alice ./alice --ttl 720h
   argon --server 10.0.0.1 --certs ./alice machine ls`,
-		Args: takes("NAME", "DIR"),
+		Args:              takes("NAME", "DIR"),
+		ValidArgsFunction: a.completeThenFiles(nil),
 	}
 	cmd.Flags().DurationVar(&ttl, "ttl", 365*24*time.Hour, "how long it is valid")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {

@@ -18,8 +18,13 @@ import (
 
 // This file: what makes, shows and changes a cluster (init, join, status, cluster).
 
-// scrubEvery is the scrub interval unless somebody says otherwise.
-const scrubEvery = 168 * time.Hour
+// The cluster-wide times unless somebody says otherwise.
+const (
+	leaseTime    = 3 * time.Second
+	replicaGrace = 10 * time.Minute
+	voterGrace   = time.Minute
+	scrubEvery   = 168 * time.Hour
+)
 
 // cpuOvercommit is how many virtual CPUs each CPU may be promised to unless
 // somebody says otherwise.
@@ -27,7 +32,7 @@ const cpuOvercommit = 4
 
 func (a *app) initCommand() *cobra.Command {
 	req := &argonv1.InitRequest{Settings: &argonv1.Settings{}}
-	var lease, replicaGrace, voterGrace, scrubInterval time.Duration
+	var lease, replicas, voters, scrubInterval time.Duration
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make a cluster of this server",
@@ -42,9 +47,9 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 	flags := cmd.Flags()
 	flags.StringVar(&req.ClusterName, "cluster-name", "argon", "name of the cluster")
 	addServerFlags(cmd, &req.ServerName, &req.Zone, &req.Witness)
-	flags.DurationVar(&lease, "lease", 3*time.Second, "how long a server may run machines without being heard of")
-	flags.DurationVar(&replicaGrace, "replica-grace", 10*time.Minute, "how long a replica may be away before it is rebuilt elsewhere")
-	flags.DurationVar(&voterGrace, "voter-grace", time.Minute, "how long a voter may be away before another server replaces it")
+	flags.DurationVar(&lease, "lease", leaseTime, "how long a server may run machines without being heard of")
+	flags.DurationVar(&replicas, "replica-grace", replicaGrace, "how long a replica may be away before it is rebuilt elsewhere")
+	flags.DurationVar(&voters, "voter-grace", voterGrace, "how long a voter may be away before another server replaces it")
 	flags.DurationVar(&scrubInterval, "scrub-interval", scrubEvery, "how long after one scrub of a volume the next one is due; 0: none is")
 	flags.Uint32Var(&req.Settings.CpuOvercommit, "cpu-overcommit", cpuOvercommit, "how many virtual CPUs each CPU may be promised to")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
@@ -54,8 +59,8 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 			into  *uint32
 		}{
 			{"lease", lease, &req.Settings.LeaseSeconds},
-			{"replica-grace", replicaGrace, &req.Settings.ReplicaGraceSeconds},
-			{"voter-grace", voterGrace, &req.Settings.VoterGraceSeconds},
+			{"replica-grace", replicas, &req.Settings.ReplicaGraceSeconds},
+			{"voter-grace", voters, &req.Settings.VoterGraceSeconds},
 		} {
 			n, err := wholeSeconds(s.value)
 			if err != nil {
@@ -71,9 +76,7 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 		return nil
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
-		wait := a.startProgress("making the cluster")
-		res, err := client.Call(ctx, c.Cluster.Init, req)
-		wait.Stop()
+		res, err := waiting(ctx, a, "making the cluster", c.Cluster.Init, req)
 		if err != nil {
 			return err
 		}
@@ -95,12 +98,34 @@ func wholeHours(d time.Duration) (uint32, error) {
 }
 
 func (a *app) clusterCommand() *cobra.Command {
-	return group("cluster", "Cluster-wide settings", "  argon cluster set --scrub-interval 24h", a.clusterSetCommand())
+	return group("cluster", "Cluster-wide settings", "  argon cluster show\n  argon cluster set --scrub-interval 24h",
+		a.clusterShowCommand(), a.clusterSetCommand())
+}
+
+func (a *app) clusterShowCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "show",
+		Short:   "Show the cluster-wide settings",
+		Example: "  argon cluster show",
+		Args:    noArgs,
+	}
+	f := addFormat(cmd)
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		s, err := client.Call(ctx, c.Cluster.Status, &argonv1.StatusRequest{})
+		if err != nil {
+			return err
+		}
+		if s.GetCluster() == nil {
+			return errors.New("this server is not part of a cluster: run `argon init` or `argon join`")
+		}
+		return showOne(a, *f, s.GetCluster(), clusterFields)
+	})
+	return cmd
 }
 
 func (a *app) clusterSetCommand() *cobra.Command {
 	req := &argonv1.SetClusterRequest{}
-	var replicaGrace, voterGrace, scrubInterval time.Duration
+	var replicas, voters, scrubInterval time.Duration
 	var overcommit uint32
 	cmd := &cobra.Command{
 		Use:   "set",
@@ -114,8 +139,8 @@ once, on every server.`,
 	}
 	f := addFormat(cmd)
 	flags := cmd.Flags()
-	flags.DurationVar(&replicaGrace, "replica-grace", 0, "how long a replica may be away before it is rebuilt elsewhere")
-	flags.DurationVar(&voterGrace, "voter-grace", 0, "how long a voter may be away before another server replaces it")
+	flags.DurationVar(&replicas, "replica-grace", 0, "how long a replica may be away before it is rebuilt elsewhere")
+	flags.DurationVar(&voters, "voter-grace", 0, "how long a voter may be away before another server replaces it")
 	flags.DurationVar(&scrubInterval, "scrub-interval", 0, "how long after one scrub of a volume the next one is due; 0: none is")
 	flags.Uint32Var(&overcommit, "cpu-overcommit", 0, "how many virtual CPUs each CPU may be promised to")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
@@ -129,8 +154,8 @@ once, on every server.`,
 			into  **uint32
 			whole func(time.Duration) (uint32, error)
 		}{
-			{"replica-grace", replicaGrace, &req.ReplicaGraceSeconds, wholeSeconds},
-			{"voter-grace", voterGrace, &req.VoterGraceSeconds, wholeSeconds},
+			{"replica-grace", replicas, &req.ReplicaGraceSeconds, wholeSeconds},
+			{"voter-grace", voters, &req.VoterGraceSeconds, wholeSeconds},
 			{"scrub-interval", scrubInterval, &req.ScrubIntervalHours, wholeHours},
 		} {
 			if !flags.Changed(s.flag) {
@@ -152,30 +177,33 @@ once, on every server.`,
 		if err != nil {
 			return err
 		}
-		if *f != formatTable {
-			return printData(a, *f, res.GetCluster())
-		}
-		return writeFields(a.out, isTerminal(a.out), res.GetCluster(), clusterFields)
+		return showOne(a, *f, res.GetCluster(), clusterFields)
 	})
 	return cmd
 }
 
 var clusterFields = []column[*argonv1.Cluster]{
 	{"cluster", func(c *argonv1.Cluster) cell { return plain(c.GetName()) }},
-	{"replica grace", func(c *argonv1.Cluster) cell { return seconds(c.GetSettings().GetReplicaGraceSeconds()) }},
-	{"voter grace", func(c *argonv1.Cluster) cell { return seconds(c.GetSettings().GetVoterGraceSeconds()) }},
+	{"lease", func(c *argonv1.Cluster) cell { return seconds(c.GetSettings().GetLeaseSeconds(), leaseTime) }},
+	{"replica grace", func(c *argonv1.Cluster) cell { return seconds(c.GetSettings().GetReplicaGraceSeconds(), replicaGrace) }},
+	{"voter grace", func(c *argonv1.Cluster) cell { return seconds(c.GetSettings().GetVoterGraceSeconds(), voterGrace) }},
 	{"scrub interval", func(c *argonv1.Cluster) cell {
 		if c.GetSettings().GetScrubOff() {
 			return plain("none")
 		}
-		return plain(cmp.Or(time.Duration(c.GetSettings().GetScrubIntervalHours())*time.Hour, scrubEvery).String())
+		return plain(formatDuration(cmp.Or(time.Duration(c.GetSettings().GetScrubIntervalHours())*time.Hour, scrubEvery)))
 	}},
 	{"cpu overcommit", func(c *argonv1.Cluster) cell {
 		return number(cmp.Or(c.GetSettings().GetCpuOvercommit(), cpuOvercommit))
 	}},
+	{"created", func(c *argonv1.Cluster) cell { return plain(formatTime(c.GetCreated())) }},
+	{"id", func(c *argonv1.Cluster) cell { return plain(c.GetId()) }},
 }
 
-func seconds(n uint32) cell { return plain((time.Duration(n) * time.Second).String()) }
+// seconds shows a setting; 0 stands for what is usual.
+func seconds(n uint32, usual time.Duration) cell {
+	return plain(formatDuration(cmp.Or(time.Duration(n)*time.Second, usual)))
+}
 
 func (a *app) joinCommand() *cobra.Command {
 	req := &argonv1.JoinRequest{}
@@ -196,13 +224,14 @@ standard input, which keeps it out of the list of processes.`,
 		req.Address, req.Token = args[0], args[1]
 		if req.Token == "-" {
 			var err error
-			if req.Token, err = readLine(a.in); err != nil {
+			if req.Token, err = readLine(ctx, a.in); err != nil {
 				return fmt.Errorf("join: reading the token from standard input: %w", err)
 			}
+			if req.Token == "" {
+				return errors.New("join: standard input holds no token: it comes from `argon token create`")
+			}
 		}
-		wait := a.startProgress("joining " + req.Address)
-		res, err := client.Call(ctx, c.Cluster.Join, req)
-		wait.Stop()
+		res, err := waiting(ctx, a, "joining "+req.Address, c.Cluster.Join, req)
 		if err != nil {
 			return err
 		}
@@ -264,7 +293,7 @@ func (a *app) statusCommand() *cobra.Command {
 }
 
 func (a *app) printStatus(s *argonv1.StatusResponse) error {
-	colored := isTerminal(a.out)
+	colored := isColored(a.out)
 	if err := writeFields(a.out, colored, s, statusFields); err != nil {
 		return err
 	}

@@ -17,11 +17,35 @@ const completeWithin = time.Second
 // names lists the names of one kind of record.
 type names func(ctx context.Context, c *client.Client) ([]string, error)
 
-// complete offers the cluster's names for each argument in turn; the last
-// kind goes on for the arguments after it.
+// complete offers the cluster's names for each argument in turn.
 func (a *app) complete(kinds ...names) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		return a.namesOf(cmd, kinds[min(len(args), len(kinds)-1)])
+		if len(args) >= len(kinds) {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return a.namesOf(cmd, kinds[len(args)])
+	}
+}
+
+// completeEach offers names for any number of arguments, each once.
+func (a *app) completeEach(list names) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		found, directive := a.namesOf(cmd, list)
+		return slices.DeleteFunc(found, func(name string) bool { return slices.Contains(args, name) }), directive
+	}
+}
+
+// completeThenFiles offers names for the first argument and files for those
+// after it.
+func (a *app) completeThenFiles(list names) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		switch {
+		case len(args) > 0:
+			return files(cmd, args, typed)
+		case list == nil: // the name is the caller's to choose
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return a.namesOf(cmd, list)
 	}
 }
 
@@ -76,9 +100,6 @@ func snapshotPaths(ctx context.Context, c *client.Client) ([]string, error) {
 	return paths, err
 }
 
-// noNames: what stands here is the caller's to choose.
-func noNames(context.Context, *client.Client) ([]string, error) { return nil, nil }
-
 // completeSnapshot offers volumes and then the snapshots of the one that was
 // chosen, or those of the machine that m names.
 func (a *app) completeSnapshot(m *ofMachine) cobra.CompletionFunc {
@@ -105,6 +126,15 @@ func (a *app) completeSnapshot(m *ofMachine) cobra.CompletionFunc {
 	}
 }
 
+func tokenIDs(ctx context.Context, c *client.Client) ([]string, error) {
+	res, err := client.Call(ctx, c.Cluster.ListTokens, &argonv1.ListTokensRequest{})
+	var ids []string
+	for _, t := range res.GetTokens() {
+		ids = append(ids, t.GetId())
+	}
+	return ids, err
+}
+
 func machineNames(ctx context.Context, c *client.Client) ([]string, error) {
 	res, err := client.Call(ctx, c.Machines.ListMachines, &argonv1.ListMachinesRequest{})
 	return collect(res.GetMachines(), (*argonv1.MachineView).GetMachine), err
@@ -119,20 +149,36 @@ func collect[V any, R interface{ GetMeta() *argonv1.Meta }](views []V, record fu
 	return list
 }
 
-// describeCompletion gives cobra's own commands the examples that all have.
-func describeCompletion(root *cobra.Command) {
-	root.InitDefaultHelpCmd()
+// completeFiles offers files for the values of flags.
+func completeFiles(cmd *cobra.Command, flags ...string) {
+	for _, flag := range flags {
+		_ = cmd.RegisterFlagCompletionFunc(flag, files)
+	}
+}
+
+// completeWords offers words for a flag's value.
+func completeWords(cmd *cobra.Command, flag string, words ...string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func files(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return nil, cobra.ShellCompDirectiveDefault
+}
+
+// setUpCompletion has the shell offer files only where a command asks for it,
+// and gives cobra's own command the examples that all have.
+func setUpCompletion(root *cobra.Command) {
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.InitDefaultCompletionCmd()
+	completeFiles(root, "dir", "socket", "certs")
 	for _, cmd := range root.Commands() {
-		switch cmd.Name() {
-		case "help":
-			cmd.Example = "  argon help machine create"
-		case "completion":
-			cmd.Example = "  source <(argon completion bash)"
-			cmd.Args, cmd.RunE = noArgs, needsCommand
-			for _, shell := range cmd.Commands() {
-				shell.Example = "  argon completion " + shell.Name()
-			}
+		if cmd.Name() != "completion" {
+			continue
+		}
+		cmd.Example = "  source <(argon completion bash)"
+		cmd.Args, cmd.RunE, cmd.Annotations = noArgs, needsCommand, map[string]string{onlyGroup: "yes"}
+		for _, shell := range cmd.Commands() {
+			shell.Example = "  argon completion " + shell.Name()
 		}
 	}
 }

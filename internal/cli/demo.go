@@ -31,7 +31,8 @@ was seen to be true. ` + "`make demo`" + ` builds what it needs.`,
 		Args:    noArgs,
 	}
 	cmd.Flags().IntVar(&d.servers, "servers", 3, "how many; at least 3, so that a majority survives")
-	cmd.Flags().StringVar(&d.guest, "guest", "build/tiny.img", "disk image of the guest that counts")
+	cmd.Flags().StringVar(&d.guest, "guest", "build/tiny.img", "disk image, `FILE`, of the guest that counts")
+	completeFiles(cmd, "guest")
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave the cluster up and say what to try next")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		if d.servers < 3 {
@@ -157,7 +158,7 @@ func (d *demo) up(ctx context.Context) (string, error) {
 
 func (d *demo) importGuest(ctx context.Context) (string, error) {
 	header := &argonv1.ImportImageRequest_Header{Name: demoImage}
-	data, err := openSource(d.guest, header, nil)
+	data, err := d.openImage(d.guest, header)
 	if err != nil {
 		return "", err
 	}

@@ -29,6 +29,7 @@ namespace, so that links can be cut. Use it with the ordinary commands:
 
   argon --dir DIR/s1 status`
 	cmd.PersistentFlags().StringVar(&dir, "dir", "", "the cluster's directory (default ~/.cache/argon-dev)")
+	completeFiles(cmd, "dir")
 	// find opens the cluster when a command runs.
 	find := func() (*devcluster.Cluster, error) {
 		path, err := devDir(dir)
@@ -103,39 +104,54 @@ func dirFlag(dir string) string {
 }
 
 func (a *app) devListCommand(find findCluster) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     "ls",
-		Aliases: []string{"list"},
 		Short:   "List the servers of the dev cluster",
-		Example: "  argon dev ls",
+		Example: "  argon dev ls\n  argon dev ls -o json | jq -r '.[].directory'",
 		Args:    noArgs,
-		RunE: func(*cobra.Command, []string) error {
-			c, err := find()
-			if err != nil {
-				return err
-			}
-			return a.printDevServers(c)
-		},
 	}
+	f := addFormat(cmd)
+	cmd.RunE = func(*cobra.Command, []string) error {
+		c, err := find()
+		if err != nil {
+			return err
+		}
+		if *f == formatTable {
+			return a.printDevServers(c)
+		}
+		list := make([]map[string]string, 0, len(c.Servers()))
+		for _, s := range c.Servers() {
+			record := make(map[string]string)
+			for _, column := range devColumns {
+				record[column.name] = column.value(s).text
+			}
+			list = append(list, record)
+		}
+		return writeData(a.out, *f, list)
+	}
+	return cmd
 }
 
 func (a *app) printDevServers(c *devcluster.Cluster) error {
-	type server = *devcluster.Server
-	return writeTable(a.out, isTerminal(a.out), c.Servers(), []column[server]{
-		{"name", func(s server) cell { return plain(s.Name) }},
-		{"processes", devCondition},
-		{"links", func(s server) cell {
-			switch {
-			case s.IsCut:
-				return cell{"cut", red}
-			case len(s.CutFrom) > 0:
-				return cell{"mute to " + strings.Join(s.CutFrom, ","), yellow}
-			}
-			return plain("whole")
-		}},
-		{"address", func(s server) cell { return plain(s.Address) }},
-		{"directory", func(s server) cell { return plain(s.Dir) }},
-	})
+	return writeTable(a.out, isColored(a.out), c.Servers(), devColumns)
+}
+
+var devColumns = []column[*devcluster.Server]{
+	{"name", func(s *devcluster.Server) cell { return plain(s.Name) }},
+	{"processes", devCondition},
+	{"links", devLinks},
+	{"address", func(s *devcluster.Server) cell { return plain(s.Address) }},
+	{"directory", func(s *devcluster.Server) cell { return plain(s.Dir) }},
+}
+
+func devLinks(s *devcluster.Server) cell {
+	switch {
+	case s.IsCut:
+		return cell{"cut", red}
+	case len(s.CutFrom) > 0:
+		return cell{"mute to " + strings.Join(s.CutFrom, ","), yellow}
+	}
+	return plain("whole")
 }
 
 func devCondition(s *devcluster.Server) cell {
@@ -239,7 +255,8 @@ func (a *app) devPauseCommand(find findCluster) *cobra.Command {
 
 // addOnly lets a fault happen to some of a server's processes.
 func addOnly(cmd *cobra.Command, only *[]string) {
-	cmd.Flags().StringSliceVar(only, "only", nil, "only these processes: guard, daemon, guests")
+	cmd.Flags().StringSliceVar(only, "only", nil, "only these `PROCESSES`: guard, daemon, guests")
+	completeWords(cmd, "only", "guard", "daemon", "guests")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		for _, p := range parts(*only) {
 			if !slices.Contains(devcluster.Parts, p) {

@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/argon-cluster/argon/client"
 )
@@ -26,6 +27,24 @@ func (e *toldError) Error() string { return fmt.Sprintf("ended with code %d", e.
 // usage makes an error that ends in where to find help.
 func usage(cmd *cobra.Command, format string, args ...any) error {
 	return &usageError{fmt.Sprintf(format, args...) + ": see `" + cmd.CommandPath() + " --help`"}
+}
+
+// flagError says what is wrong with a flag, and how it is written.
+func flagError(cmd *cobra.Command, err error) error {
+	var bad *pflag.InvalidValueError
+	if !errors.As(err, &bad) {
+		return usage(cmd, "%v", err)
+	}
+	name, value := bad.GetFlag().Name, bad.GetValue()
+	switch bad.GetFlag().Value.Type() {
+	case "duration":
+		return usage(cmd, "--%s %q: write a time such as 90s, 10m or 24h", name, value)
+	case "int", "uint32", "uint64":
+		return usage(cmd, "--%s %q: write a whole number that is not negative and not too large", name, value)
+	case "bool":
+		return usage(cmd, "--%s %q: write true or false", name, value)
+	}
+	return usage(cmd, "--%s %v", name, bad.Unwrap())
 }
 
 // exit prints the error, if any, as one line and chooses the exit code.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -33,17 +35,27 @@ interrupted; -o json then prints one event a line.`,
   argon events -f
   argon events --kind machine --name web --since 1h
   argon events -f -o json | jq -r .reason`,
-		Args: noArgs,
+		Aliases: []string{"event"},
+		Args:    noArgs,
 	}
 	f := addFormat(cmd)
 	cmd.Flags().BoolVarP(&flags.follow, "follow", "f", false, "go on with new events")
 	cmd.Flags().Uint32VarP(&flags.limit, "limit", "n", 100, "show the newest so many")
 	cmd.Flags().DurationVar(&flags.since, "since", 0, "only what happened in this time, such as 1h")
-	cmd.Flags().StringVar(&flags.kind, "kind", "", "only about this kind: server, volume, machine, image or cluster")
+	cmd.Flags().StringVar(&flags.kind, "kind", "", "only about this kind: "+strings.Join(eventKinds, ", "))
 	cmd.Flags().StringVar(&flags.name, "name", "", "only about the one of this name")
-	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(
-		[]string{"server", "volume", "machine", "image", "cluster"}, cobra.ShellCompDirectiveNoFileComp))
-	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return exclusive(cmd, "follow", "since") }
+	completeWords(cmd, "kind", eventKinds...)
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		switch {
+		case flags.kind != "" && !slices.Contains(eventKinds, flags.kind):
+			return usage(cmd, "--kind %q is none of %s", flags.kind, strings.Join(eventKinds, ", "))
+		case flags.since < 0:
+			return usage(cmd, "--since %v: write how long ago, such as 1h", flags.since)
+		case flags.limit == 0 && !flags.follow:
+			return usage(cmd, "--limit 0 shows nothing without --follow")
+		}
+		return exclusive(cmd, "follow", "since")
+	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 		if flags.follow {
 			return a.followEvents(ctx, c, flags, *f)
@@ -61,6 +73,9 @@ interrupted; -o json then prints one event a line.`,
 	return cmd
 }
 
+// eventKinds are the kinds of what events are about.
+var eventKinds = []string{"server", "volume", "machine", "image"}
+
 // followEvents prints until interrupted, which is its normal end.
 func (a *app) followEvents(ctx context.Context, c *client.Client, flags eventFlags, f format) error {
 	stream, err := c.Events.WatchEvents(ctx, connect.NewRequest(&argonv1.WatchEventsRequest{
@@ -70,7 +85,12 @@ func (a *app) followEvents(ctx context.Context, c *client.Client, flags eventFla
 		return err
 	}
 	defer stream.Close()
-	for stream.Receive() {
+	for first := true; stream.Receive(); first = false {
+		if first && f == formatTable {
+			if err := a.printEventLine(nil); err != nil {
+				return err
+			}
+		}
 		if err := a.printEvent(stream.Msg().GetEvent(), f); err != nil {
 			return err
 		}
@@ -83,11 +103,7 @@ func (a *app) followEvents(ctx context.Context, c *client.Client, flags eventFla
 
 func (a *app) printEvent(e *argonv1.Event, f format) error {
 	if f == formatTable {
-		line := make([]cell, len(eventColumns))
-		for i, c := range eventColumns {
-			line[i] = c.value(e)
-		}
-		return writeAligned(a.out, isTerminal(a.out), [][]cell{line})
+		return a.printEventLine(e)
 	}
 	data, err := toJSON(e)
 	if err != nil {
@@ -98,6 +114,21 @@ func (a *app) printEvent(e *argonv1.Event, f format) error {
 		return writeData(a.out, f, data)
 	}
 	return json.NewEncoder(a.out).Encode(data)
+}
+
+// eventWidths are those of columns whose later lines are not known yet.
+var eventWidths = []int{len(timeLayout), len("severity"), len("machine"), 16, len("replica-out-of-sync")}
+
+// printEventLine prints one event of a table that goes on; nil: the table's head.
+func (a *app) printEventLine(e *argonv1.Event) error {
+	line := make([]cell, len(eventColumns))
+	for i, c := range eventColumns {
+		line[i] = cell{strings.ToUpper(c.name), bold}
+		if e != nil {
+			line[i] = c.value(e)
+		}
+	}
+	return writeAligned(a.out, isColored(a.out), [][]cell{line}, eventWidths...)
 }
 
 var eventColumns = []column[*argonv1.Event]{

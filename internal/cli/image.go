@@ -2,12 +2,9 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -22,13 +19,13 @@ func (a *app) imageCommand() *cobra.Command {
 	return group("image", "What machines' disks are made from",
 		`  argon image import debian ./debian-12.qcow2
   argon image ls`,
-		a.imageImportCommand(), a.imageListCommand(), a.imageRemoveCommand())
+		a.imageImportCommand(), a.imageListCommand(), a.imageShowCommand(), a.imageRemoveCommand())
 }
 
 func (a *app) imageImportCommand() *cobra.Command {
 	header := &argonv1.ImportImageRequest_Header{}
 	cmd := &cobra.Command{
-		Use:   "import NAME FILE|URL",
+		Use:   "import NAME FILE|URL|-",
 		Short: "Import a disk image from a file, a URL or standard input",
 		Long: `Imports a disk image: qcow2, raw, vmdk, vdi, vhdx, or an OVA with one disk,
 each as it is or compressed with gzip, xz, zstd or bzip2. It comes from a file
@@ -39,23 +36,19 @@ memory and processors is the default for machines that are made from it.`,
   argon image import debian https://example.org/debian-12.qcow2 --sha256 9f86d0...
   argon image import appliance ./appliance.ova
   ssh old cat /dev/sda | argon image import old - --format raw`,
-		Args: takes("NAME", "FILE|URL"),
-		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			if len(args) == 1 {
-				return nil, cobra.ShellCompDirectiveDefault
-			}
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		},
+		Args:              takes("NAME", "FILE|URL|-"),
+		ValidArgsFunction: a.completeThenFiles(nil),
 	}
 	f := addFormat(cmd)
 	cmd.Flags().StringVar(&header.Format, "format", "", strings.Join(imageFormats, ", ")+" (default: found by looking)")
+	completeWords(cmd, "format", imageFormats...)
 	cmd.Flags().StringVar(&header.Sha256, "sha256", "", "refuse the image unless the file has this checksum")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		return checkImageFormat(cmd, header.Format)
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		header.Name = args[0]
-		data, err := openSource(args[1], header, a.in)
+		data, err := a.openImage(args[1], header)
 		if err != nil {
 			return fmt.Errorf("image import: %w", err)
 		}
@@ -66,10 +59,7 @@ memory and processors is the default for machines that are made from it.`,
 		if err != nil {
 			return err
 		}
-		if *f != formatTable {
-			return printData(a, *f, image)
-		}
-		return printList(a, *f, []*argonv1.Image{image}, a.imageColumns())
+		return printOne(a, *f, image, a.imageColumns())
 	})
 	return cmd
 }
@@ -84,38 +74,25 @@ func checkImageFormat(cmd *cobra.Command, format string) error {
 	return nil
 }
 
-// openSource fills in where the image comes from. A URL has no data here.
-func openSource(source string, header *argonv1.ImportImageRequest_Header, stdin io.Reader) (io.ReadCloser, error) {
-	if source == "-" {
-		header.Source = "standard input"
-		return io.NopCloser(stdin), nil
-	}
-	if u, err := url.Parse(source); err == nil && strings.Contains(source, "://") {
+// openImage opens what an image is made of, and fills in where it comes from. A
+// URL has no data here: the server downloads it.
+func (a *app) openImage(path string, header *argonv1.ImportImageRequest_Header) (io.ReadCloser, error) {
+	if u, err := url.Parse(path); err == nil && strings.Contains(path, "://") {
 		switch {
 		case u.Scheme == "http" && header.GetSha256() == "":
-			return nil, fmt.Errorf("%s: anybody on the way could change what comes over http: give --sha256, or an https URL", source)
+			return nil, fmt.Errorf("%s: anybody on the way could change what comes over http: give --sha256, or an https URL", path)
 		case u.Scheme != "https" && u.Scheme != "http":
-			return nil, fmt.Errorf("%s: only https and http URLs and files can be imported", source)
+			return nil, fmt.Errorf("%s: only https and http URLs and files can be imported", path)
 		}
-		header.Url, header.Source = source, source
+		header.Url, header.Source = path, path
 		return io.NopCloser(strings.NewReader("")), nil
 	}
-	file, err := os.Open(source)
+	data, err := a.openSource(path)
 	if err != nil {
 		return nil, err
 	}
-	info, err := file.Stat()
-	if err == nil && info.IsDir() {
-		err = fmt.Errorf("%s is a directory: name a disk image", source)
-	}
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	if info.Mode().IsRegular() {
-		header.SizeBytes = uint64(info.Size())
-	}
-	header.Source = filepath.Base(source)
-	return file, nil
+	header.Source, header.SizeBytes = data.name, data.size
+	return data, nil
 }
 
 // showPhase is told how far the server is.
@@ -149,7 +126,7 @@ type phaseBar struct {
 }
 
 func (b *phaseBar) show(phase string, done, total uint64) {
-	if !isTerminal(b.app.err) {
+	if !redraws(b.app.err) {
 		return
 	}
 	size := int64(total)
@@ -181,7 +158,6 @@ func (b *phaseBar) finish() {
 func (a *app) imageListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "ls",
-		Aliases: []string{"list"},
 		Short:   "List the images",
 		Example: "  argon image ls",
 		Args:    noArgs,
@@ -195,6 +171,66 @@ func (a *app) imageListCommand() *cobra.Command {
 		return printList(a, *f, res.GetImages(), a.imageColumns())
 	})
 	return cmd
+}
+
+func (a *app) imageShowCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "show NAME",
+		Short:             "Show one image, and where it is kept",
+		Example:           "  argon image show debian",
+		Args:              takes("NAME"),
+		ValidArgsFunction: a.complete(imageNames),
+	}
+	f := addFormat(cmd)
+	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
+		res, err := client.Call(ctx, c.Images.GetImage, &argonv1.GetImageRequest{Name: args[0]})
+		if err != nil {
+			return err
+		}
+		servers, err := serversByID(ctx, c)
+		if err != nil {
+			return err
+		}
+		return showOne(a, *f, res.GetImage(), a.imageColumns(), imageDetails(servers))
+	})
+	return cmd
+}
+
+// imageDetails are shown of a single image only.
+func imageDetails(servers map[string]string) []column[*argonv1.Image] {
+	type image = *argonv1.Image
+	return []column[image]{
+		{"on servers", func(i image) cell {
+			var on []string
+			for _, c := range i.GetCopies() {
+				name := firstOf(servers[c.GetServerId()], c.GetServerId())
+				if !c.GetReady() {
+					name += " (on its way)"
+				}
+				on = append(on, name)
+			}
+			return plain(strings.Join(on, ", "))
+		}},
+		{"machine", func(i image) cell { return plain(formatHints(i.GetHints())) }},
+		{"whole sha256", func(i image) cell { return plain(i.GetSha256()) }},
+		{"created", func(i image) cell { return plain(formatTime(i.GetMeta().GetCreated())) }},
+		{"id", func(i image) cell { return plain(i.GetMeta().GetId()) }},
+	}
+}
+
+// formatHints says what machines of an image get unless told otherwise.
+func formatHints(h *argonv1.MachineHints) string {
+	var words []string
+	if n := h.GetCpus(); n > 0 {
+		words = append(words, fmt.Sprintf("%d cpus", n))
+	}
+	if n := h.GetMemoryBytes(); n > 0 {
+		words = append(words, formatBytes(n)+" of memory")
+	}
+	if h.GetFirmware() != "" {
+		words = append(words, h.GetFirmware())
+	}
+	return strings.Join(words, ", ")
 }
 
 func (a *app) imageColumns() []column[*argonv1.Image] {
@@ -228,30 +264,22 @@ copy what they need of it first: that goes on in the background if this command
 is interrupted.`,
 		Example:           "  argon image rm debian\n  argon image rm debian --detach",
 		Args:              takesSome("NAME"),
-		ValidArgsFunction: a.complete(imageNames),
+		ValidArgsFunction: a.completeEach(imageNames),
 	}
 	cmd.Flags().BoolVar(&detach, "detach", false, "first have volumes that are based on it copy what they need of it")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "do not wait for them")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		for _, name := range args {
-			res, err := client.Call(ctx, c.Images.RemoveImage, &argonv1.RemoveImageRequest{Name: name, Detach: detach})
+			err := a.removeBase(ctx, c, "image "+name, noWait, func() ([]string, error) {
+				res, err := client.Call(ctx, c.Images.RemoveImage, &argonv1.RemoveImageRequest{Name: name, Detach: detach})
+				return res.GetWaitsFor(), err
+			}, func() (bool, error) {
+				_, err := client.Call(ctx, c.Images.GetImage, &argonv1.GetImageRequest{Name: name})
+				return isGone(err)
+			})
 			if err != nil {
 				return err
 			}
-			if len(res.GetWaitsFor()) > 0 && noWait {
-				fmt.Fprintf(a.out, "image %s is removed once volume %s is detached from it\n", name, strings.Join(res.GetWaitsFor(), ", "))
-				continue
-			}
-			if len(res.GetWaitsFor()) > 0 {
-				err = a.pollGone(ctx, c, "removing image "+name, res.GetWaitsFor(), func() (bool, error) {
-					_, err := client.Call(ctx, c.Images.GetImage, &argonv1.GetImageRequest{Name: name})
-					return isGone(err)
-				})
-			}
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(a.out, "image %s removed\n", name)
 		}
 		return nil
 	})

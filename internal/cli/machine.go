@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -25,131 +24,10 @@ func (a *app) machineCommand() *cobra.Command {
 		a.machineImportCommand(), a.machineExportCommand())
 }
 
-func (a *app) machineCreateCommand() *cobra.Command {
-	req := &argonv1.CreateMachineRequest{}
-	memory, disk := byteSize(512<<20), byteSize(0)
-	var boot bootFlags
-	var ports []string
-	var stopTimeout time.Duration
-	var wait waitFlags
-	var shares shareFlags
-	var keep keeping
-	cmd := &cobra.Command{
-		Use:   "create NAME",
-		Short: "Make a machine and start it",
-		Long: `Makes a machine and starts it on a server that the cluster chooses. Its first
-disk is made from an image, or it takes volumes that exist; the first one boots.
-If its server is lost, it starts again on another.
-
-An image with cloud-init finds the machine's name, and the user, keys and data
-that are given. What an OVA said of processors, memory and firmware is the
-default for its image.`,
-		Example: `  argon machine create web --image debian --disk 10GiB --memory 1GiB --publish 8080:80
-  argon machine create web --image debian --user alice --ssh-key ~/.ssh/id_ed25519.pub
-  argon machine create db --volume db-root --volume db-data --cpus 4 --memory 8GiB
-  argon machine create spare --image debian --replicas 3 --stopped`,
-		Args: takes("NAME"),
-	}
-	f := addFormat(cmd)
-	flags := cmd.Flags()
-	flags.StringVar(&req.Image, "image", "", "make the boot disk from this image")
-	flags.Var(&disk, "disk", "size of that disk (default: the image's)")
-	flags.Uint32Var(&req.Replicas, "replicas", 2, "how many servers keep a copy of that disk: 1, 2 or 3")
-	flags.StringArrayVar(&req.Volumes, "volume", nil, "use this volume; repeated, the first one boots")
-	flags.Uint32Var(&req.Cpus, "cpus", 1, "virtual processors")
-	flags.Var(&memory, "memory", "such as 1GiB")
-	flags.StringArrayVarP(&ports, "publish", "p", nil, "reach the machine's TCP port at every server's address, CLUSTER:GUEST; repeated")
-	flags.StringVar(&req.Acceleration, "acceleration", "auto", "auto, kvm or tcg")
-	flags.StringVar(&req.Firmware, "firmware", "bios", "bios or uefi")
-	flags.Uint32Var(&req.Networks, "networks", 1, "how many network interfaces; ports are published from the first")
-	flags.BoolVar(&req.Stopped, "stopped", false, "do not start it")
-	shares.add(flags)
-	flags.DurationVar(&stopTimeout, "stop-timeout", time.Minute, "how long a stop may take before it is forced")
-	wait.add(cmd)
-	keep.add(cmd)
-	boot.add(cmd)
-	_ = cmd.RegisterFlagCompletionFunc("firmware", cobra.FixedCompletions([]string{"bios", "uefi"}, cobra.ShellCompDirectiveNoFileComp))
-	a.completeFlag(cmd, "image", imageNames)
-	a.completeFlag(cmd, "volume", volumeNames)
-	_ = cmd.RegisterFlagCompletionFunc("acceleration", cobra.FixedCompletions(
-		[]string{"auto", "kvm", "tcg"}, cobra.ShellCompDirectiveNoFileComp))
-	cmd.PreRunE = func(cmd *cobra.Command, _ []string) (err error) {
-		if req.Ports, err = parsePorts(ports); err != nil {
-			return usage(cmd, "%v", err)
-		}
-		if req.OnLoss, req.CheckpointEverySeconds, err = keep.read(cmd); err != nil {
-			return err
-		}
-		req.CheckpointsKept = keep.kept
-		if req.StopTimeoutSeconds, err = wholeSeconds(stopTimeout); err != nil {
-			return usage(cmd, "--stop-timeout %v: %v", stopTimeout, err)
-		}
-		if req.GetImage() == "" && len(req.GetVolumes()) == 0 {
-			return usage(cmd, "nothing to boot from: give --image or --volume")
-		}
-		if req.GetCpus() == 0 || memory == 0 {
-			return usage(cmd, "a machine needs at least one of --cpus and some --memory")
-		}
-		if req.FirstBoot, err = boot.firstBoot(); err != nil {
-			return usage(cmd, "%v", err)
-		}
-		return checkReplicas(cmd, req.GetReplicas())
-	}
-	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		req.Name, req.MemoryBytes, req.DiskBytes = args[0], uint64(memory), uint64(disk)
-		leaveOpen(cmd, req)
-		req.Shares = shares.shares()
-		progress := a.startProgress("making machine " + req.GetName())
-		res, err := client.Call(ctx, c.Machines.CreateMachine, req)
-		progress.Stop()
-		if err != nil {
-			return err
-		}
-		a.warn(res.GetWarnings())
-		if req.GetStopped() {
-			return a.printMachine(*f, res.GetMachine())
-		}
-		return a.waitAndPrint(ctx, c, req.GetName(), wait, isRunning, *f)
-	})
-	return cmd
-}
-
-// leaveOpen lets an image's hints count where the user said nothing.
-func leaveOpen(cmd *cobra.Command, req *argonv1.CreateMachineRequest) {
-	if !cmd.Flags().Changed("memory") {
-		req.MemoryBytes = 0
-	}
-	if !cmd.Flags().Changed("cpus") {
-		req.Cpus = 0
-	}
-	if !cmd.Flags().Changed("firmware") {
-		req.Firmware = ""
-	}
-}
-
-// parsePorts reads CLUSTER:GUEST pairs, or one number for both.
-func parsePorts(specs []string) ([]*argonv1.PublishedPort, error) {
-	var ports []*argonv1.PublishedPort
-	for _, spec := range specs {
-		cluster, guest, pair := strings.Cut(spec, ":")
-		if !pair {
-			guest = cluster
-		}
-		from, errFrom := strconv.ParseUint(cluster, 10, 16)
-		to, errTo := strconv.ParseUint(guest, 10, 16)
-		if errFrom != nil || errTo != nil || from == 0 || to == 0 {
-			return nil, fmt.Errorf("--publish %q is not CLUSTER:GUEST, two TCP ports such as 8080:80", spec)
-		}
-		ports = append(ports, &argonv1.PublishedPort{ClusterPort: uint32(from), GuestPort: uint32(to)})
-	}
-	return ports, nil
-}
-
 func (a *app) machineListCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "ls",
-		Aliases: []string{"list"},
-		Short:   "List the machines",
+		Use:   "ls",
+		Short: "List the machines",
 		Example: `  argon machine ls
   argon machine ls -o json | jq -r '.[] | [.machine.meta.name, .serverName] | @tsv'`,
 		Args: noArgs,
@@ -179,10 +57,7 @@ func (a *app) machineShowCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if *f != formatTable {
-			return printData(a, *f, res.GetMachine())
-		}
-		return writeFields(a.out, isTerminal(a.out), res.GetMachine(), append(a.machineColumns(), machineDetails...))
+		return showOne(a, *f, res.GetMachine(), a.machineColumns(), machineDetails)
 	})
 	return cmd
 }
@@ -222,7 +97,8 @@ var machineDetails = []column[*argonv1.MachineView]{
 		if m.GetCheckpointEverySeconds() == 0 {
 			return plain("")
 		}
-		return plain(fmt.Sprintf("every %v, %d kept", time.Duration(m.GetCheckpointEverySeconds())*time.Second, m.GetCheckpointsKept()))
+		every := formatDuration(time.Duration(m.GetCheckpointEverySeconds()) * time.Second)
+		return plain(fmt.Sprintf("every %s, %d kept", every, m.GetCheckpointsKept()))
 	}},
 	{"migration", func(v *argonv1.MachineView) cell { return plain(lastMigration(v.GetMachine())) }},
 	{"starts", func(v *argonv1.MachineView) cell { return number(v.GetMachine().GetStatus().GetStarts()) }},
@@ -277,7 +153,7 @@ func (a *app) machineStartCommand() *cobra.Command {
 		ValidArgsFunction: a.complete(machineNames),
 	}
 	f := addFormat(cmd)
-	wait.add(cmd)
+	wait.add(cmd, waitTime)
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		if _, err := client.Call(ctx, c.Machines.StartMachine, &argonv1.StartMachineRequest{Name: args[0]}); err != nil {
 			return err
@@ -300,7 +176,7 @@ stop timeout, or at once with --force, it is ended without asking.`,
 		ValidArgsFunction: a.complete(machineNames),
 	}
 	f := addFormat(cmd)
-	wait.add(cmd)
+	wait.add(cmd, waitTime)
 	cmd.Flags().BoolVar(&force, "force", false, "end it at once, as a power cut would")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		if _, err := client.Call(ctx, c.Machines.StopMachine, &argonv1.StopMachineRequest{Name: args[0], Force: force}); err != nil {
@@ -320,7 +196,7 @@ func (a *app) machineRemoveCommand() *cobra.Command {
   argon machine rm web --force          # although it runs
   argon machine rm web --keep-volumes   # its disks stay`,
 		Args:              takesSome("NAME"),
-		ValidArgsFunction: a.complete(machineNames),
+		ValidArgsFunction: a.completeEach(machineNames),
 	}
 	cmd.Flags().BoolVar(&req.Force, "force", false, "also when it runs: end it at once")
 	cmd.Flags().BoolVar(&req.KeepVolumes, "keep-volumes", false, "keep its disks")
@@ -342,9 +218,12 @@ type waitFlags struct {
 	timeout time.Duration
 }
 
-func (w *waitFlags) add(cmd *cobra.Command) {
+// waitTime is how long most commands wait for a machine.
+const waitTime = 2 * time.Minute
+
+func (w *waitFlags) add(cmd *cobra.Command, timeout time.Duration) {
 	cmd.Flags().BoolVar(&w.noWait, "no-wait", false, "return at once")
-	cmd.Flags().DurationVar(&w.timeout, "timeout", 2*time.Minute, "wait no longer than this")
+	cmd.Flags().DurationVar(&w.timeout, "timeout", timeout, "wait no longer than this")
 }
 
 func isRunning(m *argonv1.Machine) bool {
@@ -371,10 +250,7 @@ func (a *app) waitAndPrint(ctx context.Context, c *client.Client, name string, w
 }
 
 func (a *app) printMachine(f format, v *argonv1.MachineView) error {
-	if f != formatTable {
-		return printData(a, f, v)
-	}
-	return printList(a, f, []*argonv1.MachineView{v}, a.machineColumns())
+	return printOne(a, f, v, a.machineColumns())
 }
 
 // pollMachine looks until the machine is as wanted. A machine that failed is

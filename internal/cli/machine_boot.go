@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -24,9 +25,10 @@ func (b *bootFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&b.user, "user", "", "the user to make at the first boot (default: the image's own)")
 	f.StringArrayVar(&b.keys, "ssh-key", nil, "public SSH key of that user, or a file with some; repeated")
-	f.StringVar(&b.hash, "password-hash", "", "password of that user, as made by `openssl passwd -6`")
-	f.StringVar(&b.userData, "user-data", "", "file with user data for cloud-init")
-	f.StringVar(&b.network, "network-config", "", "file with a network configuration for cloud-init")
+	f.StringVar(&b.hash, "password-hash", "", "`HASH` of that user's password, as openssl passwd -6 makes it")
+	f.StringVar(&b.userData, "user-data", "", "`FILE` with user data for cloud-init")
+	f.StringVar(&b.network, "network-config", "", "`FILE` with a network configuration for cloud-init")
+	completeFiles(cmd, "ssh-key", "user-data", "network-config")
 	f.BoolVar(&b.cloudInit, "cloud-init", false, "tell cloud-init the machine's name, also without any of these")
 }
 
@@ -81,13 +83,17 @@ func readSmall(flag, path string) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
-	st, err := os.Stat(path)
-	if err == nil && st.Size() > mostRead {
-		return nil, fmt.Errorf("%s %s: %s are too many", flag, path, formatBytes(uint64(st.Size())))
-	}
-	data, err := os.ReadFile(path)
+	file, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, mostRead+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", flag, err)
+	case len(data) > mostRead:
+		return nil, fmt.Errorf("%s %s: more than %s: too much for a first boot", flag, path, formatBytes(mostRead))
 	}
 	return data, nil
 }
@@ -107,6 +113,7 @@ one: it makes users, keys and host keys again.`,
 		Args:              takes("NAME"),
 		ValidArgsFunction: a.complete(machineNames),
 	}
+	f := addFormat(cmd)
 	boot.add(cmd)
 	cmd.Flags().BoolVar(&none, "none", false, "take all of it away")
 	var given *argonv1.FirstBoot
@@ -129,7 +136,7 @@ one: it makes users, keys and host keys again.`,
 			when = "when it starts next: now it runs"
 		}
 		fmt.Fprintf(a.err, "machine %s: the change takes effect %s\n", args[0], when)
-		return nil
+		return a.printMachine(*f, res.GetMachine())
 	})
 	return cmd
 }

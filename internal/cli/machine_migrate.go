@@ -29,7 +29,7 @@ follow. If anything goes wrong before that, it stays where it is.`,
 	}
 	f := addFormat(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&req.ToServer, "to", "", "the server to go to (default: the cluster chooses)")
+	flags.StringVar(&req.ToServer, "to", "", "the `SERVER` to go to (default: the cluster chooses)")
 	flags.DurationVar(&timeout, "timeout", 10*time.Minute, "give it up if it is not done by then")
 	flags.BoolVar(&cancel, "cancel", false, "give up the migration that is under way")
 	flags.BoolVar(&noWait, "no-wait", false, "return at once")

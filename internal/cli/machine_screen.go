@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"connectrpc.com/connect"
@@ -21,23 +22,24 @@ import (
 )
 
 func (a *app) machineVNCCommand() *cobra.Command {
-	var socket, listen string
+	var listen string
 	cmd := &cobra.Command{
 		Use:   "vnc NAME",
 		Short: "Give a VNC viewer the way to a machine's screen",
 		Long: `Leads a VNC viewer on this host to a machine's screen, wherever the machine
 runs, until interrupted. The viewer connects to a port of 127.0.0.1, which
-everybody on this host can do meanwhile, or to a unix socket (--socket), which
-only you can.`,
+everybody on this host can do meanwhile; or, if --listen names a path, to a unix
+socket, which only you can.`,
 		Example: `  argon machine vnc web
-  argon machine vnc web --socket /tmp/web.vnc & vncviewer /tmp/web.vnc`,
+  argon machine vnc web --listen 127.0.0.1:5901
+  argon machine vnc web --listen /tmp/web.vnc & vncviewer /tmp/web.vnc`,
 		Args:              takes("NAME"),
 		ValidArgsFunction: a.complete(machineNames),
 	}
-	cmd.Flags().StringVar(&socket, "socket", "", "listen on a unix socket of this path")
-	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "listen on this address; port 0: a free one")
+	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:0", "`ADDRESS` to listen on, with port 0 for a free one; or the path of a unix socket")
+	completeFiles(cmd, "listen")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		ln, hint, err := listenForViewer(ctx, socket, listen)
+		ln, hint, err := listenForViewer(ctx, listen)
 		if err != nil {
 			return fmt.Errorf("machine vnc: %w", err)
 		}
@@ -58,10 +60,10 @@ only you can.`,
 }
 
 // listenForViewer also says what to type.
-func listenForViewer(ctx context.Context, socket, address string) (net.Listener, string, error) {
+func listenForViewer(ctx context.Context, at string) (net.Listener, string, error) {
 	var l net.ListenConfig
-	if socket == "" {
-		ln, err := l.Listen(ctx, "tcp", address)
+	if !strings.Contains(at, "/") {
+		ln, err := l.Listen(ctx, "tcp", at)
 		if err != nil {
 			return nil, "", err
 		}
@@ -69,7 +71,7 @@ func listenForViewer(ctx context.Context, socket, address string) (net.Listener,
 		return ln, fmt.Sprintf("vncviewer %s::%s", host, port), nil
 	}
 	// Made where only the user can reach it, then named as wanted.
-	dir, err := os.MkdirTemp(filepath.Dir(socket), ".vnc-")
+	dir, err := os.MkdirTemp(filepath.Dir(at), ".vnc-")
 	if err != nil {
 		return nil, "", err
 	}
@@ -81,13 +83,13 @@ func listenForViewer(ctx context.Context, socket, address string) (net.Listener,
 	ln.(*net.UnixListener).SetUnlinkOnClose(false)
 	err = os.Chmod(filepath.Join(dir, "s"), 0o600)
 	if err == nil {
-		err = os.Link(filepath.Join(dir, "s"), socket)
+		err = os.Link(filepath.Join(dir, "s"), at)
 	}
 	err = errors.Join(err, os.Remove(filepath.Join(dir, "s")))
 	if err != nil {
 		return nil, "", errors.Join(err, ln.Close())
 	}
-	return &namedSocket{ln, socket}, "vncviewer " + socket, nil
+	return &namedSocket{ln, at}, "vncviewer " + at, nil
 }
 
 // namedSocket goes by another name than the one it was made with.
@@ -187,14 +189,9 @@ func (a *app) machineScreenshotCommand() *cobra.Command {
 		Short: "Save what a machine's screen shows as a PNG",
 		Long: `Saves what a machine's screen shows now as a PNG. "-" is standard output. Many
 servers' systems show nothing there once they have started: see their console.`,
-		Example: "  argon machine screenshot web web.png",
-		Args:    takes("NAME", "FILE"),
-		ValidArgsFunction: func(cmd *cobra.Command, args []string, s string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			if len(args) == 1 {
-				return nil, cobra.ShellCompDirectiveDefault
-			}
-			return a.complete(machineNames)(cmd, args, s)
-		},
+		Example:           "  argon machine screenshot web web.png",
+		Args:              takes("NAME", "FILE"),
+		ValidArgsFunction: a.completeThenFiles(machineNames),
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			picture, err := screenshot(ctx, c, args[0])
 			if err != nil {

@@ -76,10 +76,10 @@ func TestVNC(t *testing.T) {
 	}
 	defer c.Close()
 	socket := filepath.Join(t.TempDir(), "web.vnc")
-	for network, at := range map[string]string{"tcp": "", "unix": socket} {
+	for network, at := range map[string]string{"tcp": "127.0.0.1:0", "unix": socket} {
 		t.Run(network, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
-			ln, hint, err := listenForViewer(ctx, at, "127.0.0.1:0")
+			ln, hint, err := listenForViewer(ctx, at)
 			if err != nil || !strings.HasPrefix(hint, "vncviewer ") {
 				t.Fatal(hint, err)
 			}

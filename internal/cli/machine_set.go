@@ -87,7 +87,7 @@ next start, and the command says so. What no server could give is refused.`,
 	flags.Var(&memory, "memory", "such as 1GiB")
 	flags.DurationVar(&stopTimeout, "stop-timeout", 0, "how long a stop may take before it is forced")
 	var keep keeping
-	keep.add(cmd)
+	keep.add(cmd, keeping{})
 	req := &argonv1.SetMachineRequest{}
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		any := false

@@ -1,8 +1,8 @@
 package cli
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -34,6 +34,7 @@ may be in any format that images may be (see "argon image import").`,
 			}
 			return nil
 		},
+		ValidArgsFunction: a.completeThenFiles(nil),
 	}
 	f := addFormat(cmd)
 	flags := cmd.Flags()
@@ -43,12 +44,20 @@ may be in any format that images may be (see "argon image import").`,
 	flags.Var(&memory, "memory", "such as 1GiB (default: the OVA's, or 512MiB)")
 	flags.StringVar(&req.Firmware, "firmware", "", "bios or uefi (default: the OVA's, or bios)")
 	flags.StringVar(&req.Acceleration, "acceleration", "auto", "auto, kvm or tcg")
+	completeWords(cmd, "format", imageFormats...)
+	completeWords(cmd, "firmware", "bios", "uefi")
+	completeWords(cmd, "acceleration", "auto", "kvm", "tcg")
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		return errors.Join(checkImageFormat(cmd, format), checkReplicas(cmd, req.GetReplicas()))
+		return cmp.Or(checkImageFormat(cmd, format), checkReplicas(cmd, req.GetReplicas()))
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Name, req.MemoryBytes, req.Stopped = args[0], uint64(memory), true
-		res, err := a.importMachine(ctx, c, req, format, args[1:])
+		disks, err := a.openSources(args[1:])
+		if err != nil {
+			return fmt.Errorf("machine import: %w", err)
+		}
+		defer closeSources(disks)
+		res, err := a.importMachine(ctx, c, req, format, disks)
 		if err != nil {
 			return err
 		}
@@ -60,15 +69,15 @@ may be in any format that images may be (see "argon image import").`,
 
 type machineImport = importStream[argonv1.ImportMachineRequest, argonv1.ImportMachineResponse]
 
-func (a *app) importMachine(ctx context.Context, c *client.Client, req *argonv1.CreateMachineRequest, format string, files []string) (*argonv1.ImportMachineResponse, error) {
+func (a *app) importMachine(ctx context.Context, c *client.Client, req *argonv1.CreateMachineRequest, format string, disks []*source) (*argonv1.ImportMachineResponse, error) {
 	bar := &phaseBar{app: a}
 	defer bar.finish()
 	send := func(stream machineImport) error {
 		if err := stream.Send(&argonv1.ImportMachineRequest{Part: &argonv1.ImportMachineRequest_Machine{Machine: req}}); err != nil {
 			return err
 		}
-		for _, path := range files {
-			if err := a.sendFile(stream, format, path); err != nil {
+		for _, disk := range disks {
+			if err := sendFile(stream, format, disk); err != nil {
 				return err
 			}
 		}
@@ -83,18 +92,9 @@ func (a *app) importMachine(ctx context.Context, c *client.Client, req *argonv1.
 	})
 }
 
-func (a *app) sendFile(stream machineImport, format, path string) error {
-	if strings.Contains(path, "://") {
-		return fmt.Errorf("%s: only files can be imported: download it first", path)
-	}
-	about := &argonv1.ImportImageRequest_Header{}
-	data, err := openSource(path, about, a.in)
-	if err != nil {
-		return err
-	}
-	defer data.Close()
-	err = stream.Send(&argonv1.ImportMachineRequest{Part: &argonv1.ImportMachineRequest_File_{File: &argonv1.ImportMachineRequest_File{
-		Format: format, SizeBytes: about.GetSizeBytes(), Name: about.GetSource(),
+func sendFile(stream machineImport, format string, data *source) error {
+	err := stream.Send(&argonv1.ImportMachineRequest{Part: &argonv1.ImportMachineRequest_File_{File: &argonv1.ImportMachineRequest_File{
+		Format: format, SizeBytes: data.size, Name: data.name,
 	}}})
 	if err != nil {
 		return err
@@ -106,6 +106,7 @@ func (a *app) sendFile(stream machineImport, format, path string) error {
 
 func (a *app) machineExportCommand() *cobra.Command {
 	req := &argonv1.ExportMachineRequest{}
+	var force bool
 	cmd := &cobra.Command{
 		Use:   "export NAME FILE.qcow2|FILE.ova",
 		Short: "Save a stopped machine's disks",
@@ -114,9 +115,10 @@ products import, or the qcow2 image of one disk. The file is whole or not there.
 		Example: `  argon machine export web web.ova
   argon machine export db data.qcow2 --disk 2`,
 		Args:              takes("NAME", "FILE.qcow2|FILE.ova"),
-		ValidArgsFunction: a.complete(machineNames),
+		ValidArgsFunction: a.completeThenFiles(machineNames),
 	}
 	cmd.Flags().Uint32Var(&req.Disk, "disk", 0, "only this disk, from 1")
+	cmd.Flags().BoolVar(&force, "force", false, "overwrite the file")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Name = args[0]
 		switch ext := strings.ToLower(filepath.Ext(args[1])); ext {
@@ -125,11 +127,14 @@ products import, or the qcow2 image of one disk. The file is whole or not there.
 		default:
 			return fmt.Errorf("machine export: %s: name a file that ends with .qcow2 or .ova", args[1])
 		}
+		if err := mayOverwrite(args[1], force); err != nil {
+			return fmt.Errorf("machine export: %w", err)
+		}
 		n, err := a.exportMachine(ctx, c, req, args[1])
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(a.err, "%s: %s\n", args[1], formatBytes(n))
+		a.sayWritten(args[1], n)
 		return nil
 	})
 	return cmd

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -39,8 +40,7 @@ func (f *format) Set(s string) error {
 func addFormat(cmd *cobra.Command) *format {
 	f := formatTable
 	cmd.Flags().VarP(&f, "output", "o", "how to print: table, json or yaml")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(
-		[]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+	completeWords(cmd, "output", "table", "json", "yaml")
 	return &f
 }
 
@@ -63,7 +63,7 @@ func number[N int | uint32 | uint64](n N) cell { return cell{text: fmt.Sprint(n)
 // printList prints records as a table, a JSON array or a YAML list.
 func printList[T proto.Message](a *app, f format, records []T, columns []column[T]) error {
 	if f == formatTable {
-		return writeTable(a.out, isTerminal(a.out), records, columns)
+		return writeTable(a.out, isColored(a.out), records, columns)
 	}
 	list := make([]json.RawMessage, len(records))
 	for i, r := range records {
@@ -74,6 +74,23 @@ func printList[T proto.Message](a *app, f format, records []T, columns []column[
 		list[i] = data
 	}
 	return writeData(a.out, f, list)
+}
+
+// printOne prints one record as a table of one line, or as data.
+func printOne[T proto.Message](a *app, f format, record T, columns []column[T]) error {
+	if f != formatTable {
+		return printData(a, f, record)
+	}
+	return writeTable(a.out, isColored(a.out), []T{record}, columns)
+}
+
+// showOne prints all that is known of one record, a line for each column, or as
+// data.
+func showOne[T proto.Message](a *app, f format, record T, columns ...[]column[T]) error {
+	if f != formatTable {
+		return printData(a, f, record)
+	}
+	return writeFields(a.out, isColored(a.out), record, slices.Concat(columns...))
 }
 
 // printData prints one record as JSON or YAML.
@@ -140,9 +157,10 @@ func writeFields[T any](w io.Writer, colored bool, record T, columns []column[T]
 	return writeAligned(w, colored, lines)
 }
 
-// writeAligned pads every cell but a line's last to the width of its column.
-func writeAligned(w io.Writer, colored bool, lines [][]cell) error {
-	var widths []int
+// writeAligned pads every cell but a line's last to the width of its column,
+// which is at least what least says.
+func writeAligned(w io.Writer, colored bool, lines [][]cell, least ...int) error {
+	widths := slices.Clone(least)
 	for _, line := range lines {
 		for i, c := range line {
 			if i == len(widths) {

@@ -15,6 +15,7 @@ func (a *app) serverCommand() *cobra.Command {
 the machines here when the server is cut off, and the daemon, which does
 everything else and is started again when it ends. An interrupt stops both,
 and the machines with them.`
+	cmd.Annotations = nil // it does more than to hold others
 	f := &serverFlags{}
 	f.add(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return a.runServer(cmd, f) }

@@ -17,7 +17,7 @@ const drainWord = "move them"
 
 func (a *app) serverDrainCommand() *cobra.Command {
 	req := &argonv1.DrainServerRequest{}
-	wait := waitFlags{}
+	var wait waitFlags
 	var sure confirmFlag
 	cmd := &cobra.Command{
 		Use:   "drain NAME",
@@ -37,9 +37,7 @@ until it is activated.`,
 	f := addFormat(cmd)
 	cmd.Flags().BoolVar(&req.Evacuate, "evacuate", false, "move replicas and copies of images, too")
 	cmd.Flags().Uint32Var(&req.Parallel, "parallel", 2, "how many machines are moved at once")
-	wait.add(cmd)
-	_ = cmd.Flags().Set("timeout", "1h")
-	cmd.Flags().Lookup("timeout").DefValue = "1h"
+	wait.add(cmd, time.Hour)
 	sure.add(cmd)
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Name = args[0]
@@ -49,7 +47,7 @@ until it is activated.`,
 		}
 		if n := before.GetServer().GetMachines(); n > 0 {
 			what := fmt.Sprintf("server %s has %d machines: they are moved while they run; one that can't be is shut down there and started elsewhere", req.GetName(), n)
-			if err := a.confirm(sure, []string{what}, drainWord); err != nil {
+			if err := a.confirm(ctx, sure, []string{what}, drainWord); err != nil {
 				return fmt.Errorf("draining server %s: %w", req.GetName(), err)
 			}
 		}
@@ -61,10 +59,7 @@ until it is activated.`,
 		if err != nil {
 			return err
 		}
-		if *f != formatTable {
-			return printData(a, *f, v)
-		}
-		return printList(a, *f, []*argonv1.ServerView{v}, a.serverColumns())
+		return printOne(a, *f, v, a.serverColumns())
 	})
 	return cmd
 }
@@ -115,10 +110,7 @@ func (a *app) serverActivateCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if *f != formatTable {
-			return printData(a, *f, res.GetServer())
-		}
-		return printList(a, *f, []*argonv1.ServerView{res.GetServer()}, a.serverColumns())
+		return printOne(a, *f, res.GetServer(), a.serverColumns())
 	})
 	return cmd
 }

@@ -15,9 +15,8 @@ import (
 
 func (a *app) serverListCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "ls",
-		Aliases: []string{"list"},
-		Short:   "List the servers of the cluster",
+		Use:   "ls",
+		Short: "List the servers of the cluster",
 		Example: `  argon server ls
   argon server ls -o json | jq -r '.[] | select(.alive | not) | .server.meta.name'`,
 		Args: noArgs,
@@ -47,10 +46,7 @@ func (a *app) serverShowCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if *f != formatTable {
-			return printData(a, *f, res.GetServer())
-		}
-		return writeFields(a.out, isTerminal(a.out), res.GetServer(), append(a.serverColumns(), serverDetails...))
+		return showOne(a, *f, res.GetServer(), a.serverColumns(), serverDetails)
 	})
 	return cmd
 }
@@ -67,7 +63,7 @@ it; --force says what would be, and removes it all the same.`,
 		Example: `  argon server drain s4 --evacuate && argon server rm s4
   argon server rm s4 --force   # it burned down`,
 		Args:              takesSome("NAME"),
-		ValidArgsFunction: a.complete(serverNames),
+		ValidArgsFunction: a.completeEach(serverNames),
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "remove a lost server with what only it had")
 	sure.add(cmd)
@@ -95,10 +91,20 @@ func (a *app) confirmRemoval(ctx context.Context, c *client.Client, sure confirm
 	if len(costs) == 0 || res.GetServer().GetAlive() {
 		return nil // nothing to ask, or it will be refused
 	}
-	if err := a.confirm(sure, append([]string{"with server " + name + " goes what it has:"}, costs...), name); err != nil {
+	if err := a.confirm(ctx, sure, append([]string{"with server " + name + " goes what it has:"}, costs...), name); err != nil {
 		return fmt.Errorf("removing server %s: %w", name, err)
 	}
 	return nil
+}
+
+// serversByID are the servers' names by their ids.
+func serversByID(ctx context.Context, c *client.Client) (map[string]string, error) {
+	res, err := client.Call(ctx, c.Servers.ListServers, &argonv1.ListServersRequest{})
+	names := make(map[string]string)
+	for _, s := range res.GetServers() {
+		names[s.GetServer().GetMeta().GetId()] = s.GetServer().GetMeta().GetName()
+	}
+	return names, err
 }
 
 func (a *app) serverColumns() []column[*argonv1.ServerView] {

@@ -34,9 +34,11 @@ func (f *serverFlags) add(cmd *cobra.Command) {
 	flags.IntVar(&f.dataPort, "data-port", 0, "TCP port of volume data"+portDefault(daemon.DefaultDataPort))
 	flags.IntVar(&f.peerPort, "peer-port", 0, "TCP port between voters"+portDefault(daemon.DefaultPeerPort))
 	flags.IntVar(&f.etcdPort, "etcd-port", 0, "TCP port of the catalog"+portDefault(daemon.DefaultEtcdPort))
-	flags.StringVar(&f.qemu, "qemu", "", "program that runs machines (default qemu-system-x86_64)")
+	flags.StringVar(&f.qemu, "qemu", "", "`PROGRAM` that runs machines (default qemu-system-x86_64)")
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
-	flags.StringVar(&f.watchdog, "watchdog", "", "device that resets this host unless it is fed, such as /dev/watchdog")
+	flags.StringVar(&f.watchdog, "watchdog", "", "`DEVICE` that resets this host unless it is fed, such as /dev/watchdog")
+	completeFiles(cmd, "run-dir", "qemu", "watchdog")
+	completeWords(cmd, "log-level", "debug", "info", "warn", "error")
 	flags.StringVar(&f.role, "role", "", "")
 	_ = flags.MarkHidden("role")
 }

@@ -110,10 +110,24 @@ func formatAge(now time.Time, t *timestamppb.Timestamp) string {
 	}
 }
 
+// formatDuration writes a duration without the units that are nothing: 10m, 24h.
+func formatDuration(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
+
+const timeLayout = "2006-01-02 15:04:05"
+
 // formatTime writes an instant of the past or future in local time.
 func formatTime(t *timestamppb.Timestamp) string {
 	if t == nil {
 		return ""
 	}
-	return t.AsTime().Local().Format("2006-01-02 15:04:05")
+	return t.AsTime().Local().Format(timeLayout)
 }

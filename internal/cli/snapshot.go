@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -31,30 +32,58 @@ func (m *ofMachine) add(a *app, cmd *cobra.Command) {
 	a.completeFlag(cmd, "machine", machineNames)
 }
 
-// takes demands the arguments, without VOLUME where a machine is given.
-func (m *ofMachine) takes(names ...string) cobra.PositionalArgs {
+// takes demands VOLUME NAME, or VOLUME/NAME, or NAME where a machine is given.
+// With several there may be more names.
+func (m *ofMachine) takes(several bool) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if m.name != "" {
-			return takes(names...)(cmd, args)
+		names := []string{"VOLUME", "NAME"}
+		switch {
+		case m.name != "":
+			names = []string{"NAME"}
+		case len(args) > 0 && strings.Contains(args[0], "/"):
+			names = []string{"VOLUME/NAME"}
 		}
-		return takes(append([]string{"VOLUME"}, names...)...)(cmd, args)
+		for several && len(args) > len(names) {
+			names = append(names, names[len(names)-1])
+		}
+		if err := takes(names...)(cmd, args); err != nil || names[0] != "VOLUME/NAME" {
+			return err
+		}
+		for _, arg := range args {
+			if _, _, ok := splitSnapshot(arg); !ok {
+				return usage(cmd, "%q is not VOLUME/NAME", arg)
+			}
+		}
+		return nil
 	}
 }
 
-// split takes the volume off the arguments.
-func (m *ofMachine) split(args []string) (volume string, rest []string) {
-	if m.name != "" {
-		return "", args
+// snapshotPath names a snapshot of a volume; the volume is empty where it is one
+// of all volumes of a machine.
+type snapshotPath struct{ volume, name string }
+
+// paths reads arguments that were found to be right.
+func (m *ofMachine) paths(args []string) []snapshotPath {
+	volume, inPath := "", m.name == "" && strings.Contains(args[0], "/")
+	if m.name == "" && !inPath {
+		volume, args = args[0], args[1:]
 	}
-	return args[0], args[1:]
+	paths := make([]snapshotPath, len(args))
+	for i, arg := range args {
+		paths[i] = snapshotPath{volume, arg}
+		if inPath {
+			paths[i].volume, paths[i].name, _ = splitSnapshot(arg)
+		}
+	}
+	return paths
 }
 
 // title names what a command is about.
-func (m *ofMachine) title(volume, snapshot string) string {
+func (m *ofMachine) title(p snapshotPath) string {
 	if m.name != "" {
-		return "snapshot " + snapshot + " of machine " + m.name
+		return "snapshot " + p.name + " of machine " + m.name
 	}
-	return "snapshot " + volume + "/" + snapshot
+	return "snapshot " + p.volume + "/" + p.name
 }
 
 func (a *app) snapshotCreateCommand() *cobra.Command {
@@ -68,23 +97,21 @@ takes no longer for a large volume, and no space until something is written.
 With --machine all of its volumes are taken at the same instant.`,
 		Example: `  argon snapshot create db monday
   argon snapshot create --machine web before-upgrade`,
-		Args:              m.takes("NAME"),
-		ValidArgsFunction: a.complete(volumeNames, noNames),
+		Args:              m.takes(false),
+		ValidArgsFunction: a.complete(volumeNames),
 	}
 	f := addFormat(cmd)
 	m.add(a, cmd)
 	cmd.Flags().StringToStringVar(&labels, "label", nil, "KEY=VALUE, kept with it; repeated")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		volume, rest := m.split(args)
-		return a.takeSnapshot(ctx, c, *f, &argonv1.CreateSnapshotRequest{Volume: volume, Machine: m.name, Name: rest[0], Labels: labels})
+		p := m.paths(args)[0]
+		return a.takeSnapshot(ctx, c, *f, &argonv1.CreateSnapshotRequest{Volume: p.volume, Machine: m.name, Name: p.name, Labels: labels})
 	})
 	return cmd
 }
 
 func (a *app) takeSnapshot(ctx context.Context, c *client.Client, f format, req *argonv1.CreateSnapshotRequest) error {
-	wait := a.startProgress("taking snapshot " + req.GetName())
-	res, err := client.Call(ctx, c.Snapshots.CreateSnapshot, req)
-	wait.Stop()
+	res, err := waiting(ctx, a, "taking snapshot "+req.GetName(), c.Snapshots.CreateSnapshot, req)
 	if err != nil {
 		return err
 	}
@@ -101,7 +128,7 @@ runs. Its disks are then as after a power cut at that instant. See, remove and
 roll back to it with argon snapshot ls|rm|rollback --machine NAME.`,
 		Example:           "  argon machine snapshot web before-upgrade",
 		Args:              takes("NAME", "SNAPSHOT"),
-		ValidArgsFunction: a.complete(machineNames, noNames),
+		ValidArgsFunction: a.complete(machineNames),
 	}
 	f := addFormat(cmd)
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
@@ -113,13 +140,12 @@ roll back to it with argon snapshot ls|rm|rollback --machine NAME.`,
 func (a *app) snapshotListCommand() *cobra.Command {
 	var m ofMachine
 	cmd := &cobra.Command{
-		Use:     "ls [VOLUME]",
-		Aliases: []string{"list"},
-		Short:   "List the snapshots, of all volumes or of some",
+		Use:   "ls [VOLUME]",
+		Short: "List the snapshots, of all volumes or of some",
 		Example: `  argon snapshot ls
   argon snapshot ls db -o json | jq -r '.[].snapshot.name'
   argon snapshot ls --machine web`,
-		ValidArgsFunction: a.complete(volumeNames, noNames),
+		ValidArgsFunction: a.complete(volumeNames),
 	}
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 1 || len(args) == 1 && m.name != "" {
@@ -167,23 +193,22 @@ func snapshotState(s *argonv1.Snapshot) cell {
 }
 
 func (a *app) snapshotShowCommand() *cobra.Command {
+	var m ofMachine // none
 	cmd := &cobra.Command{
 		Use:               "show VOLUME NAME",
 		Short:             "Show one snapshot",
 		Example:           "  argon snapshot show db monday",
-		Args:              takes("VOLUME", "NAME"),
-		ValidArgsFunction: a.completeSnapshot(nil),
+		Args:              m.takes(false),
+		ValidArgsFunction: a.completeSnapshot(&m),
 	}
 	f := addFormat(cmd)
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		res, err := client.Call(ctx, c.Snapshots.GetSnapshot, &argonv1.GetSnapshotRequest{Volume: args[0], Name: args[1]})
+		p := m.paths(args)[0]
+		res, err := client.Call(ctx, c.Snapshots.GetSnapshot, &argonv1.GetSnapshotRequest{Volume: p.volume, Name: p.name})
 		if err != nil {
 			return err
 		}
-		if *f != formatTable {
-			return printData(a, *f, res.GetSnapshot())
-		}
-		return writeFields(a.out, isTerminal(a.out), res.GetSnapshot(), append(a.snapshotColumns(), snapshotDetails...))
+		return showOne(a, *f, res.GetSnapshot(), a.snapshotColumns(), snapshotDetails)
 	})
 	return cmd
 }
@@ -197,6 +222,13 @@ var snapshotDetails = []column[*argonv1.SnapshotView]{
 		}
 		return plain(fmt.Sprintf("%d volumes (%s)", v.GetSnapshot().GetGroupSize(), v.GetSnapshot().GetGroup()))
 	}},
+	{"labels", func(v *argonv1.SnapshotView) cell {
+		var labels []string
+		for _, k := range slices.Sorted(maps.Keys(v.GetSnapshot().GetLabels())) {
+			labels = append(labels, k+"="+v.GetSnapshot().GetLabels()[k])
+		}
+		return plain(strings.Join(labels, ", "))
+	}},
 	{"generation", func(v *argonv1.SnapshotView) cell { return number(v.GetSnapshot().GetGeneration()) }},
 }
 
@@ -204,54 +236,45 @@ func (a *app) snapshotRemoveCommand() *cobra.Command {
 	var m ofMachine
 	var detach, noWait bool
 	cmd := &cobra.Command{
-		Use:   "rm VOLUME NAME",
-		Short: "Remove a snapshot; its space comes back",
-		Long: `Removes a snapshot. What only it needs is given back in the background. Refused
-while volumes are based on it, unless --detach has them copy what they need of
+		Use:   "rm VOLUME NAME...",
+		Short: "Remove snapshots; their space comes back",
+		Long: `Removes snapshots. What only they need is given back in the background. Refused
+while volumes are based on one, unless --detach has them copy what they need of
 it first: that goes on in the background if this command is interrupted.`,
-		Example: `  argon snapshot rm db monday
-  argon snapshot rm db monday --detach
+		Example: `  argon snapshot rm db monday tuesday
+  argon snapshot rm db/monday --detach
   argon snapshot rm --machine web before-upgrade`,
-		Args:              m.takes("NAME"),
+		Args:              m.takes(true),
 		ValidArgsFunction: a.completeSnapshot(&m),
 	}
 	m.add(a, cmd)
 	cmd.Flags().BoolVar(&detach, "detach", false, "first have its clones copy what they need of it")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "do not wait for the clones")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		volume, rest := m.split(args)
-		title := m.title(volume, rest[0])
-		res, err := client.Call(ctx, c.Snapshots.RemoveSnapshot, &argonv1.RemoveSnapshotRequest{
-			Volume: volume, Machine: m.name, Name: rest[0], Detach: detach,
-		})
-		if err != nil {
-			return err
-		}
-		if len(res.GetWaitsFor()) > 0 && noWait {
-			fmt.Fprintf(a.out, "%s is removed once volume %s is detached from it\n", title, strings.Join(res.GetWaitsFor(), ", "))
-			return nil
-		}
-		if len(res.GetWaitsFor()) > 0 {
-			if err := a.pollSnapshotGone(ctx, c, volume, m.name, rest[0], res.GetWaitsFor()); err != nil {
+		for _, p := range m.paths(args) {
+			err := a.removeBase(ctx, c, m.title(p), noWait, func() ([]string, error) {
+				res, err := client.Call(ctx, c.Snapshots.RemoveSnapshot, &argonv1.RemoveSnapshotRequest{
+					Volume: p.volume, Machine: m.name, Name: p.name, Detach: detach,
+				})
+				return res.GetWaitsFor(), err
+			}, func() (bool, error) { return snapshotGone(ctx, c, m.name, p) })
+			if err != nil {
 				return err
 			}
 		}
-		fmt.Fprintf(a.out, "%s removed\n", title)
 		return nil
 	})
 	return cmd
 }
 
-func (a *app) pollSnapshotGone(ctx context.Context, c *client.Client, volume, machine, name string, waitsFor []string) error {
-	return a.pollGone(ctx, c, "removing snapshot "+name, waitsFor, func() (bool, error) {
-		if machine == "" {
-			_, err := client.Call(ctx, c.Snapshots.GetSnapshot, &argonv1.GetSnapshotRequest{Volume: volume, Name: name})
-			return isGone(err)
-		}
-		res, err := client.Call(ctx, c.Snapshots.ListSnapshots, &argonv1.ListSnapshotsRequest{Machine: machine})
-		left := slices.ContainsFunc(res.GetSnapshots(), func(s *argonv1.SnapshotView) bool { return s.GetSnapshot().GetName() == name })
-		return !left, err
-	})
+func snapshotGone(ctx context.Context, c *client.Client, machine string, p snapshotPath) (bool, error) {
+	if machine == "" {
+		_, err := client.Call(ctx, c.Snapshots.GetSnapshot, &argonv1.GetSnapshotRequest{Volume: p.volume, Name: p.name})
+		return isGone(err)
+	}
+	res, err := client.Call(ctx, c.Snapshots.ListSnapshots, &argonv1.ListSnapshotsRequest{Machine: machine})
+	left := slices.ContainsFunc(res.GetSnapshots(), func(s *argonv1.SnapshotView) bool { return s.GetSnapshot().GetName() == p.name })
+	return !left, err
 }
 
 func (a *app) snapshotRollbackCommand() *cobra.Command {
@@ -265,27 +288,27 @@ gone, unless a later snapshot has it: those stay. Refused while a machine runs
 on the volume or somebody has it connected.`,
 		Example: `  argon snapshot rollback db monday
   argon snapshot rollback --machine web before-upgrade`,
-		Args:              m.takes("NAME"),
+		Args:              m.takes(false),
 		ValidArgsFunction: a.completeSnapshot(&m),
 	}
 	m.add(a, cmd)
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "return at once; whoever uses the volume waits")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		volume, rest := m.split(args)
-		res, err := client.Call(ctx, c.Snapshots.RollBack, &argonv1.RollBackRequest{Volume: volume, Machine: m.name, Name: rest[0]})
+		p := m.paths(args)[0]
+		res, err := client.Call(ctx, c.Snapshots.RollBack, &argonv1.RollBackRequest{Volume: p.volume, Machine: m.name, Name: p.name})
 		if err != nil {
 			return err
 		}
 		for _, v := range res.GetVolumes() {
 			name := v.GetVolume().GetMeta().GetName()
 			if noWait {
-				fmt.Fprintf(a.out, "volume %s is being rolled back to snapshot %s\n", name, rest[0])
+				fmt.Fprintf(a.out, "volume %s is being rolled back to snapshot %s\n", name, p.name)
 				continue
 			}
 			if _, err := a.pollVolume(ctx, c, name, func(v *argonv1.Volume) bool { return v.GetRollbackTo() == 0 }); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, "volume %s is as in snapshot %s again\n", name, rest[0])
+			fmt.Fprintf(a.out, "volume %s is as in snapshot %s again\n", name, p.name)
 		}
 		return nil
 	})

@@ -21,11 +21,18 @@ const (
 	yellow color = "\x1b[33m"
 )
 
-// isTerminal tells whether a person looks at w (and wants colors: no-color.org).
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+// isTerminal tells whether a person is at the other end of a file.
+func isTerminal(f any) bool {
+	file, ok := f.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd()))
 }
+
+// redraws tells whether what was written to w can be written over.
+func redraws(w io.Writer) bool { return isTerminal(w) && os.Getenv("TERM") != "dumb" }
+
+// isColored tells whether w shows colors, and who reads it wants them
+// (no-color.org).
+func isColored(w io.Writer) bool { return redraws(w) && os.Getenv("NO_COLOR") == "" }
 
 // progress is one line on the terminal that says what is being waited for.
 // Where there is no terminal it says nothing. Safe for concurrent use.
@@ -46,7 +53,7 @@ const (
 // startProgress shows text until Stop.
 func (a *app) startProgress(text string) *progress {
 	p := &progress{w: a.err, stop: make(chan struct{}), text: text}
-	if isTerminal(a.err) {
+	if redraws(a.err) {
 		p.done.Go(p.spin)
 	}
 	return p
@@ -76,8 +83,28 @@ func (p *progress) spin() {
 			return
 		case <-tick.C:
 			p.mu.Lock()
-			fmt.Fprintf(p.w, "%s%c %s", eraseLine, frames[i%len(frames)], p.text)
+			text := p.text
 			p.mu.Unlock()
+			fmt.Fprintf(p.w, "%s%c %s", eraseLine, frames[i%len(frames)], clip(text, widthOf(p.w)-2))
 		}
 	}
+}
+
+// widthOf is how wide a terminal is.
+func widthOf(w io.Writer) int {
+	if f, ok := w.(*os.File); ok {
+		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
+			return width
+		}
+	}
+	return helpWidth
+}
+
+// clip shortens a text that would go on in the next line, which can't be written
+// over.
+func clip(text string, width int) string {
+	if r := []rune(text); len(r) >= width {
+		return string(r[:max(0, width-2)]) + "…"
+	}
+	return text
 }

@@ -3,9 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
-	"io"
 	"math"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -58,7 +56,6 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 func (a *app) tokenListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "ls",
-		Aliases: []string{"list"},
 		Short:   "List the tokens",
 		Example: "  argon token ls",
 		Args:    noArgs,
@@ -91,10 +88,11 @@ func (a *app) tokenState(t *argonv1.Token) cell {
 
 func (a *app) tokenRemoveCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:     "rm ID...",
-		Short:   "Remove tokens, so that they can't be used any more",
-		Example: "  argon token rm 01J9ZK",
-		Args:    takesSome("ID"),
+		Use:               "rm ID...",
+		Short:             "Remove tokens, so that they can't be used any more",
+		Example:           "  argon token rm 01J9ZK",
+		Args:              takesSome("ID"),
+		ValidArgsFunction: a.completeEach(tokenIDs),
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			return a.forEach(args, "token %s removed", func(id string) error {
 				_, err := client.Call(ctx, c.Cluster.DeleteToken, &argonv1.DeleteTokenRequest{Id: id})
@@ -121,17 +119,4 @@ func wholeSeconds(d time.Duration) (uint32, error) {
 		return 0, fmt.Errorf("not a whole number of seconds, at least 1s")
 	}
 	return uint32(d / time.Second), nil
-}
-
-// readLine reads a short secret.
-func readLine(r io.Reader) (string, error) {
-	data, err := io.ReadAll(io.LimitReader(r, 4096))
-	if err != nil {
-		return "", err
-	}
-	line, _, _ := strings.Cut(strings.TrimSpace(string(data)), "\n")
-	if line == "" {
-		return "", io.ErrUnexpectedEOF
-	}
-	return line, nil
 }

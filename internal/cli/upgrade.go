@@ -27,19 +27,24 @@ which versions run. Fails, with the reasons, while it should wait.`,
 		Example: "  argon upgrade check && ssh s2 systemctl reload argon",
 		Args:    noArgs,
 	}
+	f := addFormat(cmd)
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 		s, err := client.Call(ctx, c.Cluster.Status, &argonv1.StatusRequest{})
 		if err != nil {
 			return err
 		}
-		if why := mustWait(s); len(why) > 0 {
-			return errors.New("wait with the next server: " + strings.Join(why, "; "))
+		why, order := mustWait(s), upgradeOrder(s)
+		if *f != formatTable {
+			err = writeData(a.out, *f, map[string]any{"ready": len(why) == 0, "reasons": append([]string{}, why...), "order": order})
 		}
-		fmt.Fprintln(a.out, "the next server may follow")
-		for _, line := range upgradeOrder(s) {
-			fmt.Fprintln(a.out, line)
+		if len(why) > 0 {
+			return errors.Join(err, errors.New("wait with the next server: "+strings.Join(why, "; ")))
 		}
-		return nil
+		if *f == formatTable {
+			fmt.Fprintln(a.out, "the next server may follow")
+			return writeTable(a.out, isColored(a.out), order, upgradeColumns)
+		}
+		return err
 	})
 	return cmd
 }
@@ -64,17 +69,35 @@ func mustWait(s *argonv1.StatusResponse) []string {
 	return why
 }
 
+// upgradeStep is a server in the order to go by.
+type upgradeStep struct {
+	Server  string `json:"server"`
+	Version string `json:"version"`
+	Leads   bool   `json:"leads"`
+}
+
+var upgradeColumns = []column[upgradeStep]{
+	{"server", func(s upgradeStep) cell { return plain(s.Server) }},
+	{"version", func(s upgradeStep) cell { return plain(s.Version) }},
+	{"order", func(s upgradeStep) cell {
+		if s.Leads {
+			return plain("last: it leads")
+		}
+		return plain("")
+	}},
+}
+
 // upgradeOrder lists the servers in the order to go by, the leader last.
-func upgradeOrder(s *argonv1.StatusResponse) []string {
-	var lines, leader []string
+func upgradeOrder(s *argonv1.StatusResponse) []upgradeStep {
+	steps, last := []upgradeStep{}, []upgradeStep{}
 	for _, v := range s.GetServers() {
 		m := v.GetServer()
-		line := fmt.Sprintf("  %s runs version %s", m.GetMeta().GetName(), m.GetVersion())
-		if m.GetMeta().GetId() == s.GetLeaderId() {
-			leader = append(leader, line+", and leads: last")
+		step := upgradeStep{Server: m.GetMeta().GetName(), Version: m.GetVersion(), Leads: m.GetMeta().GetId() == s.GetLeaderId()}
+		if step.Leads {
+			last = append(last, step)
 			continue
 		}
-		lines = append(lines, line)
+		steps = append(steps, step)
 	}
-	return append(lines, leader...)
+	return append(steps, last...)
 }

@@ -18,8 +18,8 @@ func TestUpgradeCheck(t *testing.T) {
 	if why := mustWait(fine()); len(why) > 0 {
 		t.Errorf("a cluster that is well waits for %v", why)
 	}
-	if got := upgradeOrder(fine()); !slices.Equal(got, []string{"  s2 runs version v1", "  s1 runs version v1, and leads: last"}) {
-		t.Errorf("the order is %q", got)
+	if got := upgradeOrder(fine()); !slices.Equal(got, []upgradeStep{{"s2", "v1", false}, {"s1", "v1", true}}) {
+		t.Errorf("the order is %+v", got)
 	}
 	for says, change := range map[string]func(*argonv1.StatusResponse){
 		"server s2 is down":            func(s *argonv1.StatusResponse) { s.Servers[1].Alive = false },

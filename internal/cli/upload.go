@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"strings"
 
 	"connectrpc.com/connect"
 )
@@ -74,6 +77,64 @@ func receiveResult[Req, Res any](what string, stream importStream[Req, Res], isR
 		if err != nil || isResult(res) {
 			return res, err
 		}
+	}
+}
+
+// source is what an import reads.
+type source struct {
+	io.ReadCloser
+	// name says what it is, for the record.
+	name string
+	// size in bytes; 0 if that is not known.
+	size uint64
+}
+
+// openSource opens a file of this host; "-" is standard input.
+func (a *app) openSource(path string) (*source, error) {
+	switch {
+	case path == "-" && isTerminal(a.in):
+		return nil, errors.New("standard input is a terminal: name a file, or lead one in with <")
+	case path == "-":
+		return &source{ReadCloser: io.NopCloser(a.in), name: "standard input"}, nil
+	case strings.Contains(path, "://"):
+		return nil, fmt.Errorf("%s: only `argon image import` takes URLs: download it first", path)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	if err == nil && info.IsDir() {
+		err = fmt.Errorf("%s is a directory: name a file", path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	s := &source{ReadCloser: file, name: filepath.Base(path)}
+	if info.Mode().IsRegular() {
+		s.size = uint64(info.Size())
+	}
+	return s, nil
+}
+
+// openSources opens several files, and none of them if it can't open all: what is
+// wrong with the last one shows before the first one is sent.
+func (a *app) openSources(paths []string) ([]*source, error) {
+	var list []*source
+	for _, path := range paths {
+		s, err := a.openSource(path)
+		if err != nil {
+			closeSources(list)
+			return nil, err
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+func closeSources(list []*source) {
+	for _, s := range list {
+		_ = s.Close() // it was only read
 	}
 }
 

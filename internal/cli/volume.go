@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,7 +45,7 @@ the clone is detached (argon volume detach-base).`,
 	cmd.Flags().Var(&size, "size", "such as 20GiB (default: the image's or the snapshot's size)")
 	cmd.Flags().Uint32Var(&req.Replicas, "replicas", 2, "how many servers keep a copy: 1, 2 or 3")
 	cmd.Flags().StringVar(&req.Image, "image", "", "a clone of this image")
-	cmd.Flags().StringVar(&snapshot, "snapshot", "", "a clone of this snapshot, VOLUME/NAME")
+	cmd.Flags().StringVar(&snapshot, "snapshot", "", "a clone of this snapshot, `VOLUME/NAME`")
 	a.completeFlag(cmd, "image", imageNames)
 	a.completeFlag(cmd, "snapshot", snapshotPaths)
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
@@ -57,21 +58,16 @@ the clone is detached (argon volume detach-base).`,
 				return usage(cmd, "--snapshot %q is not VOLUME/NAME", snapshot)
 			}
 		}
-		return errors.Join(exclusive(cmd, "image", "snapshot"), checkReplicas(cmd, req.GetReplicas()))
+		return cmp.Or(exclusive(cmd, "image", "snapshot"), checkReplicas(cmd, req.GetReplicas()))
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Name, req.SizeBytes = args[0], uint64(size)
-		wait := a.startProgress("making volume " + req.GetName())
-		res, err := client.Call(ctx, c.Volumes.CreateVolume, req)
-		wait.Stop()
+		res, err := waiting(ctx, a, "making volume "+req.GetName(), c.Volumes.CreateVolume, req)
 		if err != nil {
 			return err
 		}
 		a.warn(res.GetWarnings())
-		if *f != formatTable {
-			return printData(a, *f, res.GetVolume())
-		}
-		return printList(a, *f, []*argonv1.VolumeView{res.GetVolume()}, a.volumeColumns())
+		return printOne(a, *f, res.GetVolume(), a.volumeColumns())
 	})
 	return cmd
 }
@@ -92,9 +88,8 @@ func (a *app) warn(warnings []string) {
 
 func (a *app) volumeListCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "ls",
-		Aliases: []string{"list"},
-		Short:   "List the volumes",
+		Use:   "ls",
+		Short: "List the volumes",
 		Example: `  argon volume ls
   argon volume ls -o json | jq -r '.[] | select(.health != "healthy") | .volume.meta.name'`,
 		Args: noArgs,
@@ -169,7 +164,7 @@ func (a *app) volumeRemoveCommand() *cobra.Command {
 		Short:             "Remove volumes with all their data",
 		Example:           "  argon volume rm db",
 		Args:              takesSome("NAME"),
-		ValidArgsFunction: a.complete(volumeNames),
+		ValidArgsFunction: a.completeEach(volumeNames),
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			return a.forEach(args, "volume %s removed", func(name string) error {
 				defer a.startProgress("removing volume " + name).Stop()
@@ -229,7 +224,7 @@ good; it says what is lost.`,
 	cmd.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false, "yes, acknowledged writes may be lost")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Volume, req.Server = args[0], args[1]
-		res, err := client.Call(ctx, c.Volumes.PromoteReplica, req)
+		res, err := waiting(ctx, a, "asking the replica on "+req.GetServer(), c.Volumes.PromoteReplica, req)
 		if err != nil {
 			return err
 		}

@@ -36,15 +36,11 @@ func (a *app) volumeShowCommand() *cobra.Command {
 }
 
 func (a *app) showVolume(ctx context.Context, c *client.Client, v *argonv1.VolumeView) error {
-	servers, err := client.Call(ctx, c.Servers.ListServers, &argonv1.ListServersRequest{})
+	byID, err := serversByID(ctx, c)
 	if err != nil {
 		return err
 	}
-	byID := make(map[string]string)
-	for _, s := range servers.GetServers() {
-		byID[s.GetServer().GetMeta().GetId()] = s.GetServer().GetMeta().GetName()
-	}
-	colored := isTerminal(a.out)
+	colored := isColored(a.out)
 	if err := writeFields(a.out, colored, v, append(a.volumeColumns(), a.volumeDetails(byID)...)); err != nil {
 		return err
 	}

@@ -37,11 +37,18 @@ uses it. A stream holds everything that another cluster needs, checksummed; with
   argon volume export db/tuesday tuesday.stream --since monday
   argon volume export db/monday - --format stream | ssh other argon volume import db -`,
 		Args:              takes("NAME[/SNAPSHOT]", "FILE|-"),
-		ValidArgsFunction: a.completeThenFile(volumesAndSnapshots),
+		ValidArgsFunction: a.completeThenFiles(volumesAndSnapshots),
 	}
 	f := addFormatOf(cmd, exportFormats, "raw, qcow2 or stream (default: by the file's name, else raw)")
-	cmd.Flags().StringVar(&req.Since, "since", "", "only what differs from this snapshot of the volume; a stream")
+	cmd.Flags().StringVar(&req.Since, "since", "", "only what differs from this `SNAPSHOT` of the volume; a stream")
 	cmd.Flags().BoolVar(&force, "force", false, "overwrite the file")
+	_ = cmd.RegisterFlagCompletionFunc("since", func(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) == 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		volume, _, _ := strings.Cut(args[0], "/")
+		return a.completeSnapshot(&ofMachine{})(cmd, []string{volume}, typed)
+	})
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
 		var ok bool
 		if req.Volume, req.Snapshot, ok = splitSnapshot(args[0]); !ok {
@@ -62,7 +69,10 @@ uses it. A stream holds everything that another cluster needs, checksummed; with
 			return err
 		}
 		err = a.exportVolume(ctx, c, req, out)
-		return errors.Join(err, out.end(err == nil))
+		if err = errors.Join(err, out.end(err == nil)); err == nil && out.name != "" {
+			a.sayWritten(out.name, uint64(out.size))
+		}
+		return err
 	})
 	return cmd
 }
@@ -71,7 +81,7 @@ uses it. A stream holds everything that another cluster needs, checksummed; with
 func addFormatOf(cmd *cobra.Command, formats []string, help string) *chosen {
 	f := &choice{of: formats}
 	cmd.Flags().Var(f, "format", help)
-	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+	completeWords(cmd, "format", formats...)
 	return &f.chosen
 }
 
@@ -129,14 +139,28 @@ func (a *app) openExport(name string, force bool) (*exportFile, error) {
 			return nil, fmt.Errorf("volume export: %w", err)
 		}
 		return &exportFile{Writer: f, file: f}, nil
-	} else if err == nil && !force {
-		return nil, fmt.Errorf("volume export: %s exists already: choose another name, or overwrite it with --force", name)
+	}
+	if err := mayOverwrite(name, force); err != nil {
+		return nil, fmt.Errorf("volume export: %w", err)
 	}
 	f, err := os.OpenFile(name+".part", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("volume export: %w", err)
 	}
 	return &exportFile{Writer: f, file: f, name: name, seeks: true}, nil
+}
+
+// mayOverwrite refuses to overwrite a file unless that is forced.
+func mayOverwrite(name string, force bool) error {
+	if _, err := os.Stat(name); err == nil && !force {
+		return fmt.Errorf("%s exists already: choose another name, or overwrite it with --force", name)
+	}
+	return nil
+}
+
+// sayWritten tells of a file that is whole now.
+func (a *app) sayWritten(name string, size uint64) {
+	fmt.Fprintf(a.err, "%s: %s\n", name, formatBytes(size))
 }
 
 // zeros leaves a hole where it can.
@@ -228,19 +252,21 @@ of it is received and checked first: a file that is damaged changes nothing.`,
   argon volume import db monday.stream
   argon volume import db tuesday.stream   # what differs from monday`,
 		Args:              takes("NAME", "FILE|-"),
-		ValidArgsFunction: a.completeThenFile(volumeNames),
+		ValidArgsFunction: a.completeThenFiles(volumeNames),
 	}
 	f := addFormat(cmd)
 	cmd.Flags().StringVar(&header.Format, "format", "", "stream, raw, qcow2, or another that images can have (default: found by looking)")
 	cmd.Flags().Uint32Var(&header.Replicas, "replicas", 2, "how many servers keep a copy of a new volume: 1, 2 or 3")
+	completeWords(cmd, "format", append([]string{"stream"}, imageFormats...)...)
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return checkReplicas(cmd, header.GetReplicas()) }
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		header.Name = args[0]
-		data, err := a.openImport(args[1], header)
+		data, err := a.openSource(args[1])
 		if err != nil {
-			return err
+			return fmt.Errorf("volume import: %w", err)
 		}
 		defer data.Close()
+		header.SizeBytes = data.size
 		bar := &phaseBar{app: a}
 		res, err := importVolume(ctx, c, header, data, bar.show)
 		bar.finish()
@@ -251,20 +277,6 @@ of it is received and checked first: a file that is damaged changes nothing.`,
 		return a.printVolume(*f, res.GetVolume())
 	})
 	return cmd
-}
-
-func (a *app) openImport(name string, header *argonv1.ImportVolumeRequest_Header) (io.ReadCloser, error) {
-	if name == "-" {
-		return io.NopCloser(a.in), nil
-	}
-	file, err := os.Open(name)
-	if err != nil {
-		return nil, fmt.Errorf("volume import: %w", err)
-	}
-	if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
-		header.SizeBytes = uint64(info.Size())
-	}
-	return file, nil
 }
 
 // importVolume sends the data while it shows what the server says of it.
@@ -285,19 +297,6 @@ func importVolume(ctx context.Context, c *client.Client, header *argonv1.ImportV
 		show(p.GetPhase(), p.GetDoneBytes(), p.GetTotalBytes())
 		return false
 	})
-}
-
-// completeThenFile offers names for the first argument and files for the next.
-func (a *app) completeThenFile(list names) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		if len(args) == 1 {
-			return nil, cobra.ShellCompDirectiveDefault
-		}
-		if len(args) > 1 {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		return a.namesOf(cmd, list)
-	}
 }
 
 // volumesAndSnapshots are NAME and NAME/SNAPSHOT.

@@ -26,7 +26,7 @@ func (a *app) volumeResizeCommand() *cobra.Command {
 beyond the new end would be lost.`,
 		Example:           "  argon volume resize db 40GiB",
 		Args:              takes("NAME", "SIZE"),
-		ValidArgsFunction: a.complete(volumeNames, noNames),
+		ValidArgsFunction: a.complete(volumeNames),
 	}
 	f := addFormat(cmd)
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
@@ -37,9 +37,7 @@ beyond the new end would be lost.`,
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Name, req.SizeBytes = args[0], uint64(size)
-		wait := a.startProgress("volume " + req.GetName() + " is growing")
-		res, err := client.Call(ctx, c.Volumes.ResizeVolume, req)
-		wait.Stop()
+		res, err := waiting(ctx, a, "volume "+req.GetName()+" is growing", c.Volumes.ResizeVolume, req)
 		if err != nil {
 			return err
 		}
@@ -49,17 +47,14 @@ beyond the new end would be lost.`,
 }
 
 func (a *app) printVolume(f format, v *argonv1.VolumeView) error {
-	if f != formatTable {
-		return printData(a, f, v)
-	}
-	return printList(a, f, []*argonv1.VolumeView{v}, a.volumeColumns())
+	return printOne(a, f, v, a.volumeColumns())
 }
 
 func (a *app) volumeDetachCommand() *cobra.Command {
 	var noWait bool
 	cmd := &cobra.Command{
 		Use:   "detach-base NAME",
-		Short: "Copy what a clone needs of its image or snapshot, and be free of it",
+		Short: "Copy what a clone needs of its base, and be free of it",
 		Long: `Copies what a clone still reads from its image or snapshot into the clone, and
 waits until that is done. It goes on in the background if this command is
 interrupted, also while the volume is used. Then the image or the snapshot can
@@ -163,6 +158,28 @@ func poll(ctx context.Context, done func() (bool, error)) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// removeBase removes an image or a snapshot, and waits until the clones that it
+// first has to be without are.
+func (a *app) removeBase(
+	ctx context.Context, c *client.Client, title string, noWait bool,
+	remove func() (waitsFor []string, err error), gone func() (bool, error),
+) error {
+	waitsFor, err := remove()
+	switch {
+	case err != nil:
+		return err
+	case len(waitsFor) > 0 && noWait:
+		fmt.Fprintf(a.out, "%s is removed once volume %s is detached from it\n", title, strings.Join(waitsFor, ", "))
+		return nil
+	case len(waitsFor) > 0:
+		if err := a.pollGone(ctx, c, "removing "+title, waitsFor, gone); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(a.out, "%s removed\n", title)
+	return nil
 }
 
 // pollGone waits until something does not exist any more, while the volumes
