@@ -76,7 +76,11 @@ func parseToken(text string) (token, error) {
 	if err != nil || len(fingerprint) != sha256.Size {
 		return token{}, fmt.Errorf("%w: its fingerprint is damaged: %s", ErrToken, advice)
 	}
-	return token{id: hex.EncodeToString(id), secret: secret, fingerprint: [sha256.Size]byte(fingerprint)}, nil
+	t := token{id: hex.EncodeToString(id), secret: secret, fingerprint: [sha256.Size]byte(fingerprint)}
+	if t.String() != strings.TrimSpace(text) { // both decoders forgive more than one spelling
+		return token{}, fmt.Errorf("%w: it is damaged: %s", ErrToken, advice)
+	}
+	return t, nil
 }
 
 // secretHash is what the catalog keeps of a secret. The secret is 192 random
