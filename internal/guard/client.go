@@ -138,6 +138,11 @@ func (c *Client) SetDeadline(ctx context.Context, until time.Duration) error {
 // LimitDeadline moves the deadline back if it is later. A guard that can't do that
 // never had a reason for a later one.
 func (c *Client) LimitDeadline(ctx context.Context, until time.Duration) error {
+	if c.fence != nil {
+		if err := c.fence.lower(until); err != nil {
+			return err
+		}
+	}
 	if !c.Knows("lower") {
 		return nil
 	}

@@ -43,13 +43,31 @@ func (c *conn) serve(ctx context.Context) error {
 			_ = c.nc.Close()
 			return err
 		}
+		do := c.begin(ctx, r)
 		// A kill waits for the guest's end; a renewal must not wait for that.
-		jobs.Go(func() { c.handle(ctx, r) })
+		jobs.Go(do)
 	}
 	if err := in.Err(); err != nil {
 		return fmt.Errorf("reading the daemon's requests: %w", err)
 	}
 	return nil
+}
+
+// begin does what must be done before the next request is read, and returns the
+// rest: a kill that follows a start must find that guest.
+func (c *conn) begin(ctx context.Context, r request) (rest func()) {
+	if r.Op != opStart {
+		return func() { c.handle(ctx, r) }
+	}
+	place, err := c.guests.reserve(r.Process.ID)
+	return func() {
+		a := answer{Seq: r.Seq}
+		if err == nil {
+			a.PID, err = c.guests.start(*r.Process, place)
+		}
+		a.fail(err)
+		c.send(a)
+	}
 }
 
 func (c *conn) handle(ctx context.Context, r request) {
@@ -60,8 +78,6 @@ func (c *conn) handle(ctx context.Context, r request) {
 		c.ready()
 	case opDeadline:
 		err = c.guests.extend(r.Until)
-	case opStart:
-		a.PID, err = c.guests.start(*r.Process)
 	case opKill:
 		err = c.guests.kill(ctx, r.ID)
 	case opLimit:

@@ -32,6 +32,17 @@ func (f *fence) extend(until time.Duration) error {
 	return f.alarm.set(until + fenceAfter)
 }
 
+// lower moves the deadline back if it is later.
+func (f *fence) lower(until time.Duration) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if until >= f.deadline {
+		return nil
+	}
+	f.deadline = until
+	return f.alarm.set(until + fenceAfter)
+}
+
 // enforce kills all guests if the deadline has passed. That it fails is for the
 // guard to tell, and the watchdog to end.
 func (f *fence) enforce() {

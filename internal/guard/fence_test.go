@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/argon-cluster/argon/internal/boottime"
 	"github.com/argon-cluster/argon/internal/cgroup"
 )
 
@@ -261,7 +263,11 @@ func TestHostSleeps(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	pid, err := g.start(Process{ID: "a", Path: "sleep", Args: []string{"3600"}, Dir: dir, LogPath: filepath.Join(dir, "log")})
+	place, err := g.reserve("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := g.start(Process{ID: "a", Path: "sleep", Args: []string{"3600"}, Dir: dir, LogPath: filepath.Join(dir, "log")}, place)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,7 +283,7 @@ func TestHostSleeps(t *testing.T) {
 	}
 	g.enforce()
 	(&world{t: t}).gone(pid)
-	if _, err := g.start(Process{ID: "b", Path: "true", Dir: dir, LogPath: filepath.Join(dir, "log")}); !errors.Is(err, ErrDeadline) {
+	if _, err := g.reserve("b"); !errors.Is(err, ErrDeadline) {
 		t.Errorf("a start after the night: %v", err)
 	}
 }
@@ -349,5 +355,72 @@ func TestWatchdogStarves(t *testing.T) {
 	dog.run(ended, func() bool { return false }, slog.New(slog.DiscardHandler))
 	if data, err := os.ReadFile(path); err != nil || len(data) != 0 {
 		t.Errorf("it was fed %q: %v", data, err)
+	}
+}
+
+// A start whose answer nobody waits for any more is followed by a kill: whatever is
+// carried out first, nothing runs in the end.
+func TestKillFindsAStart(t *testing.T) {
+	none, err := cgroup.Open(cgroup.Options{Mounts: "nothing"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	th := newThread()
+	defer th.close()
+	g := &guests{
+		now: boottime.Now, thread: th, groups: none, alarm: chime{}, log: slog.New(slog.DiscardHandler), byID: map[string]*guest{}, told: func(string) {},
+	}
+	defer g.close()
+	if err := g.extend(boottime.Now() + time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	c, dir := &conn{nc: ours, guests: g}, t.TempDir()
+	start := c.begin(t.Context(), request{Seq: 1, Op: opStart, Process: &Process{
+		ID: "a", Path: "sleep", Args: []string{"3600"}, Dir: dir, LogPath: filepath.Join(dir, "log"),
+	}})
+	kill := c.begin(t.Context(), request{Seq: 2, Op: opKill, ID: "a"})
+	killed := make(chan struct{})
+	go func() {
+		defer close(killed)
+		kill()
+	}()
+	for doomed := false; !doomed; { // the kill is first, and waits
+		g.mu.Lock()
+		one := g.byID["a"]
+		doomed = one != nil && one.doomed
+		g.mu.Unlock()
+		if one == nil {
+			t.Fatal("a kill does not find the start before it")
+		}
+		runtime.Gosched()
+	}
+	start()
+	<-killed
+	if list := g.list(); len(list) != 0 {
+		t.Errorf("%v run", list)
+	}
+}
+
+// A deadline that is moved back holds for the daemon's own watch, too.
+func TestFenceMovesBack(t *testing.T) {
+	kills := 0
+	ring, err := newAlarm()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ring.close()
+	f := &fence{now: func() time.Duration { return 10 * time.Second }, alarm: ring, kill: func() error { kills++; return nil }}
+	if err := errors.Join(f.extend(time.Minute), f.lower(5*time.Second), f.lower(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	f.enforce()
+	if kills != 1 {
+		t.Errorf("the guests were killed %d times", kills)
 	}
 }

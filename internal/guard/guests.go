@@ -173,13 +173,9 @@ func (g *guests) signal(id string, one *guest) {
 	}
 }
 
-// start runs a process. The deadline is looked at before, and again once the
-// process is there: no guest may outlive it.
-func (g *guests) start(p Process) (pid int, err error) {
-	one := &guest{gone: make(chan struct{})}
-	if err := g.reserve(p.ID, one); err != nil {
-		return 0, err
-	}
+// start runs a process in a place that was reserved for it. The deadline was looked
+// at before, and is again once the process is there: no guest may outlive it.
+func (g *guests) start(p Process, one *guest) (pid int, err error) {
 	cmd, err := g.spawn(p, one)
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -201,19 +197,22 @@ func (g *guests) start(p Process) (pid int, err error) {
 	return one.pid, nil
 }
 
-func (g *guests) reserve(id string, one *guest) error {
+// reserve makes a guest's place, if it may be started. From then on it can be
+// killed.
+func (g *guests) reserve(id string) (*guest, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
 	case id == "":
-		return errors.New("a guest needs an id")
+		return nil, errors.New("a guest needs an id")
 	case g.byID[id] != nil:
-		return ErrExists
+		return nil, ErrExists
 	case g.closed || g.now() >= g.deadline:
-		return ErrDeadline
+		return nil, ErrDeadline
 	}
+	one := &guest{gone: make(chan struct{})}
 	g.byID[id] = one
-	return nil
+	return one, nil
 }
 
 // spawn starts a guest's process in a control group of its own.
