@@ -81,6 +81,10 @@ func TestLostMachineIsResumed(t *testing.T) {
 			f.checkpoint("c", cpReady, time.Minute)
 			f.Volumes["memory-c"].Replicas[0].ServerId = "a"
 		}, "", "machine-not-resumed"},
+		{"while it was being suspended", func(f fixture, m *argonv1.Machine) {
+			f.checkpoint("c", cpReady, time.Minute)
+			m.Status.State = argonv1.MachineState_MACHINE_STATE_SUSPENDING
+		}, "c", "machine-resumed-from"},
 		{"restarted, as its policy says", func(f fixture, m *argonv1.Machine) {
 			f.checkpoint("c", cpReady, time.Minute)
 			m.OnLoss = argonv1.OnLoss_ON_LOSS_RESTART

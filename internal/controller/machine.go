@@ -127,6 +127,7 @@ func (p *planner) placeFor(m *argonv1.Machine) (serverID string, err error) {
 func (p *planner) onLoss(m *argonv1.Machine) []*argonv1.Event {
 	ran := m.GetStatus().GetPlacement() == m.GetPlacement() && slices.Contains([]argonv1.MachineState{
 		argonv1.MachineState_MACHINE_STATE_RUNNING, argonv1.MachineState_MACHINE_STATE_PAUSED, argonv1.MachineState_MACHINE_STATE_STOPPING,
+		argonv1.MachineState_MACHINE_STATE_SUSPENDING,
 	}, m.GetStatus().GetState())
 	if m.GetOnLoss() != argonv1.OnLoss_ON_LOSS_RESUME || m.GetWake() != nil || !ran {
 		return nil
