@@ -183,6 +183,9 @@ type Guest interface {
 	// else once all is there, and the guest still stands still. After an error
 	// it may stand still, too; Resume goes on.
 	Save(ctx context.Context, live bool) (Saved, error)
+	// DropSave gives back what PrepareSave took, if no Save followed. Harmless at
+	// any other time.
+	DropSave(ctx context.Context) error
 	// SetShares changes them while it runs. ErrCannotLimit when the server has
 	// nothing to do so with; what it can is set all the same.
 	SetShares(ctx context.Context, s Shares) error

@@ -8,6 +8,7 @@ package fake
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -169,6 +170,9 @@ type Guest struct {
 	mind       string
 	unsaveable error
 	pausedOnly bool
+	prepared   bool
+	// wedged: its monitor answers nothing until it is gone.
+	wedged bool
 }
 
 // ID implements hypervisor.Guest.
@@ -181,7 +185,10 @@ func (g *Guest) PID() int { return g.pid }
 func (g *Guest) Done() <-chan struct{} { return g.done }
 
 // Status implements hypervisor.Guest.
-func (g *Guest) Status(context.Context) (hypervisor.Status, error) {
+func (g *Guest) Status(ctx context.Context) (hypervisor.Status, error) {
+	if err := g.answer(ctx); err != nil {
+		return hypervisor.Status{}, err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.status, nil
@@ -212,8 +219,34 @@ func (g *Guest) Deafen() {
 	g.deaf = true
 }
 
+// Wedge makes its monitor answer nothing more; only Kill ends it.
+func (g *Guest) Wedge() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.wedged = true
+}
+
+// answer waits for as long as the monitor does not answer.
+func (g *Guest) answer(ctx context.Context) error {
+	g.mu.Lock()
+	wedged := g.wedged
+	g.mu.Unlock()
+	if !wedged {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-g.done:
+		return errors.New("it has ended")
+	}
+}
+
 // PowerDown implements hypervisor.Guest: it obeys at once unless it is deaf.
-func (g *Guest) PowerDown(context.Context) error {
+func (g *Guest) PowerDown(ctx context.Context) error {
+	if err := g.answer(ctx); err != nil {
+		return err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.deaf {
@@ -226,7 +259,10 @@ func (g *Guest) PowerDown(context.Context) error {
 func (g *Guest) PressPower(ctx context.Context) error { return g.PowerDown(ctx) }
 
 // Resume implements hypervisor.Guest.
-func (g *Guest) Resume(context.Context) error {
+func (g *Guest) Resume(ctx context.Context) error {
+	if err := g.answer(ctx); err != nil {
+		return err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.resumed++

@@ -72,16 +72,33 @@ func (g *Guest) Platform(context.Context) (hypervisor.Platform, error) {
 func (g *Guest) PrepareSave(context.Context) (hypervisor.SaveMode, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.prepared = true
 	if g.pausedOnly {
 		return hypervisor.SaveMode{Reason: "it is only a fake"}, nil
 	}
 	return hypervisor.SaveMode{Live: true}, nil
 }
 
+// DropSave implements hypervisor.Guest.
+func (g *Guest) DropSave(context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.prepared = false
+	return nil
+}
+
+// Prepared tells whether something is taken for a Save.
+func (g *Guest) Prepared() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.prepared
+}
+
 // Save implements hypervisor.Guest.
 func (g *Guest) Save(_ context.Context, live bool) (hypervisor.Saved, error) {
 	g.mu.Lock()
 	mind, err := g.mind, g.unsaveable
+	g.prepared = false
 	g.mu.Unlock()
 	select {
 	case <-g.done:

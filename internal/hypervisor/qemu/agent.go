@@ -135,16 +135,19 @@ func addresses(interfaces []agentInterface) []string {
 	return list
 }
 
-// word is a guest's text as it may be shown: short, and nothing that a terminal
-// obeys.
-func word(s string) string {
+// word is a guest's text as it may be shown.
+func word(s string) string { return printable(s, maxWord) }
+
+// printable is what may be shown of a text: at most so many bytes, and nothing that
+// a terminal obeys.
+func printable(s string, most int) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r > '~' {
 			return -1
 		}
 		return r
-	}, s[:min(len(s), 4*maxWord)])
-	return s[:min(len(s), maxWord)]
+	}, s[:min(len(s), 4*most)])
+	return strings.TrimSpace(s[:min(len(s), most)])
 }
 
 // Freeze implements hypervisor.Guest.

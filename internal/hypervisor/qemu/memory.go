@@ -107,6 +107,23 @@ func (g *guest) PrepareSave(ctx context.Context) (hypervisor.SaveMode, error) {
 	return hypervisor.SaveMode{Live: true}, g.hand(ctx, spool)
 }
 
+// DropSave implements hypervisor.Guest. QEMU has the file, too.
+func (g *guest) DropSave(ctx context.Context) error {
+	g.mu.Lock()
+	spool := g.spool
+	g.spool = nil
+	g.mu.Unlock()
+	if spool == nil {
+		return nil
+	}
+	err := spool.Close()
+	var refused *qmp.Error
+	if cerr := g.executeWith(ctx, "closefd", map[string]string{"fdname": memoryStream}, nil); !errors.As(cerr, &refused) { // it had none
+		err = errors.Join(err, cerr)
+	}
+	return err
+}
+
 // openSpool makes the file that memory is saved to.
 func (g *guest) openSpool(ctx context.Context) error {
 	var size struct {
@@ -388,33 +405,6 @@ func (g *guest) load(ctx context.Context, memory io.Reader) error {
 		return errors.Join(err, feed.err)
 	}
 	return nil
-}
-
-// launch starts QEMU, with arguments beyond those of every guest, and connects
-// to it. Nothing is left behind on an error.
-func (m *Monitor) launch(ctx context.Context, spec hypervisor.Spec, more ...string) (*guest, error) {
-	path, err := m.binary()
-	if err != nil {
-		return nil, err
-	}
-	args, err := commandLine(spec)
-	if err != nil {
-		return nil, err
-	}
-	pid, err := m.opts.Launcher.Start(ctx, Process{ID: spec.ID, Path: path, Args: append(args, more...), Dir: spec.Dir, LogPath: ownLog(spec.Dir)})
-	if err != nil {
-		return nil, fmt.Errorf("starting QEMU: %w", err)
-	}
-	g, err := m.takeUp(ctx, spec.ID, pid)
-	if err != nil {
-		return nil, m.giveUp(ctx, spec, err)
-	}
-	return g, nil
-}
-
-// giveUp ends a guest that can't be used, and returns why.
-func (m *Monitor) giveUp(ctx context.Context, spec hypervisor.Spec, why error) error {
-	return errors.Join(explain(why, ownLog(spec.Dir)), m.opts.Launcher.Kill(context.WithoutCancel(ctx), spec.ID))
 }
 
 // feeding writes to QEMU for as long as it reads: once it has all that it needs

@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -105,6 +107,11 @@ func TestWakes(t *testing.T) {
 				t.Fatal(err)
 			}
 			until(t, g, hypervisor.Status{State: hypervisor.Paused, Detail: "paused"})
+			w.launcher.mu.Lock()
+			if got := w.launcher.limits; got != limits(w.spec) || got.MemoryBytes == 0 {
+				t.Errorf("it is limited to %+v", got)
+			}
+			w.launcher.mu.Unlock()
 			if err := g.Resume(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -231,6 +238,48 @@ func TestSaveCancelled(t *testing.T) {
 	}
 	if err := g.Resume(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	c.say("x")
+	c.hear("x")
+	save(t, g, false)
+}
+
+// What was taken for a saving that does not come about is given back at once, by
+// QEMU, too: it is as large as the guest's memory.
+func TestSaveDropped(t *testing.T) {
+	w := newWorld(t)
+	g := w.start()
+	c := listen(t, g)
+	c.hear("booted")
+	files := func() (n int) {
+		for _, pid := range []int{os.Getpid(), g.PID()} {
+			links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, link := range links {
+				if to, err := os.Readlink(link); err == nil && strings.Contains(to, "/memory-") {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	if err := g.DropSave(t.Context()); err != nil { // there is nothing
+		t.Fatal(err)
+	}
+	mode, err := g.PrepareSave(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := files(); n == 0 || mode.Live && n != 2 {
+		t.Fatalf("%d files for its memory", n)
+	}
+	if err := g.DropSave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := files(); n != 0 {
+		t.Errorf("%d files for its memory are left", n)
 	}
 	c.say("x")
 	c.hear("x")

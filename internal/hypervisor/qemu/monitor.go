@@ -77,6 +77,24 @@ func (m *Monitor) binary() (string, error) {
 func (m *Monitor) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Guest, error) {
 	ctx, cancel := context.WithTimeout(ctx, hypervisor.StartTimeout)
 	defer cancel()
+	g, err := m.launch(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	if spec.Incoming {
+		err = g.receive(ctx)
+	} else {
+		err = g.Resume(ctx)
+	}
+	if err != nil {
+		return nil, m.giveUp(ctx, spec, err)
+	}
+	return g, nil
+}
+
+// launch starts QEMU, with arguments beyond those of every guest, and connects
+// to it. Nothing is left behind on an error.
+func (m *Monitor) launch(ctx context.Context, spec hypervisor.Spec, more ...string) (*guest, error) {
 	path, err := m.binary()
 	if err != nil {
 		return nil, err
@@ -85,23 +103,29 @@ func (m *Monitor) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.G
 	if err != nil {
 		return nil, err
 	}
-	pid, err := m.opts.Launcher.Start(ctx, Process{ID: spec.ID, Path: path, Args: args, Dir: spec.Dir, LogPath: ownLog(spec.Dir), Limits: limits(spec)})
+	pid, err := m.opts.Launcher.Start(ctx, Process{
+		ID: spec.ID, Path: path, Args: append(args, more...), Dir: spec.Dir, LogPath: ownLog(spec.Dir), Limits: limits(spec),
+	})
 	if err != nil {
-		return nil, fmt.Errorf("starting QEMU: %w", err)
+		// It may run all the same: nobody has heard how that went.
+		return nil, m.giveUp(ctx, spec, fmt.Errorf("starting QEMU: %w", err))
 	}
 	g, err := m.takeUp(ctx, spec.ID, pid)
-	switch {
-	case err == nil && spec.Incoming:
-		err = g.receive(ctx)
-	case err == nil:
-		err = g.Resume(ctx)
+	if err != nil {
+		return nil, m.giveUp(ctx, spec, err)
 	}
-	if err == nil {
-		return g, nil
-	}
-	err = explain(err, ownLog(spec.Dir))
-	return nil, errors.Join(err, m.opts.Launcher.Kill(context.WithoutCancel(ctx), spec.ID))
+	return g, nil
 }
+
+// giveUp ends a guest that can't be used, and returns why.
+func (m *Monitor) giveUp(ctx context.Context, spec hypervisor.Spec, why error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	defer cancel()
+	return errors.Join(explain(why, ownLog(spec.Dir)), m.opts.Launcher.Kill(ctx, spec.ID))
+}
+
+// killTimeout bounds how long the end of a guest that can't be used is waited for.
+const killTimeout = 10 * time.Second
 
 // explain puts QEMU's own last words before an error that only says that it is
 // gone.
@@ -111,12 +135,16 @@ func explain(err error, log string) error {
 		return err
 	}
 	lines := bytes.Split(bytes.TrimSpace(data), []byte("\n"))
-	last := bytes.TrimSpace(lines[len(lines)-1])
-	if len(last) == 0 {
+	last := printable(string(lines[len(lines)-1]), mostSaid)
+	if last == "" {
 		return err
 	}
 	return fmt.Errorf("QEMU says: %s: %w", last, err)
 }
+
+// mostSaid bounds what is told of QEMU's last words, in bytes: they become a part of
+// the machine's record, and a guest may have had a hand in them.
+const mostSaid = 500
 
 // Adopt implements hypervisor.Monitor.
 func (m *Monitor) Adopt(ctx context.Context, id string) (hypervisor.Guest, error) {

@@ -221,6 +221,68 @@ func must1[T any](v T, err error) T {
 	return v
 }
 
+// forgetful starts processes, and does not come to say so.
+type forgetful struct{ *processes }
+
+func (l forgetful) Start(ctx context.Context, p Process) (int, error) {
+	if _, err := l.processes.Start(ctx, p); err != nil {
+		return 0, err
+	}
+	return 0, context.DeadlineExceeded
+}
+
+// A guest that was started, though nobody has heard so in time, is ended: the next
+// one of its id can be started.
+func TestStartWithoutAnAnswer(t *testing.T) {
+	w := newWorld(t)
+	monitor := New(Options{Launcher: forgetful{w.launcher}, Dir: w.guestDir, Log: slog.New(slog.DiscardHandler)})
+	defer monitor.Close()
+	if _, err := monitor.Start(t.Context(), w.spec); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if got := must1(w.monitor.List(t.Context())); len(got) != 0 {
+		t.Errorf("%v run", got)
+	}
+}
+
+// QEMU's last words become a part of records, and may be a guest's.
+func TestExplainIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "qemu.log")
+	if err := os.WriteFile(path, []byte("first\n\x1b[2J"+strings.Repeat("x", 1<<20)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := explain(errors.New("gone"), path)
+	if got := err.Error(); len(got) > mostSaid+100 || strings.ContainsRune(got, '\x1b') || !strings.HasPrefix(got, "QEMU says: [2Jxxx") {
+		t.Errorf("%d bytes: %.100q", len(got), got)
+	}
+}
+
+// A guest that was there before may have put a link where its firmware's settings
+// go.
+func TestFirmwareGoesThroughNoLink(t *testing.T) {
+	dir := t.TempDir()
+	from, other, to := filepath.Join(dir, "from"), filepath.Join(dir, "other"), filepath.Join(dir, "to")
+	for _, path := range []string{from, other} {
+		if err := os.WriteFile(path, []byte(path), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(other, to); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := copyFile(from, to); err != nil {
+			t.Fatal(err)
+		}
+		if data := must1(os.ReadFile(to)); string(data) != from {
+			t.Errorf("it is %q", data)
+		}
+	}
+	if data := must1(os.ReadFile(other)); string(data) != other {
+		t.Errorf("what the link led to is %q", data)
+	}
+}
+
 // talk is an open console.
 type talk struct {
 	t    *testing.T

@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -169,10 +170,25 @@ func (c *Client) call(ctx context.Context, f *os.File, command string, args any)
 	}
 }
 
-// send writes a line, and with its first byte a file, if there is one.
-func (c *Client) send(line []byte, f *os.File) error {
+// sendTimeout bounds how long QEMU may not take a command: one that hangs must not
+// hold up all who have something to say to it.
+const sendTimeout = 10 * time.Second
+
+// send writes a line, and with its first byte a file, if there is one. After an
+// error the connection is of no more use.
+func (c *Client) send(line []byte, f *os.File) (err error) {
 	c.sending.Lock()
 	defer c.sending.Unlock()
+	defer func() {
+		if err != nil {
+			_ = c.conn.Close()
+		}
+	}()
+	if bounded, ok := c.conn.(interface{ SetWriteDeadline(time.Time) error }); ok {
+		if err := bounded.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+			return err
+		}
+	}
 	if f != nil {
 		socket, ok := c.conn.(*net.UnixConn)
 		if !ok {
@@ -184,7 +200,7 @@ func (c *Client) send(line []byte, f *os.File) error {
 		}
 		line = line[n:]
 	}
-	_, err := c.conn.Write(line)
+	_, err = c.conn.Write(line)
 	return err
 }
 
