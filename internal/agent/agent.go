@@ -195,13 +195,16 @@ type job struct {
 	// step by now is cancelled, if it can be.
 	step string
 	// waits: it may wait for long and can be cancelled.
-	waits  bool
+	waits bool
+	// urgent: that another step of the object has failed is no reason to wait.
+	urgent bool
 	run    func(context.Context) error
 	cancel context.CancelFunc
 }
 
-// retry remembers the failures in a row of a key's jobs.
+// retry remembers the failures in a row of a key's jobs, and the last one's step.
 type retry struct {
+	step     string
 	failures int
 	at       time.Time
 	err      error
@@ -228,13 +231,23 @@ func (a *Agent) carryOut(ctx context.Context, p *plan) time.Duration {
 		if a.jobs[key] != nil || ctx.Err() != nil {
 			continue
 		}
-		if pause := a.retries[key].at.Sub(p.now); pause > 0 {
+		if pause := a.pause(key, j, p.now); pause > 0 {
 			next = min(next, pause)
 			continue
 		}
 		a.launch(ctx, key, &j)
 	}
 	return next
+}
+
+// pause is for how long a job still waits after what has failed before it. The
+// caller holds mu.
+func (a *Agent) pause(key string, j job, now time.Time) time.Duration {
+	r := a.retries[key]
+	if j.urgent && r.step != j.step {
+		return 0
+	}
+	return r.at.Sub(now)
 }
 
 // launch runs a job. The caller holds mu.
@@ -260,14 +273,21 @@ func (a *Agent) finish(key, step string, err error, cancelled bool) {
 		delete(a.retries, key)
 	case errors.Is(err, ErrOvertaken):
 		// The view will show the change soon.
-		a.retries[key] = retry{at: a.Now().Add(overtakenPause)}
+		a.retries[key] = retry{step: step, at: a.Now().Add(overtakenPause)}
 	case !cancelled:
-		r := retry{failures: a.retries[key].failures + 1, err: err}
+		r := retry{step: step, failures: a.retries[key].failures + 1, err: err}
 		r.at = a.Now().Add(pauseAfter(r.failures))
 		a.retries[key] = r
 		a.Log.Warn("a step failed; it is tried again", "object", key, "step", step, "failures", r.failures, "err", err)
 	}
 	a.nudge()
+}
+
+// recording is the time that a change of a record gets. The view may show the
+// change before its answer is here: then nobody plans the step any more that makes
+// it, and what follows from the answer is still to be done.
+func recording(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 }
 
 // nudge asks for a pass.

@@ -2,7 +2,9 @@ package agent
 
 import (
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/placement"
 )
 
 // This file decides about checkpoints, and about machines that go on from one:
@@ -87,7 +89,18 @@ func superseded(m *argonv1.Machine, g guestSeen) bool {
 // leftStanding tells whether a guest stands still and nobody is about to make it
 // go on: whoever was is gone, or has failed.
 func leftStanding(m *argonv1.Machine, g guestSeen) bool {
-	return m.GetMigration() == nil && (g.status.Detail == "paused" || g.status.State == hypervisor.Left)
+	return m.GetMigration() == nil && (g.status.Detail == "paused" || g.status.State == hypervisor.Left || neverRan(g))
+}
+
+// beingSuspended tells whether a machine's memory is being saved to suspend it, by
+// whichever run of the daemon. Its guest may go on only once the record says that
+// it was not: the change that says it was could still be on its way.
+func beingSuspended(st *catalog.State, m *argonv1.Machine) bool {
+	if m.GetWanted() != argonv1.Wanted_WANTED_SUSPENDED {
+		return false
+	}
+	c := placement.BeingSaved(st, m)
+	return c.GetState() == cpTaking && c.GetPurpose() == forSuspend
 }
 
 // sleepsAfter tells whether a machine's disks are to be let alone until its

@@ -137,6 +137,7 @@ func (a *Agent) save(ctx context.Context, c *argonv1.Checkpoint, m *argonv1.Mach
 	if t.platform, err = g.handle.Platform(ctx); err != nil {
 		return t, err
 	}
+	defer a.dropSave(ctx, g)
 	if t.mode, err = g.handle.PrepareSave(ctx); err != nil {
 		return t, err
 	}
@@ -165,6 +166,15 @@ func (a *Agent) save(ctx context.Context, c *argonv1.Checkpoint, m *argonv1.Mach
 		return t, err
 	}
 	return t, a.awaitSnapshots(ctx, c, epochs)
+}
+
+// dropSave gives back what a guest took to be saved, if it was not.
+func (a *Agent) dropSave(ctx context.Context, g *guest) {
+	ctx, cancel := a.answering(context.WithoutCancel(ctx))
+	defer cancel()
+	if err := g.handle.DropSave(ctx); err != nil && !closed(g.handle.Done()) {
+		a.Log.Warn("what a guest took to be saved was not given back", "guest", g.id, "err", err)
+	}
 }
 
 // writeMemory writes a stream of the memory to its volume, flushed.

@@ -12,6 +12,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/hypervisor"
 	"github.com/argon-cluster/argon/internal/hypervisor/fake"
 	"github.com/argon-cluster/argon/internal/placement"
 	device "github.com/argon-cluster/argon/internal/volume"
@@ -211,6 +212,9 @@ func TestCheckpointFails(t *testing.T) {
 				}
 			}
 			w.tells("checkpoint-failed")
+			if h.guest() != nil && h.guest().Prepared() {
+				t.Error("what the guest took to be saved was not given back")
+			}
 			w.until("running", func(st *catalog.State) bool {
 				return st.Machines["m"].GetStatus().GetState() == stateRunning && w.guests() == 1
 			})
@@ -338,6 +342,34 @@ func TestDaemonEndsInACheckpoint(t *testing.T) {
 	})
 	if h.guest() != g || h.monitor.Starts() != 1 {
 		t.Error("the guest was started anew")
+	}
+}
+
+// The guest of a machine that is being suspended, found standing still by a daemon
+// that does not know how that ended: it must not go on before the record says that
+// it was not saved.
+func TestFoundWhileItIsSuspended(t *testing.T) {
+	found := func(state argonv1.CheckpointState, wanted argonv1.Wanted) machineStep {
+		g := &guest{guestSeen: runningGuest()}
+		standing(&g.guestSeen)
+		g.arriving = true // as adopt has it
+		local := &machine{guests: map[uint64]*guest{3: g}}
+		a := New(Options{ServerID: "a"})
+		a.machines["m"], a.probe = local, &hypervisor.Probe{}
+		m := placed(wanted)
+		st := &catalog.State{
+			Machines:    map[string]*argonv1.Machine{"m": m},
+			Checkpoints: map[string]*argonv1.Checkpoint{"c": {Meta: &argonv1.Meta{Id: "c"}, MachineId: "m", Purpose: forSuspend, State: state, ServerId: "a", Placement: 3}},
+		}
+		p := &plan{agent: a, st: st, now: noon, allowed: true, jobs: map[string]job{}}
+		step, _ := nextForMachine(m, "a", p.seeMachine("machine/m", m, local), true, noon)
+		return step
+	}
+	if got := found(cpTaking, wantSuspended); got != rest {
+		t.Errorf("while it is being saved: %v", got)
+	}
+	if got := found(cpFailed, wantRunning); got != goOn {
+		t.Errorf("once it is given up: %v", got)
 	}
 }
 

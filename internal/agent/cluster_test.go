@@ -1,14 +1,19 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/hypervisor/fake"
 )
 
 // allInSync tells whether the volume has so many replicas, all in sync.
@@ -153,6 +158,121 @@ func TestGuestOutlivesItsDaemon(t *testing.T) {
 				t.Errorf("the guest was started anew (%d starts)", h.monitor.Starts())
 			}
 		})
+	}
+}
+
+// A daemon is killed when it has started a guest and not told it to go on: the next
+// one does.
+func TestGuestThatWasNotLetGo(t *testing.T) {
+	w := newWorld(t, "a")
+	w.create(1, "a")
+	w.runs(0)
+	h := w.hosts["a"]
+	g := h.guest()
+	h.crash()
+	g.Set(hypervisor.Status{State: hypervisor.Paused, Detail: "prelaunch"})
+	h.start()
+	w.untilHosts("it runs", func(*host) bool {
+		s, _ := g.Status(t.Context())
+		return s.State == hypervisor.Running
+	})
+	if h.guest() != g || h.monitor.Starts() != 1 {
+		t.Error("the guest was started anew")
+	}
+}
+
+// A guest whose monitor hangs is ended all the same: when told to, or in the end.
+func TestGuestThatHangsIsStopped(t *testing.T) {
+	for name, change := range map[string]func(*argonv1.Machine){
+		"when told to": func(m *argonv1.Machine) { m.ForceStop = true },
+		"in the end":   func(m *argonv1.Machine) { m.StopTimeoutSeconds = 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "a")
+			w.create(1, "a")
+			w.runs(0)
+			w.hosts["a"].guest().Wedge()
+			w.want(wantStopped)
+			a := w.hosts["a"].agent
+			w.untilHosts("its button is pressed", func(*host) bool {
+				a.mu.Lock()
+				defer a.mu.Unlock()
+				return a.jobs["machine/m"] != nil
+			})
+			if _, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
+				change(m)
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			w.until("stopped", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopped })
+			if name == "in the end" {
+				w.tells("machine-stop-forced")
+			}
+		})
+	}
+}
+
+// What an agent records counts, and is told of, although the step is not planned
+// any more that records it: the view may be faster than the answer.
+func TestRecordedAlthoughTheStepEnds(t *testing.T) {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	for name, c := range map[string]struct {
+		do     func(a *Agent, m *argonv1.Machine) error
+		reason string
+	}{
+		"a migration is declined": {func(a *Agent, m *argonv1.Machine) error { return a.decline(ended, m, "no room") }, "machine-migration-failed"},
+		"a checkpoint is refused": {func(a *Agent, m *argonv1.Machine) error { return a.refuse(ended, m, errors.New("damaged")) }, "machine-not-resumed"},
+		"a memory is used up": {func(a *Agent, m *argonv1.Machine) error {
+			handle, err := new(fake.Monitor).Start(ended, hypervisor.Spec{ID: "m-1"})
+			if err != nil {
+				return err
+			}
+			return a.consume(ended, m, &argonv1.Checkpoint{}, &guest{id: "m-1", handle: handle})
+		}, "machine-woken"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newRecords(t)
+			m := &argonv1.Machine{
+				Meta: &argonv1.Meta{Id: "m", Name: "m"}, ServerId: "a", Placement: 1, Wanted: wantRunning, LastPlacement: 2,
+				Migration: &argonv1.Migration{Id: "i", ToServerId: "b", Placement: 2}, Wake: &argonv1.Wake{CheckpointId: "c"},
+			}
+			if err := w.store.Machines.Create(t.Context(), m); err != nil {
+				t.Fatal(err)
+			}
+			w.until("known", func(st *catalog.State) bool { return st.Machines["m"] != nil })
+			a := New(Options{ServerID: "a", Store: w.store, View: w.view, Ports: fakePorts{}, Dirs: fakeDirs{}, Now: time.Now, Log: quiet()})
+			if err := c.do(a, m); err != nil {
+				t.Fatal(err)
+			}
+			w.tells(c.reason)
+		})
+	}
+}
+
+// An observation of what the record was is not written over what it is: a machine
+// that was stopped, and is being started since, is not stopped.
+func TestReportOfThePast(t *testing.T) {
+	w := newRecords(t)
+	m := &argonv1.Machine{
+		Meta: &argonv1.Meta{Id: "m", Name: "m"}, ServerId: "a", Placement: 1, Wanted: wantStopped,
+		Status: &argonv1.MachineStatus{State: stateStopping, ServerId: "a", Placement: 1},
+	}
+	if err := w.store.Machines.Create(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	seen := proto.CloneOf(m)
+	a := New(Options{ServerID: "a", Store: w.store, View: w.view, Now: time.Now, Log: quiet()})
+	// It was wanted running, was started, and is wanted stopped again.
+	if _, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
+		m.Status.State = stateRunning
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.report(t.Context(), seen, "a", observation{state: stateStopped}); !errors.Is(err, ErrOvertaken) {
+		t.Errorf("it is called stopped: %v", err)
 	}
 }
 

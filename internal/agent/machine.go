@@ -38,6 +38,8 @@ type guestSeen struct {
 	acceleration       hypervisor.Acceleration
 	// machineType is the monitor's name of its kind; empty if it did not say.
 	machineType string
+	// stopSince is when it was first seen that it is to stop; zero if it is not.
+	stopSince time.Time
 	// powerDownAt is when its power button was pressed; zero if not.
 	powerDownAt time.Time
 	// pressedAgain: its power button was pressed once more.
@@ -197,7 +199,7 @@ func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksS
 	if wanted(m) != argonv1.Wanted_WANTED_RUNNING {
 		return nextForStop(m, g, now)
 	}
-	if leftStanding(m, g) && now.Sub(g.resumedAt) >= firstPause {
+	if leftStanding(m, g) && allowed && now.Sub(g.resumedAt) >= firstPause {
 		return resume
 	}
 	if standsStill(g) && (!disks.full || now.Sub(g.resumedAt) >= resumeEvery) && now.Sub(g.resumedAt) >= firstPause {
@@ -223,19 +225,24 @@ func sharesOf(m *argonv1.Machine) hypervisor.Shares {
 
 // nextForStop ends a guest: by its agent or its power button, by the button once
 // more, as an agent may say yes and do nothing, and by force when told to or when
-// it takes too long.
+// it takes too long, whatever its monitor makes of the button. One that stands
+// still can't obey: it goes on first.
 func nextForStop(m *argonv1.Machine, g guestSeen, now time.Time) machineStep {
 	limit := time.Duration(m.GetStopTimeoutSeconds()) * time.Second
 	if limit == 0 {
 		limit = defaultStopTimeout
 	}
 	switch {
-	case m.GetForceStop():
+	case m.GetForceStop(), neverRan(g):
 		return kill
+	case !g.stopSince.IsZero() && now.Sub(g.stopSince) >= limit:
+		return kill
+	case leftStanding(m, g):
+		if now.Sub(g.resumedAt) >= firstPause {
+			return resume
+		}
 	case g.powerDownAt.IsZero():
 		return pressPower
-	case now.Sub(g.powerDownAt) >= limit:
-		return kill
 	case !g.pressedAgain && now.Sub(g.powerDownAt) >= limit/2:
 		return pressAgain
 	}
@@ -246,6 +253,18 @@ func nextForStop(m *argonv1.Machine, g guestSeen, now time.Time) machineStep {
 // full.
 func standsStill(g guestSeen) bool {
 	return g.status.State == hypervisor.Paused && g.status.Detail == "io-error"
+}
+
+// neverRan tells whether nobody has told a new guest to go on: whoever started it
+// is gone.
+func neverRan(g guestSeen) bool {
+	return g.status.State == hypervisor.Paused && g.status.Detail == "prelaunch"
+}
+
+// toldToStop tells whether a guest that runs is to obey its power button.
+func toldToStop(m *argonv1.Machine, g guestSeen) bool {
+	w := wanted(m)
+	return m != nil && w != argonv1.Wanted_WANTED_RUNNING && w != argonv1.Wanted_WANTED_SUSPENDED && g.adopted && !g.saving && !inTransit(g)
 }
 
 // pauseAfter is how long to wait after so many failures in a row.

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/hypervisor"
@@ -111,9 +113,7 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 	seen := p.seeMachine(key, m, local)
 	if o, ok := observe(m, a.ServerID, seen, p.allowed); ok && a.differs(o, m, p.now) {
 		name := p.serverName()
-		p.add("status/"+id, job{step: fmt.Sprint(o), waits: true, run: func(ctx context.Context) error {
-			return a.report(ctx, m, name, o)
-		}})
+		p.add("status/"+id, job{step: fmt.Sprint(o), run: func(ctx context.Context) error { return a.report(ctx, m, name, o) }})
 	}
 	p.planMigration(id, m, local)
 	p.planArrival(id, m, local)
@@ -128,11 +128,12 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 	case start:
 		j.waits, j.run = true, func(ctx context.Context) error { return a.start(ctx, m) }
 	case pressPower:
-		j.run = func(ctx context.Context) error { return a.pressPower(ctx, g) }
+		j.waits, j.run = true, func(ctx context.Context) error { return a.pressPower(ctx, g) }
 	case pressAgain:
-		j.run = func(ctx context.Context) error { return a.pressAgain(ctx, g) }
+		j.waits, j.run = true, func(ctx context.Context) error { return a.pressAgain(ctx, g) }
 	case kill:
 		why := seen.disks.over
+		j.urgent = true
 		j.run = func(ctx context.Context) error { return a.kill(ctx, m, g, why) }
 	case resume:
 		j.run = func(ctx context.Context) error { return a.resume(ctx, g) }
@@ -168,8 +169,17 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 // seeMachine gathers what the decisions are made from.
 func (p *plan) seeMachine(key string, m *argonv1.Machine, local *machine) machineSeen {
 	var seen machineSeen
+	suspending := beingSuspended(p.st, m)
 	for _, g := range local.guests {
-		seen.guests = append(seen.guests, g.guestSeen)
+		switch stops := toldToStop(m, g.guestSeen); {
+		case !stops:
+			g.stopSince = time.Time{}
+		case g.stopSince.IsZero():
+			g.stopSince = p.now
+		}
+		one := g.guestSeen
+		one.saving = one.saving || suspending
+		seen.guests = append(seen.guests, one)
 	}
 	if seen.disks = p.seeDisks(m); p.agent.leaves(m.GetMeta().GetId()) {
 		seen.disks = disksSeen{waits: "they go to another server"} // as is wanted
@@ -206,13 +216,15 @@ func (a *Agent) differs(o observation, m *argonv1.Machine, now time.Time) bool {
 
 // report writes an observation to the machine's record, and tells of it. It does
 // neither if the record is not the one any more that the observation was made
-// from, in what an observation depends on: the placement, and what is wanted. A
-// view that is behind shows a machine that has just powered itself off as one to
-// be started.
+// from, in what an observation depends on: the placement, what is wanted, and what
+// was observed before. A view that is behind shows a machine that has just powered
+// itself off as one to be started; and one that was stopped, and is being started
+// since, must not be called stopped any more: it would be given another server.
 func (a *Agent) report(ctx context.Context, seen *argonv1.Machine, serverName string, o observation) error {
 	var old *argonv1.MachineStatus
 	m, err := a.Store.Machines.Update(ctx, seen.GetMeta().GetId(), func(m *argonv1.Machine) error {
-		if !belongs(m, a.ServerID) || m.GetPlacement() != seen.GetPlacement() || wanted(m) != wanted(seen) {
+		if !belongs(m, a.ServerID) || m.GetPlacement() != seen.GetPlacement() || wanted(m) != wanted(seen) ||
+			!proto.Equal(m.GetStatus(), seen.GetStatus()) {
 			return ErrOvertaken
 		}
 		old = m.GetStatus()
@@ -233,6 +245,8 @@ func (a *Agent) report(ctx context.Context, seen *argonv1.Machine, serverName st
 
 // adopt takes up a guest that was found running.
 func (a *Agent) adopt(ctx context.Context, id string, m *argonv1.Machine, g *guest) error {
+	ctx, cancel := a.answering(ctx)
+	defer cancel()
 	handle, err := a.Monitor.Adopt(ctx, g.id)
 	if errors.Is(err, os.ErrNotExist) {
 		a.mu.Lock()
@@ -306,6 +320,7 @@ func (a *Agent) start(ctx context.Context, m *argonv1.Machine) error {
 		}
 	}
 	a.Ports.Close(g.id)
+	a.Dirs.Remove(g.id)
 	return fmt.Errorf("start the guest: %w", err)
 }
 
@@ -401,7 +416,15 @@ func (a *Agent) growDisks(ctx context.Context, m *argonv1.Machine, g *guest, siz
 	return nil
 }
 
+// answering is the time that a guest's monitor gets to answer. One that hangs must
+// not keep the guest from being ended: that is a step like this one.
+func (a *Agent) answering(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, answerWithin*a.Tick)
+}
+
 func (a *Agent) pressPower(ctx context.Context, g *guest) error {
+	ctx, cancel := a.answering(ctx)
+	defer cancel()
 	if err := g.handle.PowerDown(ctx); err != nil {
 		return fmt.Errorf("press the power button: %w", err)
 	}
@@ -412,6 +435,8 @@ func (a *Agent) pressPower(ctx context.Context, g *guest) error {
 }
 
 func (a *Agent) pressAgain(ctx context.Context, g *guest) error {
+	ctx, cancel := a.answering(ctx)
+	defer cancel()
 	if err := g.handle.PressPower(ctx); err != nil {
 		return fmt.Errorf("press the power button again: %w", err)
 	}
@@ -426,7 +451,7 @@ func (a *Agent) kill(ctx context.Context, m *argonv1.Machine, g *guest, diskOver
 	a.mu.Lock()
 	// One that has powered itself off already ended by its own will.
 	g.killed = g.status.State != hypervisor.ShutDown
-	deaf := g.killed && !g.powerDownAt.IsZero() && !m.GetForceStop()
+	deaf := g.killed && !g.stopSince.IsZero() && !neverRan(g.guestSeen) && !m.GetForceStop()
 	a.mu.Unlock()
 	if err := g.handle.Kill(ctx); err != nil {
 		return fmt.Errorf("kill guest %s: %w", g.id, err)
@@ -444,6 +469,8 @@ func (a *Agent) resume(ctx context.Context, g *guest) error {
 	a.mu.Lock()
 	g.resumedAt = a.Now()
 	a.mu.Unlock()
+	ctx, cancel := a.answering(ctx)
+	defer cancel()
 	if err := g.handle.Resume(ctx); err != nil {
 		return fmt.Errorf("resume guest %s: %w", g.id, err)
 	}

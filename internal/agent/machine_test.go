@@ -42,6 +42,9 @@ func runningGuest() guestSeen {
 
 func standing(g *guestSeen) { g.status = hypervisor.Status{State: hypervisor.Paused, Detail: "paused"} }
 
+// fresh: its processors have not run.
+func fresh(g *guestSeen) { g.status = hypervisor.Status{State: hypervisor.Paused, Detail: "prelaunch"} }
+
 // on is a machine that is placed here, with changes.
 func on(wanted argonv1.Wanted, changes ...func(*argonv1.Machine)) *argonv1.Machine {
 	m := placed(wanted)
@@ -116,7 +119,15 @@ func TestNextForMachine(t *testing.T) {
 		{name: "still stopping", machine: placed(wantStopped), seen: with(func(g *guestSeen) { g.powerDownAt = noon.Add(-4 * time.Second) }), want: rest},
 		{name: "does not go", machine: placed(wantStopped), seen: with(func(g *guestSeen) { g.powerDownAt = noon.Add(-5 * time.Second) }), want: pressAgain},
 		{name: "stopping, pressed twice", machine: placed(wantStopped), seen: with(func(g *guestSeen) { g.powerDownAt, g.pressedAgain = noon.Add(-9*time.Second), true }), want: rest},
-		{name: "stops for too long", machine: placed(wantStopped), seen: with(func(g *guestSeen) { g.powerDownAt = noon.Add(-10 * time.Second) }), want: kill},
+		{name: "stops for too long", machine: placed(wantStopped), seen: with(func(g *guestSeen) { g.powerDownAt, g.stopSince = noon.Add(-9*time.Second), noon.Add(-10*time.Second) }), want: kill},
+		{name: "its button can't be pressed", machine: placed(wantStopped), seen: with(func(g *guestSeen) { g.stopSince = noon.Add(-9 * time.Second) }), want: pressPower},
+		{name: "its button can't be pressed for too long", machine: placed(wantStopped), seen: with(func(g *guestSeen) { g.stopSince = noon.Add(-10 * time.Second) }), want: kill},
+		{name: "to stop, and stands still: it goes on to obey", machine: placed(wantStopped), seen: with(standing), want: resume},
+		{name: "to stop, was told to go on just now", machine: placed(wantStopped), seen: with(func(g *guestSeen) { standing(g); g.resumedAt = noon.Add(-time.Millisecond) }), want: rest},
+		{name: "to stop, and stands still for too long", machine: placed(wantStopped), seen: with(func(g *guestSeen) { standing(g); g.stopSince = noon.Add(-10 * time.Second) }), want: kill},
+		{name: "never told to go on by who started it", machine: placed(wantRunning), seen: with(fresh), want: resume},
+		{name: "never told to go on, no lease", machine: placed(wantRunning), seen: with(fresh), barred: true, want: rest},
+		{name: "never told to go on, and to stop", machine: placed(wantStopped), seen: with(fresh), want: kill},
 		{name: "stop by force", machine: func() *argonv1.Machine { m := placed(wantStopped); m.ForceStop = true; return m }(), seen: with(func(*guestSeen) {}), want: kill},
 		{name: "disk was full, has room", machine: placed(wantRunning), seen: with(ioError), want: resume},
 		{name: "left standing by who is gone", machine: placed(wantRunning), seen: with(standing), want: resume},

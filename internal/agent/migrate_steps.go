@@ -114,9 +114,7 @@ func (a *Agent) migrate(ctx context.Context, m *argonv1.Machine, g *guest) error
 func (a *Agent) handOver(ctx context.Context, m *argonv1.Machine, report *argonv1.MigrationReport) error {
 	mig := m.GetMigration()
 	for {
-		// Not ctx: once the view shows the outcome nobody plans this step any
-		// more, and the event is still to be told.
-		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), refuseTimeout)
+		bounded, cancel := recording(ctx)
 		_, err := a.Store.Machines.Update(bounded, m.GetMeta().GetId(), func(now *argonv1.Machine) error {
 			if last := now.GetLastMigration(); last.GetId() == report.GetId() && last.GetFailure() == "" {
 				return catalog.ErrUnchanged // an earlier attempt came through
@@ -202,7 +200,7 @@ func (a *Agent) stopSending(ctx context.Context, g *guest) error {
 
 // decline takes the order off the record, and says why.
 func (a *Agent) decline(ctx context.Context, m *argonv1.Machine, why string) error {
-	ctx, cancel := context.WithTimeout(ctx, refuseTimeout)
+	ctx, cancel := recording(ctx)
 	defer cancel()
 	mig := m.GetMigration()
 	_, err := a.Store.Machines.Update(ctx, m.GetMeta().GetId(), func(now *argonv1.Machine) error {
@@ -359,6 +357,8 @@ func (a *Agent) announceReceiver(ctx context.Context, m *argonv1.Machine) error 
 
 // goOn makes a guest run that a migration left standing.
 func (a *Agent) goOn(ctx context.Context, g *guest) error {
+	ctx, cancel := a.answering(ctx)
+	defer cancel()
 	if err := g.handle.StopSending(ctx); err != nil {
 		return fmt.Errorf("guest %s: it goes on: %w", g.id, err)
 	}
@@ -411,9 +411,7 @@ const (
 	handOverPause = 50 * time.Millisecond
 	// transferEvery is how often the progress of a transfer is written down.
 	transferEvery = time.Second
-	// stopSendingTimeout bounds how long a guest may take to send no more, and
-	// refuseTimeout how long the catalog may take to hear of it, before it is
-	// tried again.
+	// stopSendingTimeout bounds how long a guest may take to send no more, before
+	// it is tried again.
 	stopSendingTimeout = 15 * time.Second
-	refuseTimeout      = 10 * time.Second
 )

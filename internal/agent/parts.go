@@ -188,6 +188,9 @@ const (
 	longestPause = time.Minute
 	// overtakenPause gives the view the time to show what it did not yet.
 	overtakenPause = 50 * time.Millisecond
+	// recordTimeout bounds how long the catalog may take to hear of what has
+	// happened, before it is tried again.
+	recordTimeout = 5 * time.Second
 	// eventTimeout bounds how long an event may hold up its job.
 	eventTimeout = 2 * time.Second
 	// patience is how long a guest's disk may not serve before its machine
@@ -208,6 +211,9 @@ const (
 	// resumeEvery is how often a guest that stands still because of a full
 	// disk is tried again.
 	resumeEvery = 10 * time.Second
+	// answerWithin is how long a guest's monitor may take to answer before the
+	// step is tried again, or another one. In ticks.
+	answerWithin = 15
 	// askEvery and askAgain are how often a guest's agent is asked about the
 	// guest: before it has answered, and then. In ticks.
 	askEvery = 3

@@ -155,7 +155,9 @@ func (a *Agent) createReplica(ctx context.Context, v *argonv1.Volume, replicaID 
 // equals them as long as nobody ever attached the volume; the compare-and-swap
 // makes sure of that, since attaching takes the first epoch. Else it is behind.
 func (a *Agent) enlist(ctx context.Context, v *argonv1.Volume, made CreateReplica, incarnation uint64) error {
-	_, err := a.updateReplica(ctx, v, made.ReplicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
+	bounded, cancel := recording(ctx)
+	defer cancel()
+	_, err := a.updateReplica(bounded, v, made.ReplicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
 		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_CREATING {
 			return ErrOvertaken
 		}

@@ -116,7 +116,9 @@ func (a *Agent) still(now, m *argonv1.Machine) bool {
 // if somebody asked for it; and stays suspended if there is nothing else of it.
 func (a *Agent) refuse(ctx context.Context, m *argonv1.Machine, why error) error {
 	var what string
-	_, err := a.Store.Machines.Update(ctx, m.GetMeta().GetId(), func(now *argonv1.Machine) error {
+	bounded, cancel := recording(ctx)
+	defer cancel()
+	_, err := a.Store.Machines.Update(bounded, m.GetMeta().GetId(), func(now *argonv1.Machine) error {
 		if !a.still(now, m) {
 			return ErrOvertaken
 		}
@@ -164,6 +166,7 @@ func (a *Agent) wakeUp(ctx context.Context, m *argonv1.Machine, c *argonv1.Check
 			err = errors.Join(err, g.handle.Kill(context.WithoutCancel(ctx)))
 		}
 		a.Ports.Close(g.id)
+		a.Dirs.Remove(g.id)
 		return fmt.Errorf("go on from checkpoint %s: %w", c.GetMeta().GetName(), err)
 	}
 	err = a.consume(ctx, m, c, g)
@@ -185,7 +188,8 @@ func (a *Agent) wakeUp(ctx context.Context, m *argonv1.Machine, c *argonv1.Check
 // can tell whether that was recorded, the guest stands still until it is known.
 func (a *Agent) consume(ctx context.Context, m *argonv1.Machine, c *argonv1.Checkpoint, g *guest) error {
 	for {
-		_, err := a.Store.Machines.Update(ctx, m.GetMeta().GetId(), func(now *argonv1.Machine) error {
+		bounded, cancel := recording(ctx)
+		_, err := a.Store.Machines.Update(bounded, m.GetMeta().GetId(), func(now *argonv1.Machine) error {
 			if now.GetWake() == nil && belongs(now, a.ServerID) && now.GetPlacement() == m.GetPlacement() {
 				return catalog.ErrUnchanged // an attempt whose outcome was not known
 			}
@@ -195,9 +199,9 @@ func (a *Agent) consume(ctx context.Context, m *argonv1.Machine, c *argonv1.Chec
 			now.Wake = nil
 			return nil
 		})
+		cancel()
 		switch {
 		case err == nil:
-			// The change of the record may already have ended this step's time.
 			if err := a.letGoOn(ctx, g); err != nil {
 				a.Log.Warn("a guest does not go on; it is tried again", "guest", g.id, "err", err)
 			}
@@ -205,8 +209,10 @@ func (a *Agent) consume(ctx context.Context, m *argonv1.Machine, c *argonv1.Chec
 				fmt.Sprintf("goes on from %s", c.GetTaken().AsTime().UTC().Format("2006-01-02 15:04:05 MST"))))
 			return nil
 		case errors.Is(err, ErrOvertaken), errors.Is(err, catalog.ErrNotFound):
+			killed := g.handle.Kill(context.WithoutCancel(ctx))
 			a.Ports.Close(g.id)
-			return errors.Join(ErrOvertaken, g.handle.Kill(context.WithoutCancel(ctx)))
+			a.Dirs.Remove(g.id)
+			return errors.Join(ErrOvertaken, killed)
 		}
 		select {
 		case <-ctx.Done(): // whoever comes next finds the guest, and what is recorded

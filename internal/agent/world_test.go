@@ -59,7 +59,8 @@ type world struct {
 	census   fake.Census
 }
 
-func newWorld(t *testing.T, servers ...string) *world {
+// newRecords is a cluster of which there are only the records.
+func newRecords(t *testing.T) *world {
 	t.Helper()
 	cli := catalogtest.Start(t)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -75,12 +76,24 @@ func newWorld(t *testing.T, servers ...string) *world {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = w.view.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+	})
+	return w
+}
+
+func newWorld(t *testing.T, servers ...string) *world {
+	t.Helper()
+	w := newRecords(t)
 	for _, s := range servers {
 		w.join(s)
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
 	wg.Go(func() {
 		_ = controller.Run(ctx, controller.Options{
-			ServerID: "leader", Store: store, View: w.view, Now: time.Now, Tick: 50 * time.Millisecond, Log: quiet(),
+			ServerID: "leader", Store: w.store, View: w.view, Now: time.Now, Tick: 50 * time.Millisecond, Log: quiet(),
 		})
 	})
 	t.Cleanup(func() {
