@@ -134,8 +134,8 @@ func (s *Store) convertTo(ctx context.Context, g *Given, d disk, format, to stri
 // convert runs qemu-img convert.
 func (s *Store) convert(ctx context.Context, args []string, size int64, progress func(Progress)) error {
 	cmd := exec.CommandContext(ctx, s.tool, args...)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	stderr := &firstWords{}
+	cmd.Stderr = stderr
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		return fmt.Errorf("converting the image: %w", err)
@@ -154,21 +154,37 @@ func (s *Store) convert(ctx context.Context, args []string, size int64, progress
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if bytes.Contains(stderr.Bytes(), []byte("No space left")) {
+		if bytes.Contains(stderr.said, []byte("No space left")) {
 			return fmt.Errorf("%w in %s: free some, or import on another server", ErrNoSpace, s.dir)
 		}
-		return explainTool("the disk could not be converted", stderr.Bytes(), err)
+		return explainTool("the disk could not be converted", stderr.said, err)
 	}
 	return nil
 }
 
 func (s *Store) run(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, s.tool, args...)
-	out, err := cmd.CombinedOutput()
+	out := &firstWords{}
+	cmd.Stdout, cmd.Stderr = out, out
+	err := cmd.Run()
 	if ctx.Err() != nil {
-		return out, ctx.Err()
+		return out.said, ctx.Err()
 	}
-	return out, s.noTool(err)
+	return out.said, s.noTool(err)
+}
+
+// mostSaid bounds what is kept of what qemu-img prints, in bytes. It has a line for
+// each thing that is wrong with a file, which may be more than the file.
+const mostSaid = 1 << 20
+
+// firstWords keeps the beginning of what is printed. One goroutine writes at a time,
+// also where it is both standard output and error.
+type firstWords struct{ said []byte }
+
+// Write implements io.Writer.
+func (w *firstWords) Write(p []byte) (int, error) {
+	w.said = append(w.said, p[:min(len(p), mostSaid-len(w.said))]...)
+	return len(p), nil
 }
 
 func (s *Store) noTool(err error) error {

@@ -205,6 +205,47 @@ func replaced(t *testing.T, b []byte, old, with string) []byte {
 	return bytes.Replace(b, []byte(old), append([]byte(with), make([]byte, max(0, len(old)-len(with)))...)[:max(len(old), len(with))], 1)
 }
 
+// manyGrains is a vmdk file whose directory names its first table wherever it can,
+// or whose tables name one grain.
+func manyGrains(t *testing.T, vmdk []byte, grains bool) []byte {
+	t.Helper()
+	h, err := parseVMDK(vmdk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := bytes.Clone(vmdk)
+	le := binary.LittleEndian
+	first := le.Uint32(b[h.directory*vmdkSector:])
+	entries := int(h.entries)
+	for i := 0; grains && i < entries; i++ {
+		le.PutUint32(b[int(first)*vmdkSector+4*i:], first)
+	}
+	// The directory goes to the end, and is as large as the rest of the file.
+	at := (len(b) + vmdkSector - 1) / vmdkSector
+	tables := at * vmdkSector / 4
+	b = append(b, make([]byte, at*vmdkSector-len(b)+4*tables)...)
+	for i := range tables {
+		le.PutUint32(b[at*vmdkSector+4*i:], first)
+	}
+	return lie64(lie64(b, 56, uint64(at)), 12, uint64(tables*entries)*h.grain)
+}
+
+// What qemu-img says of a file that is wrong throughout is not kept in memory.
+func TestToolThatSaysMuch(t *testing.T) {
+	tool := filepath.Join(t.TempDir(), "tool")
+	if err := os.WriteFile(tool, []byte("#!/bin/sh\nyes 'qemu-img: wrong' | head -c 20000000 >&2\nexit 1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t, func(o *Options) { o.Tool = tool })
+	out, err := s.run(t.Context(), "check")
+	if err == nil || len(out) != mostSaid {
+		t.Errorf("%d bytes are kept: %v", len(out), err)
+	}
+	if err := explainTool("no", out, err); err.Error() != "no: wrong" {
+		t.Errorf("got %q", err)
+	}
+}
+
 func TestFormatsThatLie(t *testing.T) {
 	disk := rawDisk(4 * mib)
 	vmdk, stream := convert(t, disk, "vmdk"), convert(t, disk, "vmdk", "-o", "subformat=streamOptimized")
@@ -223,70 +264,73 @@ func TestFormatsThatLie(t *testing.T) {
 		data []byte
 		says string
 	}{
-		"vmdk, only a mark":                 {vmdk[:20], "truncated"},
-		"vmdk, only a header":               {vmdk[:512], "names no data"},
-		"vmdk, cut in the tables":           {vmdk[:66_000], "truncated"},
-		"vmdk, cut in the last grain":       {vmdk[:len(vmdk)-5000], "truncated"},
-		"vmdk, nothing inside":              {lie64(vmdk, 12, 0), "other files"},
-		"vmdk, 2^63":                        {lie64(vmdk, 12, 1<<63), "at most"},
-		"vmdk, -1":                          {lie64(vmdk, 12, 1<<64-1), "at most"},
-		"vmdk, larger than the disk":        {lie64(vmdk, 12, 1<<36), "truncated"},
-		"vmdk, larger than it is":           {lie64(vmdk, 12, 1<<20), ""},
-		"vmdk, grains of nothing":           {lie64(vmdk, 20, 0), "damaged"},
-		"vmdk, tables of 2^31":              {lie32(vmdk, 44, 1<<31), "damaged"},
-		"vmdk, tables elsewhere":            {lie64(vmdk, 56, 1<<40), "truncated"},
-		"vmdk, tables far elsewhere":        {lie64(vmdk, 56, 1<<63), "truncated"},
-		"vmdk, description elsewhere":       {lie64(vmdk, 28, 1<<40), "one part of several"},
-		"vmdk, no description":              {lie64(vmdk, 28, 0), "one part of several"},
-		"vmdk, names other files":           {inside, "monolithicFlat"},
-		"vmdk, names other files and none":  {lie64(inside, 12, 0), "other files"},
-		"vmdk, flat extent":                 {replaced(t, vmdk, "8192 SPARSE", "8192 FLAT"), "other files"},
-		"vmdk, has a parent":                {replaced(t, vmdk, "parentCID=ffffffff", "parentCID=12345678"), "backing file"},
-		"vmdk, has a parent's name":         {replaced(t, vmdk, "# Extent description", `parentFileNameHint="x"`), "backing file"},
-		"vmdk, of another kind":             {replaced(t, vmdk, "monolithicSparse", "vmfsSparse"), "vmfsSparse"},
-		"vmdk description":                  {[]byte(elsewhere), "in other files"},
-		"vmdk, stream, cut":                 {stream[:len(stream)-40_000], "truncated"},
-		"vmdk, stream, footer that is none": {lie64(stream, 56, vmdkAtEnd), "truncated"},
-		"vdi, only a header":                {vdi[:512], "truncated"},
-		"vdi, half a header":                {vdi[:200], "truncated"},
-		"vdi, cut":                          {vdi[:len(vdi)-5000], "truncated"},
-		"vdi, a difference":                 {lie32(vdi, 0x4c, 4), "difference"},
-		"vdi, has a parent":                 {patch(vdi, 0x1b8, 1, 2, 3, 4), "vdi file is damaged"},
-		"vdi, 2^63":                         {lie64(vdi, 0x170, 1<<63), "at most"},
-		"vdi, larger than the disk":         {lie64(vdi, 0x170, 1<<45), "no space"},
-		"vdi, more blocks":                  {lie32(vdi, 0x184, 1<<31), "damaged"},
-		"vdi, some more blocks":             {lie32(vdi, 0x184, 100), "truncated"},
-		"vdi, blocks of nothing":            {lie32(vdi, 0x178, 0), "damaged"},
-		"vdi, of nothing":                   {lie64(vdi, 0x170, 0), "empty"},
-		"vhdx, only a mark":                 {vhdx[:64<<10], "damaged or truncated"},
-		"vhdx, cut":                         {vhdx[:11*mib], "damaged or truncated"},
-		"vhdx, no headers":                  {patch(vhdx, 64<<10, make([]byte, 128<<10)...), "damaged or truncated"},
-		"ova, no description":               {tarOf(t, good), "no .ovf"},
-		"ova, no disk":                      {tarOf(t, entry{"a.ovf", ovf()}), "no disk"},
-		"ova, disk not there":               {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}), "does not hold"},
-		"ova, disk of another directory":    {tarOf(t, entry{"a.ovf", ovf("../../d.vmdk")}, entry{"../../d.vmdk", stream}), "has no path"},
-		"ova, absolute path":                {tarOf(t, entry{"a.ovf", ovf(secret)}, entry{secret, stream}), "has no path"},
-		"ova, disk named by a path":         {tarOf(t, entry{"a.ovf", ovf(secret)}, good), "does not hold"},
-		"ova, twice the same":               {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, good, good), "twice"},
-		"ova, two descriptions":             {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, entry{"b.ovf", ovf("d.vmdk")}, good), "several"},
-		"ova, description is no XML":        {tarOf(t, entry{"a.ovf", []byte("hello")}, good), "can't be read"},
-		"ova, long description":             {tarOf(t, entry{"a.ovf", make([]byte, 5*mib)}, good), "no description"},
-		"ova, cut":                          {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, good)[:100_000], "truncated"},
-		"ova, wrong manifest":               {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, manifest(entry{"d.vmdk", disk}), good), "manifest"},
-		"ova, manifest of more":             {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, manifest(entry{"e.vmdk", disk}), good), "not whole"},
-		"ova in an ova":                     {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, entry{"d.vmdk", tarOf(t, good)}), "archive"},
-		"ova, disk with other files":        {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, entry{"d.vmdk", []byte(elsewhere)}), "in other files"},
-		"ova, link":                         {link(t, secret), "not an ordinary file"},
-		"gzip, cut":                         {pack(t, "gzip", disk)[:1000], "gzip, and damaged or truncated"},
-		"xz, cut":                           {pack(t, "xz", disk)[:1000], "xz, and damaged or truncated"},
-		"bzip2, cut":                        {pack(t, "bzip2", disk)[:1000], "bzip2, and damaged or truncated"},
-		"gzip in gzip":                      {pack(t, "gzip", pack(t, "gzip", disk)), "compressed with gzip, not a disk"},
-		"gzip and more":                     {append(pack(t, "gzip", disk), "more"...), "gzip"},
-		"gzip of nothing":                   {pack(t, "gzip", nil), "empty"},
-		"gzip bomb":                         {bomb, "no space"},
-		"xz that wants memory":              {hungryXZ(t, disk, 0), "window of 4095 MiB"},
-		"xz that wants memory later":        {hungryXZ(t, disk, 2), "window of 4095 MiB"},
-		"zstd that wants memory":            {[]byte("\x28\xb5\x2f\xfd\x00\xff00000000"), "zstd"},
+		"vmdk, only a mark":                  {vmdk[:20], "truncated"},
+		"vmdk, only a header":                {vmdk[:512], "names no data"},
+		"vmdk, cut in the tables":            {vmdk[:66_000], "truncated"},
+		"vmdk, cut in the last grain":        {vmdk[:len(vmdk)-5000], "truncated"},
+		"vmdk, nothing inside":               {lie64(vmdk, 12, 0), "other files"},
+		"vmdk, 2^63":                         {lie64(vmdk, 12, 1<<63), "at most"},
+		"vmdk, -1":                           {lie64(vmdk, 12, 1<<64-1), "at most"},
+		"vmdk, larger than the disk":         {lie64(vmdk, 12, 1<<36), "truncated"},
+		"vmdk, larger than it is":            {lie64(vmdk, 12, 1<<20), ""},
+		"vmdk, grains of nothing":            {lie64(vmdk, 20, 0), "damaged"},
+		"vmdk, tables of 2^31":               {lie32(vmdk, 44, 1<<31), "damaged"},
+		"vmdk, tables elsewhere":             {lie64(vmdk, 56, 1<<40), "truncated"},
+		"vmdk, tables far elsewhere":         {lie64(vmdk, 56, 1<<63), "truncated"},
+		"vmdk, the same table over and over": {manyGrains(t, vmdk, false), "more than it has room for"},
+		"vmdk, the same grain over and over": {manyGrains(t, vmdk, true), "more than it has room for"},
+		"vmdk, description elsewhere":        {lie64(vmdk, 28, 1<<40), "one part of several"},
+		"vmdk, no description":               {lie64(vmdk, 28, 0), "one part of several"},
+		"vmdk, names other files":            {inside, "monolithicFlat"},
+		"vmdk, names other files and none":   {lie64(inside, 12, 0), "other files"},
+		"vmdk, flat extent":                  {replaced(t, vmdk, "8192 SPARSE", "8192 FLAT"), "other files"},
+		"vmdk, has a parent":                 {replaced(t, vmdk, "parentCID=ffffffff", "parentCID=12345678"), "backing file"},
+		"vmdk, has a parent's name":          {replaced(t, vmdk, "# Extent description", `parentFileNameHint="x"`), "backing file"},
+		"vmdk, of another kind":              {replaced(t, vmdk, "monolithicSparse", "vmfsSparse"), "vmfsSparse"},
+		"vmdk description":                   {[]byte(elsewhere), "in other files"},
+		"vmdk, stream, cut":                  {stream[:len(stream)-40_000], "truncated"},
+		"vmdk, stream, footer that is none":  {lie64(stream, 56, vmdkAtEnd), "truncated"},
+		"vdi, only a header":                 {vdi[:512], "truncated"},
+		"vdi, half a header":                 {vdi[:200], "truncated"},
+		"vdi, cut":                           {vdi[:len(vdi)-5000], "truncated"},
+		"vdi, a difference":                  {lie32(vdi, 0x4c, 4), "difference"},
+		"vdi, has a parent":                  {patch(vdi, 0x1b8, 1, 2, 3, 4), "vdi file is damaged"},
+		"vdi, 2^63":                          {lie64(vdi, 0x170, 1<<63), "at most"},
+		"vdi, larger than the disk":          {lie64(vdi, 0x170, 1<<45), "no space"},
+		"vdi, more blocks":                   {lie32(vdi, 0x184, 1<<31), "damaged"},
+		"vdi, some more blocks":              {lie32(vdi, 0x184, 100), "truncated"},
+		"vdi, blocks of nothing":             {lie32(vdi, 0x178, 0), "damaged"},
+		"vdi, of nothing":                    {lie64(vdi, 0x170, 0), "empty"},
+		"vhdx, only a mark":                  {vhdx[:64<<10], "damaged or truncated"},
+		"vhdx, cut":                          {vhdx[:11*mib], "damaged or truncated"},
+		"vhdx, no headers":                   {patch(vhdx, 64<<10, make([]byte, 128<<10)...), "damaged or truncated"},
+		"ova, no description":                {tarOf(t, good), "no .ovf"},
+		"ova, no disk":                       {tarOf(t, entry{"a.ovf", ovf()}), "no disk"},
+		"ova, disk not there":                {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}), "does not hold"},
+		"ova, disk of another directory":     {tarOf(t, entry{"a.ovf", ovf("../../d.vmdk")}, entry{"../../d.vmdk", stream}), "has no path"},
+		"ova, absolute path":                 {tarOf(t, entry{"a.ovf", ovf(secret)}, entry{secret, stream}), "has no path"},
+		"ova, disk named by a path":          {tarOf(t, entry{"a.ovf", ovf(secret)}, good), "does not hold"},
+		"ova, twice the same":                {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, good, good), "twice"},
+		"ova, two descriptions":              {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, entry{"b.ovf", ovf("d.vmdk")}, good), "several"},
+		"ova, description is no XML":         {tarOf(t, entry{"a.ovf", []byte("hello")}, good), "can't be read"},
+		"ova, long description":              {tarOf(t, entry{"a.ovf", make([]byte, 5*mib)}, good), "no description"},
+		"ova, cut":                           {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, good)[:100_000], "truncated"},
+		"ova, wrong manifest":                {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, manifest(entry{"d.vmdk", disk}), good), "manifest"},
+		"ova, manifest that repeats itself":  {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, manifest(good, good), good), "twice"},
+		"ova, manifest of more":              {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, manifest(entry{"e.vmdk", disk}), good), "not whole"},
+		"ova in an ova":                      {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, entry{"d.vmdk", tarOf(t, good)}), "archive"},
+		"ova, disk with other files":         {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, entry{"d.vmdk", []byte(elsewhere)}), "in other files"},
+		"ova, link":                          {link(t, secret), "not an ordinary file"},
+		"gzip, cut":                          {pack(t, "gzip", disk)[:1000], "gzip, and damaged or truncated"},
+		"xz, cut":                            {pack(t, "xz", disk)[:1000], "xz, and damaged or truncated"},
+		"bzip2, cut":                         {pack(t, "bzip2", disk)[:1000], "bzip2, and damaged or truncated"},
+		"gzip in gzip":                       {pack(t, "gzip", pack(t, "gzip", disk)), "compressed with gzip, not a disk"},
+		"gzip and more":                      {append(pack(t, "gzip", disk), "more"...), "gzip"},
+		"gzip of nothing":                    {pack(t, "gzip", nil), "empty"},
+		"gzip bomb":                          {bomb, "no space"},
+		"xz that wants memory":               {hungryXZ(t, disk, 0), "window of 4095 MiB"},
+		"xz that wants memory later":         {hungryXZ(t, disk, 2), "window of 4095 MiB"},
+		"zstd that wants memory":             {[]byte("\x28\xb5\x2f\xfd\x00\xff00000000"), "zstd"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(t, func(o *Options) {
@@ -431,7 +475,7 @@ func FuzzFormats(f *testing.F) {
 		if n, err := checkVDI(r, size); err == nil && (n == 0 || n > MaxSize) {
 			t.Errorf("vdi: size %d let through", n)
 		}
-		disks, _, err := readOVA(r, size)
+		disks, _, err := readOVA(t.Context(), r, size)
 		for _, d := range disks {
 			if err == nil && (d.off < 0 || d.size < 0 || d.off+d.size > size) {
 				t.Errorf("ova: %+v of %d bytes let through", d, size)

@@ -218,7 +218,7 @@ func (s *Store) take(ctx context.Context, g *Given, r Request, progress func(Pro
 	}
 	g.disks = []disk{{format: g.Format, section: section{0, size}}}
 	if g.Format == OVA {
-		g.disks, g.Hints, err = readOVA(g.file, size)
+		g.disks, g.Hints, err = readOVA(ctx, g.file, size)
 	}
 	return err
 }

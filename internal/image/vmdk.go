@@ -141,7 +141,10 @@ func readDescription(text string) error {
 	return nil
 }
 
-// checkGrains follows the tables and finds grains that are not all there.
+// checkGrains follows the tables and finds grains that are not all there. Each
+// table and each grain has a place of its own, so there are no more of them than
+// the file has room for: a small file that names the same ones again and again
+// would keep a processor busy for days.
 func checkGrains(r io.ReaderAt, size int64, h vmdkHeader) error {
 	tables := (h.capacity + uint64(h.entries)*h.grain - 1) / (uint64(h.entries) * h.grain)
 	if h.directory > uint64(size)/vmdkSector || tables*4 > uint64(size) {
@@ -150,6 +153,7 @@ func checkGrains(r io.ReaderAt, size int64, h vmdkHeader) error {
 	directory := io.NewSectionReader(r, int64(h.directory*vmdkSector), int64(tables*4))
 	some := make([]byte, 64<<10)
 	table := make([]byte, 4*h.entries)
+	tablesLeft, grainsLeft := size/int64(len(table)), size/vmdkSector
 	for left := int(tables) * 4; left > 0; {
 		part := some[:min(left, len(some))]
 		if _, err := io.ReadFull(directory, part); err != nil {
@@ -161,36 +165,49 @@ func checkGrains(r io.ReaderAt, size int64, h vmdkHeader) error {
 			if at == 0 {
 				continue
 			}
+			if tablesLeft--; tablesLeft < 0 {
+				return errTooManyGrains()
+			}
 			if err := readAt(r, table, int64(at)*vmdkSector); err != nil {
 				return vmdkCut(err)
 			}
-			if err := checkTable(r, size, h, table); err != nil {
+			n, err := checkTable(r, size, h, table, grainsLeft)
+			if err != nil {
 				return err
 			}
+			grainsLeft -= n
 		}
 	}
 	return nil
 }
 
-func checkTable(r io.ReaderAt, size int64, h vmdkHeader, table []byte) error {
+func errTooManyGrains() error {
+	return refuse("the vmdk file is damaged: it names more than it has room for")
+}
+
+// checkTable returns how many grains a table has: at most most.
+func checkTable(r io.ReaderAt, size int64, h vmdkHeader, table []byte, most int64) (n int64, err error) {
 	for ; len(table) > 0; table = table[4:] {
 		at := int64(binary.LittleEndian.Uint32(table))
 		if at <= 1 {
 			continue // not there, or zeros
 		}
+		if n++; n > most {
+			return n, errTooManyGrains()
+		}
 		end := at*vmdkSector + int64(min(h.grain, h.capacity))*vmdkSector
 		if h.flags&vmdkCompressed != 0 {
 			var head [12]byte // place on the disk, size
 			if err := readAt(r, head[:], at*vmdkSector); err != nil {
-				return vmdkCut(err)
+				return n, vmdkCut(err)
 			}
 			end = at*vmdkSector + int64(len(head)) + int64(binary.LittleEndian.Uint32(head[8:]))
 		}
 		if end > size {
-			return vmdkCut(io.EOF)
+			return n, vmdkCut(io.EOF)
 		}
 	}
-	return nil
+	return n, nil
 }
 
 // readAt fills p or fails; io.EOF if the file ends before.
