@@ -102,6 +102,8 @@ func TestTokenRoundTrip(t *testing.T) {
 func FuzzParseToken(f *testing.F) {
 	f.Add(newToken([32]byte{1}).String())
 	f.Add("argon1...")
+	f.Add("argon1.0000A00000.00000000000000000000000000000000.0000000000000000000000000000000000000000000")
+	f.Add("argon1.0000000000.0000000000000000\n0000000000000000.0000000000000000000000000000000000000000000")
 	f.Fuzz(func(t *testing.T, text string) {
 		tok, err := parseToken(text)
 		if err == nil && tok.String() != strings.TrimSpace(text) {
