@@ -126,7 +126,7 @@ func (c *Core) copyBegun(o *op) {
 		what = "the whole volume"
 		c.record(fact{emptied: p.id})
 	}
-	c.note(argonv1.Severity_SEVERITY_INFO, "resync-started", fmt.Sprint(p.id, c.now), "replica %d is being copied to: %s", p.id, what)
+	c.note(argonv1.Severity_SEVERITY_INFO, "resync-started", fmt.Sprint(p.id), "replica %d is being copied to: %s", p.id, what)
 	c.nextPhase(p)
 }
 
@@ -346,8 +346,7 @@ func (c *Core) dropped(o *op) bool {
 		return false
 	}
 	if o.current() {
-		c.note(argonv1.Severity_SEVERITY_WARNING, "resync-failed", fmt.Sprint(o.target.id, c.now), "copying to replica %d: %v; it is tried again", o.target.id, o.err)
-		c.abortCopy(o.target)
+		c.failCopy(o.target, o.err)
 	}
 	if c.ops[o.id] != nil {
 		c.finish(o)
@@ -432,6 +431,13 @@ func (c *Core) tryJoin(p *peer) {
 			p.caughtUp, p.info.Health = true, Good
 		}
 	}})
+}
+
+// failCopy gives a copy up that cannot go on. It is tried again every second for as
+// long as that takes: the operator is told of the first time.
+func (c *Core) failCopy(p *peer, err error) {
+	c.note(argonv1.Severity_SEVERITY_WARNING, "resync-failed", fmt.Sprint(p.id), "copying to replica %d: %v; it is tried again", p.id, err)
+	c.abortCopy(p)
 }
 
 // abortCopy gives a copy up; tryCopy begins anew after a pause.

@@ -219,13 +219,17 @@ func (c *Core) emit(e Effect) { c.effects = append(c.effects, e) }
 
 func (c *Core) breaks(b Breakage) bool { return c.cfg.Break&b != 0 }
 
+// tell tells the operator.
+func (c *Core) tell(sev argonv1.Severity, reason, format string, args ...any) {
+	c.emit(Effect{Note: &Note{Severity: sev, Reason: reason, Message: fmt.Sprintf(format, args...)}})
+}
+
 // note tells the operator once, until the reason was cleared.
 func (c *Core) note(sev argonv1.Severity, reason, key, format string, args ...any) {
-	if c.noted[reason+key] {
-		return
+	if !c.noted[reason+key] {
+		c.noted[reason+key] = true
+		c.tell(sev, reason, format, args...)
 	}
-	c.noted[reason+key] = true
-	c.emit(Effect{Note: &Note{Severity: sev, Reason: reason, Message: fmt.Sprintf(format, args...)}})
 }
 
 // Tick lets time-outs happen. Call it several times a second.

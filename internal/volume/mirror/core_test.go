@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -82,5 +83,28 @@ func TestCopyWaitsForTheRecordOfTheLastOne(t *testing.T) {
 	}
 	if e, ok := sent(c.Committed(0, v), VerbBeginSync); !ok || e.Base != 3 {
 		t.Errorf("a copy began: %v, with base %d, want 3", ok, e.Base)
+	}
+}
+
+// A copy that cannot go on is tried again every second; the operator reads of it
+// once, and of what comes after it.
+func TestACopyThatFailsIsToldOnce(t *testing.T) {
+	c := aCore(t, aVolume(inSyncState, behindState))
+	effects := c.PeerUp(0, 2, 1, Info{Incarnation: 1, Health: Failed})
+	told := 0
+	for now := time.Duration(0); now < 10*c.cfg.RetryAfter; now += c.cfg.RetryAfter {
+		begin, ok := sent(effects, VerbBeginSync)
+		if !ok {
+			t.Fatalf("no copy began after %s", now)
+		}
+		for _, e := range c.Reply(now, 2, 1, begin.ID, Broken, Info{}, errors.New("no")) {
+			if e.Note != nil && e.Note.Reason == "resync-failed" {
+				told++
+			}
+		}
+		effects = c.Tick(now + c.cfg.RetryAfter)
+	}
+	if told != 1 {
+		t.Errorf("told %d times", told)
 	}
 }

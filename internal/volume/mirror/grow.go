@@ -1,8 +1,6 @@
 package mirror
 
 import (
-	"fmt"
-
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/volume/wire"
 )
@@ -53,5 +51,5 @@ func (c *Core) grown(v *argonv1.Volume, to uint64) {
 		}
 	}
 	c.emit(Effect{Grown: true, Len: c.cfg.Size})
-	c.note(argonv1.Severity_SEVERITY_INFO, "volume-grown", fmt.Sprint(c.cfg.Size), "the volume has %d bytes now", c.cfg.Size)
+	c.tell(argonv1.Severity_SEVERITY_INFO, "volume-grown", "the volume has %d bytes now", c.cfg.Size)
 }

@@ -127,14 +127,16 @@ func (c *Core) adoptSet() {
 		switch {
 		case in && p.role == joining:
 			p.role, p.copy = member, nil
-			c.note(argonv1.Severity_SEVERITY_INFO, "replica-in-sync", fmt.Sprint(p.id, c.now), "replica %d is in sync", p.id)
+			delete(c.noted, "resync-started"+fmt.Sprint(p.id))
+			delete(c.noted, "resync-failed"+fmt.Sprint(p.id))
+			c.tell(argonv1.Severity_SEVERITY_INFO, "replica-in-sync", "replica %d is in sync", p.id)
 		case !in && p.role == leaving:
 			c.putOutside(p)
 			severity := argonv1.Severity_SEVERITY_WARNING
 			if p.reason == retired {
 				severity = argonv1.Severity_SEVERITY_INFO
 			}
-			c.note(severity, "replica-out-of-sync", fmt.Sprint(p.id, c.now), "replica %d left the in-sync set: %s", p.id, p.reason)
+			c.tell(severity, "replica-out-of-sync", "replica %d left the in-sync set: %s", p.id, p.reason)
 		}
 	}
 }

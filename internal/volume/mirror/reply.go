@@ -90,8 +90,7 @@ func (c *Core) changeReply(o *op, p *peer, out Outcome, err error) {
 		o.retryAt = c.now + c.cfg.RetryAfter
 		c.noteFull(o, p)
 	case p.copied() || p.role == joining && !p.caughtUp:
-		c.note(argonv1.Severity_SEVERITY_WARNING, "resync-failed", fmt.Sprint(p.id, c.now), "copying to replica %d: %v; it is tried again", p.id, err)
-		c.abortCopy(p)
+		c.failCopy(p, err)
 	case errors.Is(err, ErrDeposed):
 		// The shell finds out and calls Deposed.
 	case out == Missing:

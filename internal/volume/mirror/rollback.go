@@ -40,7 +40,7 @@ func (c *Core) tryRollback() {
 	}
 	s := c.snapshotRecord(c.volume.GetRollbackTo())
 	if s.GetState() != argonv1.SnapshotState_SNAPSHOT_STATE_READY {
-		c.note(argonv1.Severity_SEVERITY_ERROR, "rollback-failed", "", "the snapshot to roll back to is gone; the volume is as it was")
+		c.note(argonv1.Severity_SEVERITY_ERROR, "rollback-failed", fmt.Sprint(c.volume.GetRollbackTo()), "the snapshot to roll back to is gone; the volume is as it was")
 		r.flushed = true
 		return
 	}
@@ -102,7 +102,7 @@ func (c *Core) rollbackRecorded(snapshot uint32) {
 		return
 	}
 	if s := c.snapshotRecord(snapshot); s != nil {
-		c.note(argonv1.Severity_SEVERITY_INFO, "rolled-back", fmt.Sprint(snapshot, c.now), "the volume is what it was in snapshot %s", s.GetName())
+		c.tell(argonv1.Severity_SEVERITY_INFO, "rolled-back", "the volume is what it was in snapshot %s", s.GetName())
 	}
 	c.rollback = rollback{}
 	c.startBlocked()

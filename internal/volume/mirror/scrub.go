@@ -210,10 +210,10 @@ func (c *Core) summed(o *op) {
 func (c *Core) noteUnclear(off int64, view *argonv1.Snapshot) {
 	c.scrub.unclear++
 	if view == nil {
-		c.note(argonv1.Severity_SEVERITY_ERROR, "scrub-unclear", fmt.Sprint(off), "the region at %d is damaged, and nothing tells which copy is good: restore it from a snapshot or a backup", off)
+		c.tell(argonv1.Severity_SEVERITY_ERROR, "scrub-unclear", "the region at %d is damaged, and nothing tells which copy is good: restore it from a snapshot or a backup", off)
 		return
 	}
-	c.note(argonv1.Severity_SEVERITY_ERROR, "scrub-unclear", fmt.Sprint(off, view.GetId()), "the region at %d of snapshot %s is damaged, and nothing tells which copy is good: delete the snapshot, or do not rely on it", off, view.GetName())
+	c.tell(argonv1.Severity_SEVERITY_ERROR, "scrub-unclear", "the region at %d of snapshot %s is damaged, and nothing tells which copy is good: delete the snapshot, or do not rely on it", off, view.GetName())
 }
 
 type finding uint8
@@ -312,7 +312,7 @@ func (c *Core) mendRead(o *op, bad []uint32, view *argonv1.Snapshot) {
 	for _, p := range c.peers {
 		if slices.Contains(bad, p.id) && (p.role == member || p.role == leaving) {
 			o.pending |= p.bit
-			c.note(argonv1.Severity_SEVERITY_WARNING, "replica-mended", fmt.Sprint(p.id, " ", where), "replica %d was damaged at %s; it is given a good copy", p.id, where)
+			c.tell(argonv1.Severity_SEVERITY_WARNING, "replica-mended", "replica %d was damaged at %s; it is given a good copy", p.id, where)
 			c.send(o, p)
 		}
 	}
@@ -326,7 +326,7 @@ func (c *Core) scrubRecorded(s *argonv1.Scrub) {
 	if s.GetUnclear() > 0 {
 		severity = argonv1.Severity_SEVERITY_ERROR
 	}
-	c.note(severity, "scrub-finished", fmt.Sprint(s.GetFinished()), "%d regions were compared, %d mended, %d are damaged and unclear", s.GetRegions(), s.GetRepaired(), s.GetUnclear())
+	c.tell(severity, "scrub-finished", "%d regions were compared, %d mended, %d are damaged and unclear", s.GetRegions(), s.GetRepaired(), s.GetUnclear())
 }
 
 // outcome is what there is to record of a scrub; nil: nothing yet.

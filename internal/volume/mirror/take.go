@@ -187,7 +187,7 @@ func (c *Core) takeRecorded(taken *Taken) {
 		return
 	}
 	if s := c.snapshotRecord(taken.ID); s != nil {
-		c.note(argonv1.Severity_SEVERITY_INFO, "snapshot-taken", fmt.Sprint(taken.ID), "snapshot %s was taken", s.GetName())
+		c.tell(argonv1.Severity_SEVERITY_INFO, "snapshot-taken", "snapshot %s was taken", s.GetName())
 	}
 	c.take = taking{}
 }
