@@ -63,21 +63,34 @@ func (f *Files) ReadCached(p []byte, off int64) bool {
 	return all
 }
 
+// extentsStep is how much Extents looks at while it holds the lock, in bytes: who
+// moves blocks waits for that, and a snapshot.
+const extentsStep = 256 << 20
+
 // Extents calls found for each stretch of the range, hole or data, until that
 // returns false; it must not use f. Holes read as zeros.
 func (f *Files) Extents(off, n int64, found func(n int64, hole bool) bool) error {
 	if c := f.chain.Load(); c.where == nil {
 		return fileExtents(c.top().data, off, n, found)
 	}
-	f.maps.RLock()
-	defer f.maps.RUnlock()
-	c := f.chain.Load()
 	m := merger{found: found}
-	if err := f.extents(c, c.slot, off, n, m.add); err != nil {
-		return err
+	for at, end := off, off+n; at < end && !m.over; at += extentsStep {
+		if err := f.someExtents(at, min(extentsStep, end-at), &m); err != nil {
+			return err
+		}
 	}
 	m.end()
 	return nil
+}
+
+func (f *Files) someExtents(off, n int64, m *merger) error {
+	f.maps.RLock()
+	defer f.maps.RUnlock()
+	c := f.chain.Load()
+	if c.where == nil {
+		return fileExtents(c.top().data, off, n, m.add)
+	}
+	return f.extents(c, c.slot, off, n, m.add)
 }
 
 // merger makes one stretch of those of a kind that follow each other.

@@ -170,6 +170,66 @@ func isClosed(c chan struct{}) bool {
 	}
 }
 
+// Whoever looks for holes in a large volume gives a snapshot its turn.
+func TestExtentsHoldNobodyUp(t *testing.T) {
+	var held, release chan struct{}
+	var f *layer.Files
+	var seen error
+	w := watched{
+		before: func(_ string, off int64) {
+			switch {
+			case held == nil:
+			case !isClosed(held):
+				close(held)
+				<-release
+			case off > 512<<20:
+				_, seen = f.View(2)
+				held = nil
+			}
+		},
+		after: func(string, int64) {},
+	}
+	dir := path.Join(t.TempDir(), "v", "1")
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	sb := someBlock()
+	sb.Size = 1 << 30
+	must(layer.Create(layer.OS{}, dir, sb))
+	f, err := layer.Open(w, dir, "b", nil)
+	must(err)
+	defer f.Close()
+	block := bytes.Repeat([]byte{'x'}, 64<<10)
+	must(f.Write(block, 0, 2))
+	must(f.Write(block, 640<<20, 2))
+	must(f.Snapshot(1, 3))
+	must(f.Write(block, 512<<20, 3))
+	held, release = make(chan struct{}), make(chan struct{})
+	looked, taken := make(chan error), make(chan error)
+	var data int64
+	go func() {
+		looked <- f.Extents(0, 1<<30, func(n int64, hole bool) bool {
+			if !hole {
+				data += n
+			}
+			return true
+		})
+	}()
+	<-held
+	go func() { taken <- f.Snapshot(2, 4) }()
+	awaitStack("sync.(*RWMutex).Lock(", "(*Files).replace(")
+	close(release)
+	must(<-looked)
+	must(<-taken)
+	must(seen)
+	if want := int64(3 * len(block)); data != want {
+		t.Errorf("%d bytes of data, want %d", data, want)
+	}
+}
+
 // Who adds up what the layers take holds nobody up: a snapshot, for which all
 // writes wait, would wait for that.
 func TestUsageHoldsNobodyUp(t *testing.T) {
