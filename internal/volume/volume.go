@@ -15,6 +15,9 @@ const SectorSize = 512
 // more, as they carry no data.
 const MaxRequest = 32 << 20
 
+// MaxSize is the largest volume, in bytes.
+const MaxSize = 64 << 40
+
 // Op says what a request asks for.
 type Op uint8
 

@@ -61,9 +61,10 @@ type File interface {
 	Used() (int64, error)
 }
 
-// IsFull tells whether an error means that the disk has no room.
+// IsFull tells whether an error means that the disk has no room, or the file system
+// none for so large a file.
 func IsFull(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
 // OS is the real file system.

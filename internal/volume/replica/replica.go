@@ -329,8 +329,8 @@ func (s *Session) BeginSync(base, generation uint64, size int64) (Info, error) {
 	if r.current != s {
 		return Info{}, ErrFenced
 	}
-	if size < 0 || size%volume.SectorSize != 0 {
-		return Info{}, fmt.Errorf("a size of %d: %w", size, volume.ErrRange)
+	if err := checkSize(size); err != nil {
+		return Info{}, err
 	}
 	sb := r.files.Superblock()
 	begin := func(sb *layer.Superblock) {
@@ -391,13 +391,22 @@ func (s *Session) Close(clean bool) error {
 	if err := r.judge(r.sync()); err != nil {
 		return err
 	}
-	return r.files.Update(func(sb *layer.Superblock) { sb.Clean = sb.Health == layer.Good })
+	return r.judge(r.files.Update(func(sb *layer.Superblock) { sb.Clean = sb.Health == layer.Good }))
 }
 
 func (r *Replica) check(off, n int64) error {
 	size := r.files.Size()
 	if off < 0 || n < 0 || off%volume.SectorSize != 0 || n%volume.SectorSize != 0 || off > size-n {
 		return fmt.Errorf("%d bytes at %d of %d: %w", n, off, size, volume.ErrRange)
+	}
+	return nil
+}
+
+// checkSize refuses what no volume has: what is kept in memory of each region would
+// take all there is.
+func checkSize(size int64) error {
+	if size < 0 || size > volume.MaxSize || size%volume.SectorSize != 0 {
+		return fmt.Errorf("a size of %d: %w", size, volume.ErrRange)
 	}
 	return nil
 }

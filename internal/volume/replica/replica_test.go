@@ -230,6 +230,15 @@ func TestRange(t *testing.T) {
 			t.Errorf("%d bytes at %d: %v", r.n, r.off, err)
 		}
 	}
+	for _, size := range []int64{-512, 100, volume.MaxSize + 512, 1 << 62} {
+		if err := s.Resize(size); !errors.Is(err, volume.ErrRange) {
+			t.Errorf("growing to %d bytes: %v", size, err)
+		}
+		if _, err := s.BeginSync(1, 2, size); !errors.Is(err, volume.ErrRange) {
+			t.Errorf("a copy of %d bytes: %v", size, err)
+		}
+	}
+	d.must(s.Flush())
 }
 
 func TestForeignDirectory(t *testing.T) {

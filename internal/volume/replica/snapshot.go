@@ -93,8 +93,8 @@ func (s *Session) Resize(size int64) error {
 	r.upkeep.Lock()
 	defer r.upkeep.Unlock()
 	return s.alone(func(r *Replica) error {
-		if size%volume.SectorSize != 0 {
-			return fmt.Errorf("a size of %d: %w", size, volume.ErrRange)
+		if err := checkSize(size); err != nil {
+			return err
 		}
 		return r.outcome(fmt.Sprintf("grow to %d bytes", size), r.files.Resize(size))
 	})

@@ -64,8 +64,6 @@ const (
 	sumSize    = 32
 	// MaxData is how much one record of data is about.
 	MaxData = 1 << 20
-	// maxSize is the largest volume, as large as one can be.
-	maxSize = 64 << 40
 )
 
 const (
@@ -118,7 +116,7 @@ func (h Header) check() error {
 		}
 	}
 	switch {
-	case h.Size <= 0 || h.Size > maxSize || h.Size%volume.SectorSize != 0:
+	case h.Size <= 0 || h.Size > volume.MaxSize || h.Size%volume.SectorSize != 0:
 		return fmt.Errorf("a volume of %d bytes can't be", h.Size)
 	case h.Snapshot.ID == 0 || h.VolumeID == "":
 		return errors.New("no snapshot is named")
