@@ -3,6 +3,7 @@ package stream
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -141,6 +142,34 @@ type failer interface {
 }
 
 // A stream that is changed in any way is refused, wherever the change is.
+// docs/volumes.md says where each field is; so does this.
+func TestOffsets(t *testing.T) {
+	h := header(2 * MaxData)
+	h.Base = Point{2, 20, "monday"}
+	var b bytes.Buffer
+	w, err := NewWriter(&b, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(w.Zeros(512, 1024), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	got, le := b.Bytes(), binary.LittleEndian
+	for off, want := range map[int]string{0: "ARGONST1", 16: "C", 48: "V", 80: "db", 176: "tuesday", 240: "monday", 316: "\x02", 316 + 32: "\x03"} {
+		if !strings.HasPrefix(string(got[off:]), want) {
+			t.Errorf("at %d: %q, want %q", off, got[off:off+8], want)
+		}
+	}
+	for off, want := range map[int]uint64{8: 316, 144: 2 * MaxData, 152: 2<<32 | 3, 160: 30, 168: 20, 304: 12345, 324: 512, 332: 1024, 348 + 4: 32 | (2*MaxData)<<32, 348 + 16: 1} {
+		if have := le.Uint64(got[off:]); have != want {
+			t.Errorf("at %d: %#x, want %#x", off, have, want)
+		}
+	}
+	if len(got) != 316+32+32+32 {
+		t.Errorf("%d bytes in all", len(got))
+	}
+}
+
 func TestDamage(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := header(3 << 20)

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,6 +36,28 @@ func TestHeaderRoundTrip(t *testing.T) {
 			t.Fatalf("a flipped bit went unnoticed: %v", err)
 		}
 	})
+}
+
+// docs/volumes.md says where each field is, and what the numbers of types and
+// statuses are; so does this.
+func TestHeaderOffsets(t *testing.T) {
+	b := make([]byte, HeaderSize)
+	Header{Type: Mend, FUA: true, Status: Damaged, ID: 0x11, Off: 0x22, Len: 0x33, Generation: 0x44, Payload: 0x55}.Put(b)
+	if string(b[:8]) != "ARR1\x16\x01\x08\x00" {
+		t.Errorf("begins with %x", b[:8])
+	}
+	for off, want := range map[int]byte{8: 0x11, 16: 0x22, 24: 0x33, 32: 0x44, 40: 0x55} {
+		if b[off] != want {
+			t.Errorf("at %d: %#x, want %#x", off, b[off], want)
+		}
+	}
+	g := Greeting{ClusterID: "cc", VolumeID: "v", ReplicaID: 2, Epoch: 3}.Marshal()
+	if want := "\x02cc\x01v\x02\x00\x00\x00\x03\x00\x00\x00\x00\x00\x00\x00"; string(g) != want {
+		t.Errorf("a greeting is %x, want %x", g, want)
+	}
+	if types := []Type{Read, BeginSync, Close, Changed, Resize, Sums, SnapshotSums}; !slices.Equal(types, []Type{2, 7, 10, 11, 17, 18, 20}) {
+		t.Errorf("types have other numbers: %v", types)
+	}
 }
 
 func TestHeaderLimits(t *testing.T) {
