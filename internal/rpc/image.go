@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,11 +64,16 @@ func (s imageService) ImportImage(ctx context.Context, stream *importStream) err
 	if err != nil {
 		return fmt.Errorf("image %s: %w", header.GetName(), err)
 	}
-	record, err := p.recordImage(ctx, id, header, staged)
-	if err != nil {
-		return errors.Join(err, staged.Discard())
+	if err := p.recordImage(ctx, id, header, staged); err != nil {
+		return err
 	}
-	staged.Done()
+	if st, err = p.fresh(ctx); err != nil {
+		return err
+	}
+	record := st.Images[id]
+	if record == nil {
+		return notFound("image", header.GetName()) // somebody was quick to remove it
+	}
 	p.tell(ctx, argonv1.Severity_SEVERITY_INFO, "image", id, header.GetName(), "image-imported", "imported from "+header.GetSource())
 	return stream.Send(&argonv1.ImportImageResponse{
 		Phase: "done", DoneBytes: record.GetSizeBytes(), TotalBytes: record.GetSizeBytes(), Image: record,
@@ -95,13 +101,17 @@ func receiveHeader(stream *importStream) (*argonv1.ImportImageRequest_Header, er
 	return header, nil
 }
 
-// recordImage makes the image known to the cluster.
-func (p *Parts) recordImage(ctx context.Context, id string, header *argonv1.ImportImageRequest_Header, staged *image.Staged) (*argonv1.Image, error) {
-	source := header.GetSource()
-	if source == "" {
-		source = header.GetUrl()
+// recordImage makes the image known to the cluster. What is staged goes if that
+// fails, unless it is not known whether it has: a record without its data would
+// be worse than data without a record, which the agent deletes when it starts.
+func (p *Parts) recordImage(ctx context.Context, id string, header *argonv1.ImportImageRequest_Header, staged *image.Staged) error {
+	if err := ctx.Err(); err != nil {
+		return errors.Join(err, staged.Discard())
 	}
+	ctx = context.WithoutCancel(ctx) // a caller who goes away now is too late
+	tried := false
 	err := p.change(ctx, func(st *catalog.State, txn *catalog.Txn) error {
+		tried = false
 		if _, ok := byName(st.Images, header.GetName()); ok {
 			return exists("image", header.GetName())
 		}
@@ -110,20 +120,18 @@ func (p *Parts) recordImage(ctx context.Context, id string, header *argonv1.Impo
 			SizeBytes:    uint64(staged.Size),
 			Sha256:       staged.SHA256,
 			SourceFormat: string(staged.Format),
-			Source:       source,
+			Source:       cmp.Or(header.GetSource(), header.GetUrl()),
 			Copies:       []*argonv1.ImageCopy{{ServerId: p.ServerID, Ready: true}},
 			Hints:        hints(staged.Hints),
 		})
+		tried = true
 		return nil
 	})
-	if err != nil {
-		return nil, err
+	if err != nil && !(tried && connect.CodeOf(err) == connect.CodeUnavailable) {
+		return errors.Join(err, staged.Discard())
 	}
-	st, err := p.await(ctx, func(st *catalog.State) bool { return st.Images[id] != nil })
-	if err != nil {
-		return nil, err
-	}
-	return st.Images[id], nil
+	staged.Done()
+	return err
 }
 
 // hints are absent if nothing is known.
