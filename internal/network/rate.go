@@ -122,6 +122,3 @@ func (c *paced) Close() error {
 
 // CloseWrite closes one direction.
 func (c *paced) CloseWrite() error { return c.Conn.(interface{ CloseWrite() error }).CloseWrite() }
-
-// NetConn is what reset has to do with.
-func (c *paced) NetConn() net.Conn { return c.Conn }

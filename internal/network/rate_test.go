@@ -90,18 +90,30 @@ func TestRateIsKept(t *testing.T) {
 	_ = conn.Close()
 }
 
-// Closing ends a wait.
+// Closing ends a wait, and so does a reset.
 func TestRateEndsWithItsConnection(t *testing.T) {
-	r := &rates{limit: func(string) uint64 { return 1 }}
-	guest, _ := pair(t)
-	conn := r.of(t.Context(), "m", guest)
-	done := make(chan error, 1)
-	go func() {
-		_, err := conn.Write(make([]byte, 10*piece))
-		done <- err
-	}()
-	_ = conn.Close()
-	if err := <-done; err == nil {
-		t.Error("all was written to a closed connection")
+	for name, end := range map[string]func(net.Conn){
+		"closed": func(c net.Conn) { _ = c.Close() },
+		"reset":  reset,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &rates{limit: func(string) uint64 { return 1 }}
+			guest, far := pair(t)
+			conn := r.of(t.Context(), "m", guest)
+			done := make(chan error, 1)
+			go func() {
+				_, err := conn.Write(make([]byte, 10*piece))
+				done <- err
+			}()
+			// The first piece is free; then it waits.
+			if _, err := io.ReadFull(far, make([]byte, piece)); err != nil {
+				t.Fatal(err)
+			}
+			end(conn)
+			if err := <-done; err == nil {
+				t.Error("all was written to a connection that has ended")
+			}
+			_ = conn.Close()
+		})
 	}
 }

@@ -47,6 +47,10 @@ func carry(to, from net.Conn) error {
 // reset closes a connection so that the other side sees an error and not an
 // end.
 func reset(conn net.Conn) {
+	if slow, ok := conn.(*paced); ok {
+		slow.cancel() // whoever waits for his turn need not
+		conn = slow.Conn
+	}
 	if inner, ok := conn.(interface{ NetConn() net.Conn }); ok {
 		conn = inner.NetConn() // of a TLS connection
 	}
