@@ -22,6 +22,9 @@ import (
 const (
 	// etcdQuota bounds the catalog, in bytes. Past it etcd takes no writes.
 	etcdQuota = 1 << 30
+	// etcdOps bounds a transaction: 1,000 records, each of which has a guard for
+	// itself and one for its name. An image may have that many clones.
+	etcdOps = 2048
 	// etcdHistory is how long old revisions are kept for watches that lag.
 	etcdHistory = "10m"
 	// etcdSnapshotEntries and etcdCatchUpEntries bound the part of the log
@@ -168,6 +171,7 @@ func (c etcdConfig) embed(ctx context.Context, log *slog.Logger) (*embed.Config,
 	cfg.TlsMinVersion = "TLS1.3"
 	cfg.TickMs, cfg.ElectionMs = uint(c.heartbeat.Milliseconds()), uint(c.election.Milliseconds())
 	cfg.QuotaBackendBytes = etcdQuota
+	cfg.MaxTxnOps = etcdOps
 	cfg.MaxLearners = maxLearners
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = etcdSnapshotEntries, etcdCatchUpEntries
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, etcdHistory

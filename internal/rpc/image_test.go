@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -52,5 +53,25 @@ func TestImageThatMayBeRecorded(t *testing.T) {
 	}
 	if isHere(twice) {
 		t.Error("data that is not recorded is left")
+	}
+}
+
+// An image may have hundreds of clones, which one transaction detaches.
+func TestImageOfMany(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.importImage(&argonv1.ImportImageRequest_Header{Name: "debian"}, disk(mib))
+	w.must(err)
+	st, err := w.parts.fresh(t.Context())
+	w.must(err)
+	debian, _ := byName(st.Images, "debian")
+	const many = 300
+	txn := w.store.Txn()
+	for i := range many {
+		txn.Create(&argonv1.Volume{Meta: &argonv1.Meta{Name: fmt.Sprint("v", i)}, SizeBytes: mib, Base: &argonv1.Base{ImageId: debian.GetMeta().GetId()}})
+	}
+	w.must(txn.Commit(t.Context()))
+	res, err := call(t, w.images.RemoveImage, &argonv1.RemoveImageRequest{Name: "debian", Detach: true})
+	if err != nil || len(res.GetWaitsFor()) != many {
+		t.Errorf("waits for %d volumes, %v", len(res.GetWaitsFor()), err)
 	}
 }

@@ -49,6 +49,7 @@ func StartEtcd(t testing.TB) (*Etcd, *clientv3.Client) {
 	cfg.Dir = t.TempDir()
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	cfg.UnsafeNoFsync = true
+	cfg.MaxTxnOps = 2048 // as internal/cluster has it
 	cfg.TickMs, cfg.ElectionMs = 20, 200
 	anyPort := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = anyPort, anyPort
