@@ -21,6 +21,7 @@ func Run(o Options) Result {
 		o.Length = 20 * time.Second
 	}
 	w := newWorld(o)
+	w.based = o.Seed%3 == 0
 	if err := w.build(1 + w.rng.IntN(3)); err != nil {
 		w.fail("building the world: %w", err)
 		return w.result()
@@ -49,6 +50,12 @@ func newWorld(o Options) *world {
 // build makes servers and a volume of so many replicas, all in sync.
 func (w *world) build(replicas int) error {
 	v := &argonv1.Volume{Meta: &argonv1.Meta{Id: volumeID, Name: volumeID}, SizeBytes: volumeSize, ReplicasWanted: uint32(replicas)}
+	var image []byte
+	if w.based {
+		image = w.makeImage()
+		v.Base = &argonv1.Base{ImageId: imageID}
+		w.after(w.between(0, 2*w.opts.Length), w.wishDetached)
+	}
 	// One server more than replicas: a holder need not have one.
 	for n := 1; n <= replicas+1; n++ {
 		s := newServer(w, n)
@@ -56,7 +63,12 @@ func (w *world) build(replicas int) error {
 		if err := s.open(); err != nil {
 			return err
 		}
-		info, err := s.store.Create(replica.CreateSpec{VolumeID: volumeID, ReplicaID: uint32(n), Size: volumeSize})
+		if w.based {
+			if err := putImage(s.fs, image); err != nil {
+				return err
+			}
+		}
+		info, err := s.store.Create(replica.CreateSpec{VolumeID: volumeID, ReplicaID: uint32(n), Size: volumeSize, Base: w.base()})
 		if err != nil {
 			return err
 		}

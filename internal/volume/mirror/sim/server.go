@@ -51,7 +51,7 @@ func newServer(w *world, number int) *server {
 func (s *server) open() error {
 	store, err := replica.Open(replica.Options{
 		FS: s.fs, Dir: "/volumes", ClusterID: clusterID, BootID: fmt.Sprintf("%s-boot-%d", s.name, s.boot),
-		RegionSize: grain, Log: slog.New(slog.DiscardHandler), Hooks: s.w.opts.Hooks,
+		RegionSize: grain, Images: func(string) string { return imageFile }, Log: slog.New(slog.DiscardHandler), Hooks: s.w.opts.Hooks,
 	})
 	s.store = store
 	return err

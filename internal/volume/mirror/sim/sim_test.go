@@ -27,7 +27,7 @@ var (
 //
 //	go test ./internal/volume/mirror/sim -run TestSeeds -first SEED -seeds 1 -v
 func TestSeeds(t *testing.T) {
-	var operations, attachments, faults, whole, partial, snapshots, rollbacks, grown, scrubs, retired atomic.Int64
+	var operations, attachments, faults, whole, partial, snapshots, rollbacks, grown, scrubs, retired, detached atomic.Int64
 	forSeeds(*first, *seeds, func(seed uint64) bool {
 		r := Run(Options{Seed: seed})
 		operations.Add(int64(r.Operations))
@@ -40,6 +40,7 @@ func TestSeeds(t *testing.T) {
 		grown.Add(int64(r.Grown))
 		scrubs.Add(int64(r.Scrubs))
 		retired.Add(int64(r.Retired))
+		detached.Add(int64(r.Detached))
 		if r.Violation != nil {
 			t.Error(r.Violation)
 			if *seeds == 1 {
@@ -48,8 +49,8 @@ func TestSeeds(t *testing.T) {
 		}
 		return !t.Failed()
 	})
-	t.Logf("%d seeds: %d operations, %d attachments, %d faults, %d copies of a whole volume, %d of what had changed, %d snapshots, %d rollbacks, %d times grown, %d scrubs, %d replicas left as they were asked to",
-		*seeds, operations.Load(), attachments.Load(), faults.Load(), whole.Load(), partial.Load(), snapshots.Load(), rollbacks.Load(), grown.Load(), scrubs.Load(), retired.Load())
+	t.Logf("%d seeds: %d operations, %d attachments, %d faults, %d copies of a whole volume, %d of what had changed, %d snapshots, %d rollbacks, %d times grown, %d scrubs, %d replicas left as they were asked to, %d were detached from their base",
+		*seeds, operations.Load(), attachments.Load(), faults.Load(), whole.Load(), partial.Load(), snapshots.Load(), rollbacks.Load(), grown.Load(), scrubs.Load(), retired.Load(), detached.Load())
 	if operations.Load() < int64(*seeds)*50 {
 		t.Errorf("the worlds stood still: %d operations in %d", operations.Load(), *seeds)
 	}

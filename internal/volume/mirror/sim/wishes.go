@@ -244,7 +244,7 @@ func (w *world) upkeep(s *server) {
 	w.after(w.between(20*time.Millisecond, 500*time.Millisecond), func() {
 		if s.up && s.view != nil && !w.untidy {
 			// A disk that failed is the holder's to find out.
-			if err := s.tidy(); err != nil && !errors.Is(err, volume.ErrNoSpace) && !errors.Is(err, replica.ErrFailed) {
+			if err := errors.Join(s.tidy(), s.detachBase()); err != nil && !errors.Is(err, volume.ErrNoSpace) && !errors.Is(err, replica.ErrFailed) {
 				w.fail("%s cannot give space back: %w", s.name, err)
 			}
 		}

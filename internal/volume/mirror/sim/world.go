@@ -35,7 +35,7 @@ type Result struct {
 	// Copies of a whole volume, and of what had changed.
 	Whole, Partial int
 	// What operators wanted and got.
-	Snapshots, Rollbacks, Grown, Scrubs, Retired int
+	Snapshots, Rollbacks, Grown, Scrubs, Retired, Detached int
 }
 
 // world is everything there is. One goroutine, one clock, one source of
@@ -59,6 +59,8 @@ type world struct {
 	rollback []opID
 	// fewer: replicas are asked to leave now and then.
 	fewer bool
+	// based: the volume begins with an image.
+	based bool
 	// rotten: a disk changed what was written to it.
 	rotten bool
 	// untidy: no server gives back what deleted snapshots took.
