@@ -458,7 +458,7 @@ func (m *model) step(t *rapid.T) error {
 	if ids := slices.Sorted(maps.Keys(m.snapshots)); len(ids) > 0 {
 		id = rapid.SampledFrom(ids).Draw(t, "id")
 	}
-	do := rapid.SampledFrom([]string{"write", "write", "write", "zero", "flush", "snapshot", "prepare", "forget", "forget", "tidy", "tidy", "detach", "revert", "resize", "roll", "reopen", "power cut", "full", "reflinks"}).Draw(t, "do")
+	do := rapid.SampledFrom([]string{"write", "write", "write", "zero", "flush", "snapshot", "prepare", "forget", "forget", "tidy", "tidy up", "detach", "revert", "resize", "roll", "roll", "reopen", "power cut", "full", "reflinks"}).Draw(t, "do")
 	switch {
 	case do == "write" || do == "zero":
 		return m.afterFull(m.change(first, n, do == "zero"))
@@ -476,6 +476,13 @@ func (m *model) step(t *rapid.T) error {
 		return m.resize(n)
 	case do == "tidy" && !m.fs.Full:
 		return m.tidy()
+	case do == "tidy up" && !m.fs.Full:
+		for m.files.Untidy() {
+			if err := m.tidy(); err != nil {
+				return err
+			}
+		}
+		return errors.Join(m.files.Close(), m.reopen())
 	case do == "detach" && !m.fs.Full:
 		return m.detach()
 	case do == "roll":
