@@ -581,6 +581,45 @@ func TestReplicasAreMadeFromAnImage(t *testing.T) {
 	w.untilHosts("without the image", func(h *host) bool { return len(h.images) == 0 })
 }
 
+// How far the fetching of an image is is written down now and then.
+func TestFetchIsReported(t *testing.T) {
+	w := newRecords(t)
+	if err := w.store.Images.Create(t.Context(), &argonv1.Image{
+		Meta: &argonv1.Meta{Id: "i", Name: "i"}, SizeBytes: gib, Copies: []*argonv1.ImageCopy{{ServerId: "b"}, {ServerId: "a"}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	now := noon
+	a := New(Options{ServerID: "a", Store: w.store, View: w.view, Now: func() time.Time { return now }, Log: quiet()})
+	tell := a.reportFetch(t.Context(), "i")
+	for _, step := range []struct {
+		after                        time.Duration
+		copied, checked              int64
+		recorded, checkedAsIsWritten uint64
+	}{
+		{time.Second, 1, 0, 0, 0},
+		{progressEvery, 2, 0, 2, 0},
+		{time.Second, 3, 0, 2, 0},
+		{progressEvery, 4, 3, 4, 3},
+	} {
+		now = now.Add(step.after)
+		tell(step.copied, step.checked)
+		i, err := w.store.Images.Get(t.Context(), "i")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := copyOn(i, "a"); c.GetCopiedBytes() != step.recorded || c.GetCheckedBytes() != step.checkedAsIsWritten {
+			t.Errorf("after %d and %d bytes the record has %v", step.copied, step.checked, c)
+		}
+	}
+	if err := a.setReady(t.Context(), "i", true); err != nil {
+		t.Fatal(err)
+	}
+	if i, err := w.store.Images.Get(t.Context(), "i"); err != nil || copyOn(i, "a").GetCopiedBytes() != 0 || copyOn(i, "b").GetReady() {
+		t.Errorf("in the end %v, %v", i, err)
+	}
+}
+
 // evacuate asks for a server to be emptied, replicas too.
 func (w *world) evacuate(server string) {
 	w.t.Helper()

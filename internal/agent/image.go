@@ -110,14 +110,38 @@ func (p *plan) imageSources(image *argonv1.Image) []*argonv1.Server {
 }
 
 func (a *Agent) fetch(ctx context.Context, image *argonv1.Image, from []*argonv1.Server) error {
-	if err := a.Images.Fetch(ctx, image, from); err != nil {
+	id := image.GetMeta().GetId()
+	if err := a.Images.Fetch(ctx, image, from, a.reportFetch(ctx, id)); err != nil {
 		return fmt.Errorf("fetch the image: %w", err)
 	}
-	id := image.GetMeta().GetId()
 	a.mu.Lock()
 	a.images[id] = true
 	a.mu.Unlock()
 	return a.setReady(ctx, id, true)
+}
+
+// reportFetch writes down how far the fetching of an image is, when it is told, and
+// not all the time: who waits for a machine that is made of it can see that it goes
+// on.
+func (a *Agent) reportFetch(ctx context.Context, id string) func(copied, checked int64) {
+	last := a.Now()
+	return func(copied, checked int64) {
+		if a.Now().Sub(last) < progressEvery {
+			return
+		}
+		last = a.Now()
+		_, err := a.Store.Images.Update(ctx, id, func(i *argonv1.Image) error {
+			c := copyOn(i, a.ServerID)
+			if c == nil || c.GetReady() {
+				return ErrOvertaken
+			}
+			c.CopiedBytes, c.CheckedBytes = uint64(copied), uint64(checked)
+			return nil
+		})
+		if err != nil && ctx.Err() == nil {
+			a.Log.Debug("how far the fetching of an image is was not recorded", "image", id, "err", err)
+		}
+	}
 }
 
 func (a *Agent) setReady(ctx context.Context, id string, ready bool) error {
@@ -126,7 +150,7 @@ func (a *Agent) setReady(ctx context.Context, id string, ready bool) error {
 		if c == nil || c.GetReady() == ready {
 			return ErrOvertaken
 		}
-		c.Ready = ready
+		c.Ready, c.CopiedBytes, c.CheckedBytes = ready, 0, 0
 		return nil
 	})
 	if errors.Is(err, catalog.ErrNotFound) {

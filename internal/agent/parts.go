@@ -142,8 +142,9 @@ type Images interface {
 	// imported.
 	Has(ctx context.Context, imageID string) (bool, error)
 	// Fetch copies an image from one of the servers: whole and with the right
-	// checksum, or not at all.
-	Fetch(ctx context.Context, image *argonv1.Image, from []*argonv1.Server) error
+	// checksum, or not at all. It tells often how many bytes have come, and then
+	// how many of them were checked.
+	Fetch(ctx context.Context, image *argonv1.Image, from []*argonv1.Server, progress func(copied, checked int64)) error
 	// Remove deletes one. That there is none is no error.
 	Remove(ctx context.Context, imageID string) error
 }

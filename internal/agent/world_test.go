@@ -471,7 +471,7 @@ func (i *fakeImages) Has(_ context.Context, id string) (bool, error) {
 	return i.images[id], nil
 }
 
-func (i *fakeImages) Fetch(_ context.Context, image *argonv1.Image, from []*argonv1.Server) error {
+func (i *fakeImages) Fetch(_ context.Context, image *argonv1.Image, from []*argonv1.Server, _ func(copied, checked int64)) error {
 	source := i.world.hosts[from[0].GetMeta().GetId()]
 	source.mu.Lock()
 	has := source.images[image.GetMeta().GetId()]

@@ -52,10 +52,10 @@ func (c imageCopies) Remove(_ context.Context, imageID string) error {
 
 // Fetch implements agent.Images: the first server that has the image whole is
 // enough.
-func (c imageCopies) Fetch(ctx context.Context, i *argonv1.Image, from []*argonv1.Server) error {
+func (c imageCopies) Fetch(ctx context.Context, i *argonv1.Image, from []*argonv1.Server, progress func(copied, checked int64)) error {
 	err := errors.New("no server that has it is alive")
 	for _, s := range from {
-		if err = c.fetchFrom(ctx, i, s); err == nil || ctx.Err() != nil {
+		if err = c.fetchFrom(ctx, i, s, progress); err == nil || ctx.Err() != nil {
 			return err
 		}
 		c.log.Warn("an image could not be copied from a server", "image", i.GetMeta().GetName(), "server", s.GetMeta().GetName(), "err", err)
@@ -63,7 +63,7 @@ func (c imageCopies) Fetch(ctx context.Context, i *argonv1.Image, from []*argonv
 	return fmt.Errorf("copying image %s: %w", i.GetMeta().GetName(), err)
 }
 
-func (c imageCopies) fetchFrom(ctx context.Context, i *argonv1.Image, s *argonv1.Server) error {
+func (c imageCopies) fetchFrom(ctx context.Context, i *argonv1.Image, s *argonv1.Server, progress func(copied, checked int64)) error {
 	images, err := c.peers.images(s.GetMeta().GetId())
 	if err != nil {
 		return err
@@ -82,5 +82,11 @@ func (c imageCopies) fetchFrom(ctx context.Context, i *argonv1.Image, s *argonv1
 		}
 		return image.Piece{Offset: int64(stream.Msg().GetOffset()), Data: stream.Msg().GetData()}, nil
 	}
-	return c.store.Fetch(ctx, i.GetMeta().GetId(), int64(i.GetSizeBytes()), i.GetSha256(), next, func(int64) {})
+	return c.store.Fetch(ctx, i.GetMeta().GetId(), int64(i.GetSizeBytes()), i.GetSha256(), next, func(p image.Progress) {
+		if p.Phase == "checking" {
+			progress(p.Total, p.Done)
+		} else {
+			progress(p.Done, 0)
+		}
+	})
 }

@@ -200,8 +200,9 @@ type Piece struct {
 
 // Fetch stores an image of the given size from the pieces that next returns
 // until io.EOF. What no piece covers is zero. The image is there only once its
-// SHA-256 (hex) was found right. progress may be called from this goroutine.
-func (s *Store) Fetch(ctx context.Context, id string, size int64, sum string, next func() (Piece, error), progress func(done int64)) error {
+// SHA-256 (hex) was found right. progress is called from this goroutine, with the
+// phases "receiving" and "checking".
+func (s *Store) Fetch(ctx context.Context, id string, size int64, sum string, next func() (Piece, error), progress func(Progress)) error {
 	path, err := s.path(id)
 	if err != nil {
 		return err
@@ -214,10 +215,10 @@ func (s *Store) Fetch(ctx context.Context, id string, size int64, sum string, ne
 		return err
 	}
 	defer discard(f)
-	if err := receive(ctx, f, size, next, progress); err != nil {
+	if err := receive(ctx, f, size, next, func(done int64) { progress(Progress{"receiving", done, size}) }); err != nil {
 		return fmt.Errorf("fetching image %s: %w", id, s.explain(err))
 	}
-	got, err := sumFile(ctx, f, size, func(int64) {})
+	got, err := sumFile(ctx, f, size, func(done int64) { progress(Progress{"checking", done, size}) })
 	if err != nil {
 		return fmt.Errorf("fetching image %s: %w", id, err)
 	}

@@ -413,14 +413,20 @@ func TestFetch(t *testing.T) {
 }
 
 func fetchPieces(t *testing.T, s *Store, pieces []Piece, size int64, sum string) error {
-	return s.Fetch(t.Context(), "A", size, sum, func() (Piece, error) {
+	t.Helper()
+	var last Progress
+	err := s.Fetch(t.Context(), "A", size, sum, func() (Piece, error) {
 		if len(pieces) == 0 {
 			return Piece{}, io.EOF
 		}
 		p := pieces[0]
 		pieces = pieces[1:]
 		return p, nil
-	}, func(int64) {})
+	}, func(p Progress) { last = p })
+	if want := (Progress{"checking", size, size}); err == nil && last != want {
+		t.Errorf("in the end it is at %+v, want %+v", last, want)
+	}
+	return err
 }
 
 func TestRemoveAndNames(t *testing.T) {

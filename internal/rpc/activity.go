@@ -21,6 +21,11 @@ func activity(st *catalog.State, v *argonv1.Volume) []string {
 	status := st.VolumeStatus[v.GetMeta().GetId()]
 	var lines []string
 	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	for _, r := range v.GetReplicas() {
+		if line := fetching(st, v, r); line != "" {
+			lines = append(lines, line)
+		}
+	}
 	for _, c := range status.GetResyncs() {
 		what := ""
 		if c.GetSnapshot() != "" {
@@ -55,6 +60,30 @@ func activity(st *catalog.State, v *argonv1.Volume) []string {
 		}
 	}
 	return append(lines, detaching(st, v)...)
+}
+
+// fetching says how far the copy of the image is that a replica is to be made of;
+// empty if it waits for none.
+func fetching(st *catalog.State, v *argonv1.Volume, r *argonv1.Replica) string {
+	i := st.Images[v.GetBase().GetImageId()]
+	if i == nil || r.GetState() != creating {
+		return ""
+	}
+	for _, c := range i.GetCopies() {
+		if c.GetServerId() != r.GetServerId() || c.GetReady() {
+			continue
+		}
+		what, done := "copied to", c.GetCopiedBytes()
+		if c.GetCheckedBytes() > 0 {
+			what, done = "checked on", c.GetCheckedBytes()
+		}
+		how := "about to begin"
+		if done > 0 {
+			how = progress(done, i.GetSizeBytes(), nil, nil)
+		}
+		return fmt.Sprintf("image %s is %s %s: %s", i.GetMeta().GetName(), what, serverName(st, r.GetServerId()), how)
+	}
+	return ""
 }
 
 // snapshotSize is the size of the volume's snapshot of that name.

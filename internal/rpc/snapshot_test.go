@@ -288,6 +288,21 @@ func TestActivity(t *testing.T) {
 	if got := activity(st, v); !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
+	st.Images["I"].SizeBytes = 4 << 30
+	v.Replicas[0].State = creating
+	for _, c := range []struct {
+		copied, checked uint64
+		want            string
+	}{
+		{0, 0, "image debian is copied to a: about to begin"},
+		{1 << 30, 0, "image debian is copied to a: 1.0 GiB of 4.0 GiB (25 %)"},
+		{4 << 30, 3 << 30, "image debian is checked on a: 3.0 GiB of 4.0 GiB (75 %)"},
+	} {
+		st.Images["I"].Copies = []*argonv1.ImageCopy{{ServerId: "a", CopiedBytes: c.copied, CheckedBytes: c.checked}}
+		if got := activity(st, v); got[0] != c.want {
+			t.Errorf("got %q, want %q", got[0], c.want)
+		}
+	}
 	v.Snapshots[0].SizeBytes = 8 << 30
 	st.VolumeStatus["V"].ScrubbedSnapshot = "monday"
 	if got, want := activity(st, v), "scrub: snapshot monday, 5.0 GiB of 8.0 GiB (62 %)"; !slices.Contains(got, want) {

@@ -59,6 +59,9 @@ func machineView(st *catalog.State, m *argonv1.Machine) *argonv1.MachineView {
 	}
 	for _, id := range m.GetVolumeIds() {
 		v.VolumeNames = append(v.VolumeNames, cmp.Or(st.Volumes[id].GetMeta().GetName(), id))
+		if disk := st.Volumes[id]; disk != nil {
+			v.Activity = append(v.Activity, activity(st, disk)...)
+		}
 	}
 	return v
 }

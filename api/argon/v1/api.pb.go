@@ -4120,10 +4120,12 @@ func (x *RollBackResponse) GetVolumes() []*VolumeView {
 }
 
 type MachineView struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Machine       *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
-	ServerName    string                 `protobuf:"bytes,2,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
-	VolumeNames   []string               `protobuf:"bytes,3,rep,name=volume_names,json=volumeNames,proto3" json:"volume_names,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Machine     *Machine               `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	ServerName  string                 `protobuf:"bytes,2,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	VolumeNames []string               `protobuf:"bytes,3,rep,name=volume_names,json=volumeNames,proto3" json:"volume_names,omitempty"`
+	// What goes on with its disks now, a line each, for people.
+	Activity      []string `protobuf:"bytes,4,rep,name=activity,proto3" json:"activity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4175,6 +4177,13 @@ func (x *MachineView) GetServerName() string {
 func (x *MachineView) GetVolumeNames() []string {
 	if x != nil {
 		return x.VolumeNames
+	}
+	return nil
+}
+
+func (x *MachineView) GetActivity() []string {
+	if x != nil {
+		return x.Activity
 	}
 	return nil
 }
@@ -7567,12 +7576,13 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\amachine\x18\x02 \x01(\tR\amachine\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\"B\n" +
 	"\x10RollBackResponse\x12.\n" +
-	"\avolumes\x18\x01 \x03(\v2\x14.argon.v1.VolumeViewR\avolumes\"~\n" +
+	"\avolumes\x18\x01 \x03(\v2\x14.argon.v1.VolumeViewR\avolumes\"\x9a\x01\n" +
 	"\vMachineView\x12+\n" +
 	"\amachine\x18\x01 \x01(\v2\x11.argon.v1.MachineR\amachine\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
 	"serverName\x12!\n" +
-	"\fvolume_names\x18\x03 \x03(\tR\vvolumeNames\"\x91\x05\n" +
+	"\fvolume_names\x18\x03 \x03(\tR\vvolumeNames\x12\x1a\n" +
+	"\bactivity\x18\x04 \x03(\tR\bactivity\"\x91\x05\n" +
 	"\x14CreateMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +

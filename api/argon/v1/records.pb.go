@@ -1503,7 +1503,11 @@ type ImageCopy struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	ServerId string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
 	// False: this server has been asked to fetch it.
-	Ready         bool `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	Ready bool `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	// While it is fetched, written down now and then: how much of it has come, and
+	// how much of it was checked after that.
+	CopiedBytes   uint64 `protobuf:"varint,3,opt,name=copied_bytes,json=copiedBytes,proto3" json:"copied_bytes,omitempty"`
+	CheckedBytes  uint64 `protobuf:"varint,4,opt,name=checked_bytes,json=checkedBytes,proto3" json:"checked_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1550,6 +1554,20 @@ func (x *ImageCopy) GetReady() bool {
 		return x.Ready
 	}
 	return false
+}
+
+func (x *ImageCopy) GetCopiedBytes() uint64 {
+	if x != nil {
+		return x.CopiedBytes
+	}
+	return 0
+}
+
+func (x *ImageCopy) GetCheckedBytes() uint64 {
+	if x != nil {
+		return x.CheckedBytes
+	}
+	return 0
 }
 
 type Replica struct {
@@ -4260,10 +4278,12 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\fMachineHints\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x1a\n" +
-	"\bfirmware\x18\x03 \x01(\tR\bfirmware\">\n" +
+	"\bfirmware\x18\x03 \x01(\tR\bfirmware\"\x86\x01\n" +
 	"\tImageCopy\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
-	"\x05ready\x18\x02 \x01(\bR\x05ready\"\xe3\x02\n" +
+	"\x05ready\x18\x02 \x01(\bR\x05ready\x12!\n" +
+	"\fcopied_bytes\x18\x03 \x01(\x04R\vcopiedBytes\x12#\n" +
+	"\rchecked_bytes\x18\x04 \x01(\x04R\fcheckedBytes\"\xe3\x02\n" +
 	"\aReplica\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12,\n" +
