@@ -206,7 +206,7 @@ changed.`,
 		ValidArgsFunction: a.complete(machineNames),
 	}
 	f := addFormat(cmd)
-	wait.add(cmd, waitTime)
+	wait.add(cmd)
 	cmd.Flags().StringVar(&req.Checkpoint, "from", "", "from this `CHECKPOINT`")
 	cmd.Flags().StringVar(&req.Server, "on", "", "on this `SERVER`")
 	a.completeFlag(cmd, "from", checkpointNames)
@@ -216,7 +216,7 @@ changed.`,
 		if _, err := waiting(ctx, a, "resuming machine "+req.GetName(), c.Machines.ResumeMachine, req); err != nil {
 			return err
 		}
-		return a.waitAndPrint(ctx, c, req.GetName(), wait, isRunning, *f)
+		return a.waitAndPrint(ctx, c, req.GetName(), wait, toRun(), *f)
 	})
 	return cmd
 }
@@ -235,7 +235,7 @@ own; what runs in it knows of neither before it boots (docs/concepts.md).`,
 		ValidArgsFunction: a.complete(machineNames),
 	}
 	f := addFormat(cmd)
-	wait.add(cmd, waitTime)
+	wait.add(cmd)
 	cmd.Flags().StringVar(&req.Checkpoint, "from", "", "from this `CHECKPOINT` of it")
 	cmd.Flags().StringVar(&req.Server, "on", "", "on this `SERVER`")
 	a.completeFlag(cmd, "from", checkpointNames)
@@ -253,7 +253,7 @@ own; what runs in it knows of neither before it boots (docs/concepts.md).`,
 			return err
 		}
 		a.warn(res.GetNotes())
-		return a.waitAndPrint(ctx, c, req.GetClone(), wait, isRunning, *f)
+		return a.waitAndPrint(ctx, c, req.GetClone(), wait, toRun(), *f)
 	})
 	return cmd
 }

@@ -178,7 +178,7 @@ func (d *demo) create(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	v, err := pollMachine(ctx, d.api, demoMachine, waitFlags{timeout: demoPatience}, isRunning, func(string) {})
+	v, err := pollMachine(ctx, d.api, demoMachine, waitFlags{timeout: demoPatience}, toRun(), func(string) {})
 	if err != nil {
 		return "", err
 	}
@@ -225,7 +225,8 @@ func (d *demo) kill(ctx context.Context) (string, error) {
 }
 
 func (d *demo) failover(ctx context.Context) (string, error) {
-	elsewhere := func(m *argonv1.Machine) bool { return isRunning(m) && m.GetStatus().GetStarts() > 1 }
+	elsewhere := toRun()
+	elsewhere.reached = func(m *argonv1.Machine) bool { return isRunning(m) && m.GetStatus().GetStarts() > 1 }
 	v, err := pollMachine(ctx, d.api, demoMachine, waitFlags{timeout: demoPatience}, elsewhere, func(string) {})
 	if err != nil {
 		return "", err

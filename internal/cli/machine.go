@@ -153,12 +153,12 @@ func (a *app) machineStartCommand() *cobra.Command {
 		ValidArgsFunction: a.complete(machineNames),
 	}
 	f := addFormat(cmd)
-	wait.add(cmd, waitTime)
+	wait.add(cmd)
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		if _, err := client.Call(ctx, c.Machines.StartMachine, &argonv1.StartMachineRequest{Name: args[0]}); err != nil {
 			return err
 		}
-		return a.waitAndPrint(ctx, c, args[0], wait, isRunning, *f)
+		return a.waitAndPrint(ctx, c, args[0], wait, toRun(), *f)
 	})
 	return cmd
 }
@@ -176,13 +176,13 @@ stop timeout, or at once with --force, it is ended without asking.`,
 		ValidArgsFunction: a.complete(machineNames),
 	}
 	f := addFormat(cmd)
-	wait.add(cmd, waitTime)
+	wait.add(cmd)
 	cmd.Flags().BoolVar(&force, "force", false, "end it at once, as a power cut would")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		if _, err := client.Call(ctx, c.Machines.StopMachine, &argonv1.StopMachineRequest{Name: args[0], Force: force}); err != nil {
 			return err
 		}
-		return a.waitAndPrint(ctx, c, args[0], wait, isStopped, *f)
+		return a.waitAndPrint(ctx, c, args[0], wait, toStand(), *f)
 	})
 	return cmd
 }
@@ -212,75 +212,6 @@ func (a *app) machineRemoveCommand() *cobra.Command {
 	return cmd
 }
 
-// waitFlags say whether a command returns before what it asked for is true.
-type waitFlags struct {
-	noWait  bool
-	timeout time.Duration
-}
-
-// waitTime is how long most commands wait for a machine.
-const waitTime = 2 * time.Minute
-
-func (w *waitFlags) add(cmd *cobra.Command, timeout time.Duration) {
-	cmd.Flags().BoolVar(&w.noWait, "no-wait", false, "return at once")
-	cmd.Flags().DurationVar(&w.timeout, "timeout", timeout, "wait no longer than this")
-}
-
-func isRunning(m *argonv1.Machine) bool {
-	return m.GetStatus().GetState() == argonv1.MachineState_MACHINE_STATE_RUNNING &&
-		m.GetStatus().GetPlacement() == m.GetPlacement()
-}
-
-func isStopped(m *argonv1.Machine) bool {
-	return m.GetStatus().GetState() == argonv1.MachineState_MACHINE_STATE_STOPPED
-}
-
-// pollEvery is how often a waiting command looks.
-const pollEvery = 200 * time.Millisecond
-
-// waitAndPrint shows the machine once it is as wanted.
-func (a *app) waitAndPrint(ctx context.Context, c *client.Client, name string, wait waitFlags, want func(*argonv1.Machine) bool, f format) error {
-	p := a.startProgress("machine " + name)
-	v, err := pollMachine(ctx, c, name, wait, want, p.Set)
-	p.Stop()
-	if err != nil {
-		return err
-	}
-	return a.printMachine(f, v)
-}
-
 func (a *app) printMachine(f format, v *argonv1.MachineView) error {
 	return printOne(a, f, v, a.machineColumns())
-}
-
-// pollMachine looks until the machine is as wanted. A machine that failed is
-// tried again by the cluster, but nobody needs to wait for that.
-func pollMachine(ctx context.Context, c *client.Client, name string, wait waitFlags, want func(*argonv1.Machine) bool, say func(string)) (*argonv1.MachineView, error) {
-	limit := time.NewTimer(wait.timeout)
-	defer limit.Stop()
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
-	for {
-		res, err := client.Call(ctx, c.Machines.GetMachine, &argonv1.GetMachineRequest{Name: name})
-		if err != nil {
-			return nil, err
-		}
-		m := res.GetMachine().GetMachine()
-		if wait.noWait || want(m) {
-			return res.GetMachine(), nil
-		}
-		state, reason := machineState(m).text, m.GetStatus().GetReason()
-		if m.GetStatus().GetState() == argonv1.MachineState_MACHINE_STATE_FAILED {
-			return nil, fmt.Errorf("machine %s: failed: %s", name, firstOf(reason, "see `argon events --kind machine --name "+name+"`"))
-		}
-		say(strings.TrimSuffix(fmt.Sprintf("machine %s: %s (%s)", name, state, reason), " ()"))
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-limit.C:
-			return nil, fmt.Errorf("machine %s: still %s after %v: %s", name, state, wait.timeout,
-				firstOf(reason, "see `argon events --kind machine --name "+name+"`"))
-		case <-tick.C:
-		}
-	}
 }

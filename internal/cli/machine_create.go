@@ -36,7 +36,7 @@ default for its image.`,
 	}
 	f := addFormat(cmd)
 	flags.add(a, cmd)
-	wait.add(cmd, waitTime)
+	wait.add(cmd)
 	var req *argonv1.CreateMachineRequest
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) (err error) {
 		req, err = flags.request(cmd, args[0])
@@ -51,7 +51,7 @@ default for its image.`,
 		if req.GetStopped() {
 			return a.printMachine(*f, res.GetMachine())
 		}
-		return a.waitAndPrint(ctx, c, req.GetName(), wait, isRunning, *f)
+		return a.waitAndPrint(ctx, c, req.GetName(), wait, toRun(), *f)
 	})
 	return cmd
 }

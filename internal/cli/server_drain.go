@@ -37,7 +37,7 @@ until it is activated.`,
 	f := addFormat(cmd)
 	cmd.Flags().BoolVar(&req.Evacuate, "evacuate", false, "move replicas and copies of images, too")
 	cmd.Flags().Uint32Var(&req.Parallel, "parallel", 2, "how many machines are moved at once")
-	wait.add(cmd, time.Hour)
+	wait.addBounded(cmd, time.Hour)
 	sure.add(cmd)
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Name = args[0]
