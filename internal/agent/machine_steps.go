@@ -25,6 +25,9 @@ type machine struct {
 	crashes   int
 	crashedAt time.Time
 	crash     string
+	// migration is the order that was seen last, orderedAt when it was seen first.
+	migration string
+	orderedAt time.Time
 	// waitingSince is when a disk of the running guest was first seen not to
 	// serve; zero while all do.
 	waitingSince time.Time

@@ -95,15 +95,20 @@ type migrationSeen struct {
 	// target is the name of the server that it goes to.
 	target      string
 	targetAlive bool
+	// lasts is for how long this run of the daemon has known of it.
+	lasts time.Duration
 }
 
 // nextForMigration names the next step of the server that the machine runs on,
 // and why it gives up.
-func nextForMigration(m *argonv1.Machine, serverID string, seen migrationSeen, allowed bool, now time.Time) (step migrationStep, why string) {
+func nextForMigration(m *argonv1.Machine, serverID string, seen migrationSeen, allowed bool) (step migrationStep, why string) {
 	mig := m.GetMigration()
 	if mig == nil || !belongs(m, serverID) || !allowed {
 		return stay, ""
 	}
+	// How long it may last is said by one server and kept by another, whose clock
+	// may show another time: what counts is this server's stopwatch.
+	limit := mig.GetDeadline().AsTime().Sub(mig.GetSince().AsTime())
 	g := seen.guest
 	switch {
 	case mig.GetCancel():
@@ -112,8 +117,8 @@ func nextForMigration(m *argonv1.Machine, serverID string, seen migrationSeen, a
 		return giveUp, "the machine is to stop"
 	case !seen.targetAlive:
 		return giveUp, fmt.Sprintf("server %s was lost", seen.target)
-	case !now.Before(mig.GetDeadline().AsTime()):
-		return giveUp, fmt.Sprintf("it was not done after %v", mig.GetDeadline().AsTime().Sub(mig.GetSince().AsTime()).Round(time.Second))
+	case seen.lasts >= limit:
+		return giveUp, fmt.Sprintf("it was not done after %v", limit.Round(time.Second))
 	case g == nil || g.exited || g.status.State == hypervisor.ShutDown:
 		return giveUp, "the guest has ended"
 	case seen.sending:

@@ -29,8 +29,8 @@ type Carrier interface {
 func (p *plan) planMigration(id string, m *argonv1.Machine, local *machine) {
 	a, key := p.agent, "migration/"+id
 	g := local.guests[m.GetPlacement()]
-	seen := p.seeMigration(key, m, g)
-	step, why := nextForMigration(m, a.ServerID, seen, p.allowed, p.now)
+	seen := p.seeMigration(key, m, local)
+	step, why := nextForMigration(m, a.ServerID, seen, p.allowed)
 	j := job{step: step.String() + " " + m.GetMigration().GetId()}
 	switch step {
 	case stay:
@@ -43,12 +43,16 @@ func (p *plan) planMigration(id string, m *argonv1.Machine, local *machine) {
 	p.add(key, j)
 }
 
-func (p *plan) seeMigration(key string, m *argonv1.Machine, g *guest) migrationSeen {
-	to := m.GetMigration().GetToServerId()
+func (p *plan) seeMigration(key string, m *argonv1.Machine, local *machine) migrationSeen {
+	to, g := m.GetMigration().GetToServerId(), local.guests[m.GetPlacement()]
 	seen := migrationSeen{target: to, targetAlive: p.st.Leases[to] != nil}
 	if s := p.st.Servers[to]; s != nil {
 		seen.target = s.GetMeta().GetName()
 	}
+	if id := m.GetMigration().GetId(); id != local.migration {
+		local.migration, local.orderedAt = id, p.now
+	}
+	seen.lasts = p.now.Sub(local.orderedAt)
 	if g != nil {
 		seen.guest = &g.guestSeen
 	}

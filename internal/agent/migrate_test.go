@@ -73,13 +73,14 @@ func TestNextForMigration(t *testing.T) {
 		{name: "to stop", machine: leaving(copying, func(m *argonv1.Machine) { m.Wanted = wantStopped }), seen: running, want: giveUp, why: "the machine is to stop"},
 		{name: "the other server is lost", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.targetAlive = false }), want: giveUp, why: "server b was lost"},
 		{name: "the other server is lost while it is made ready", machine: leaving(preparing), seen: with(func(s *migrationSeen) { s.targetAlive = false }), want: giveUp, why: "server b was lost"},
-		{name: "too late", machine: leaving(copying, func(m *argonv1.Machine) { m.Migration.Deadline = timestamppb.New(noon) }), seen: running, want: giveUp, why: "it was not done after 1m0s"},
+		{name: "not too late", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.lasts = 119 * time.Second }), want: send},
+		{name: "too late", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.lasts = 2 * time.Minute }), want: giveUp, why: "it was not done after 2m0s"},
 		{name: "the guest is gone", machine: leaving(preparing), seen: with(func(s *migrationSeen) { s.guest = nil }), want: giveUp, why: "the guest has ended"},
 		{name: "the guest has powered itself off", machine: leaving(copying), seen: with(func(s *migrationSeen) { s.guest = in(hypervisor.ShutDown) }), want: giveUp, why: "the guest has ended"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, why := nextForMigration(tt.machine, "a", tt.seen, !tt.barred, noon)
+			got, why := nextForMigration(tt.machine, "a", tt.seen, !tt.barred)
 			if got != tt.want || why != tt.why {
 				t.Errorf("next is %v %q, want %v %q", got, why, tt.want, tt.why)
 			}

@@ -380,6 +380,25 @@ func TestMigrationTakesTooLong(t *testing.T) {
 	}
 }
 
+// The clock of who gives the order is hours behind the server's: it goes all the
+// same.
+func TestMigrationByAnotherClock(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.create(2, "a", "b")
+	w.runs(0)
+	hoursAgo := time.Now().Add(-3 * time.Hour)
+	m, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
+		placement.Migrate(m, catalog.NewID(), "c", hoursAgo, time.Hour)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := w.ended(m.GetMigration().GetId()); r.GetFailure() != "" {
+		t.Errorf("got %v", r)
+	}
+}
+
 // A replica is behind, and is being copied to, when the machine goes: it is copied
 // to from there.
 func TestMigrationWhileReplicaIsBehind(t *testing.T) {
