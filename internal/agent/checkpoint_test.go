@@ -3,9 +3,12 @@ package agent
 import (
 	"context"
 	"errors"
+	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -413,6 +416,22 @@ func TestSuspendFails(t *testing.T) {
 	})
 	if w.hosts["a"].guest() != g {
 		t.Error("the guest was started anew")
+	}
+}
+
+// Reading a large memory takes its time: that it goes on is told now and then.
+func TestReadingIsFollowed(t *testing.T) {
+	now, said := noon, []string(nil)
+	r := &followed{
+		Reader: iotest.OneByteReader(strings.NewReader("memory")), total: 6, told: noon,
+		now:  func() time.Time { now = now.Add(time.Second); return now },
+		tell: func(far string) { said = append(said, far) },
+	}
+	if got, err := io.ReadAll(r); err != nil || string(got) != "memory" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if want := []string{"3 B of 6 B", "6 B of 6 B"}; !slices.Equal(said, want) {
+		t.Errorf("said %q, want %q", said, want)
 	}
 }
 

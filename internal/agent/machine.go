@@ -72,6 +72,9 @@ type guestSeen struct {
 type machineSeen struct {
 	guests []guestSeen
 	disks  disksSeen
+	// doing says what is done that takes long before there is a guest; empty if
+	// nothing is.
+	doing string
 	// retryAt and failure are set after a failed start or a crash.
 	retryAt time.Time
 	failure string

@@ -25,6 +25,8 @@ type machine struct {
 	crashes   int
 	crashedAt time.Time
 	crash     string
+	// doing says what is done that takes long before there is a guest.
+	doing string
 	// migration is the order that was seen last, orderedAt when it was seen first.
 	migration string
 	orderedAt time.Time
@@ -171,7 +173,7 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 
 // seeMachine gathers what the decisions are made from.
 func (p *plan) seeMachine(key string, m *argonv1.Machine, local *machine) machineSeen {
-	var seen machineSeen
+	seen := machineSeen{doing: local.doing}
 	suspending := beingSuspended(p.st, m)
 	for _, g := range local.guests {
 		switch stops := toldToStop(m, g.guestSeen); {

@@ -208,6 +208,7 @@ func TestObserve(t *testing.T) {
 			return s
 		}(), want: statePaused, reason: "volume v waits for replica 2"},
 		{name: "starting", machine: placed(wantRunning), seen: machineSeen{disks: disksSeen{waits: "volume v is being attached"}}, want: stateStarting, reason: "volume v is being attached"},
+		{name: "its memory is read", machine: placed(wantRunning), seen: machineSeen{doing: "1 of 2", disks: disksSeen{waits: "volume v is being attached"}}, want: stateStarting, reason: "1 of 2"},
 		{name: "failed", machine: placed(wantRunning), seen: machineSeen{failure: "no QEMU"}, want: stateFailed, reason: "no QEMU"},
 		{name: "without a lease nothing is known", machine: placed(wantRunning), barred: true},
 		{name: "stopped", machine: placed(wantStopped), want: stateStopped},

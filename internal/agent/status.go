@@ -64,7 +64,7 @@ func observe(m *argonv1.Machine, serverID string, seen machineSeen, allowed bool
 	case seen.failure != "":
 		return observation{state: stateFailed, reason: seen.failure}, true
 	}
-	return observation{state: stateStarting, reason: seen.disks.waits}, true
+	return observation{state: stateStarting, reason: cmp.Or(seen.doing, seen.disks.waits)}, true
 }
 
 // observeSuspended says how a machine without a guest does that is to be

@@ -7,6 +7,8 @@ import (
 	"io"
 	"time"
 
+	"github.com/dustin/go-humanize"
+
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/checkpoint"
@@ -25,7 +27,7 @@ func (e unusable) Unwrap() error { return e.error }
 // and has its disks made what they were. Before that nothing of the machine is
 // changed: a damaged checkpoint costs nothing.
 func (a *Agent) check(ctx context.Context, st *catalog.State, m *argonv1.Machine, c *argonv1.Checkpoint) error {
-	err := a.checkMemory(ctx, st, c)
+	err := a.checkMemory(ctx, st, m, c)
 	if err == nil {
 		err = a.rollDisksBack(ctx, m, c)
 	}
@@ -36,21 +38,22 @@ func (a *Agent) check(ctx context.Context, st *catalog.State, m *argonv1.Machine
 	return err
 }
 
-func (a *Agent) checkMemory(ctx context.Context, st *catalog.State, c *argonv1.Checkpoint) error {
+func (a *Agent) checkMemory(ctx context.Context, st *catalog.State, m *argonv1.Machine, c *argonv1.Checkpoint) error {
 	if c == nil {
 		return unusable{errors.New("the checkpoint is gone")}
 	}
 	if why := placement.Unusable(st, c); why != "" {
 		return unusable{fmt.Errorf("checkpoint %s: %s", c.GetMeta().GetName(), why)}
 	}
-	return a.withMemory(ctx, c, func(r io.Reader) error {
+	return a.withMemory(ctx, m, c, "checked", func(r io.Reader) error {
 		_, err := io.Copy(io.Discard, r)
 		return err
 	})
 }
 
-// withMemory reads a checkpoint's memory.
-func (a *Agent) withMemory(ctx context.Context, c *argonv1.Checkpoint, use func(io.Reader) error) error {
+// withMemory reads a checkpoint's memory for a machine. what is done with it is told
+// in the machine's status.
+func (a *Agent) withMemory(ctx context.Context, m *argonv1.Machine, c *argonv1.Checkpoint, what string, use func(io.Reader) error) error {
 	conn, err := a.connectMemory(ctx, c)
 	if err != nil {
 		return err
@@ -63,12 +66,49 @@ func (a *Agent) withMemory(ctx context.Context, c *argonv1.Checkpoint, use func(
 	r, err := checkpoint.NewReader(checkpoint.NewSource(ctx, dev), c.GetMeta().GetId())
 	if err == nil {
 		defer r.Close()
-		err = use(r)
+		defer a.say(m.GetMeta().GetId(), "")
+		err = use(&followed{
+			Reader: r, now: a.Now, total: c.GetMemoryBytes(), told: a.Now(),
+			tell: func(far string) {
+				a.say(m.GetMeta().GetId(), fmt.Sprintf("the memory of checkpoint %s is %s: %s", c.GetMeta().GetName(), what, far))
+			},
+		})
 	}
 	if errors.Is(err, checkpoint.ErrDamaged) || errors.Is(err, checkpoint.ErrVersion) {
 		return unusable{fmt.Errorf("checkpoint %s: %w", c.GetMeta().GetName(), err)}
 	}
 	return err
+}
+
+// say notes what is done for a machine that has no guest yet; empty: nothing that
+// takes long.
+func (a *Agent) say(machineID, what string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if m := a.machine(machineID); m.doing != what {
+		m.doing = what
+		a.nudge()
+	}
+}
+
+// followed is a reader that tells now and then how far it is.
+type followed struct {
+	io.Reader
+	now         func() time.Time
+	tell        func(far string)
+	done, total uint64
+	told        time.Time
+}
+
+// Read implements io.Reader.
+func (f *followed) Read(p []byte) (int, error) {
+	n, err := f.Reader.Read(p)
+	f.done += uint64(n)
+	if now := f.now(); now.Sub(f.told) >= progressEvery {
+		f.told = now
+		f.tell(fmt.Sprintf("%s of %s", humanize.IBytes(f.done), humanize.IBytes(f.total)))
+	}
+	return n, err
 }
 
 // rollDisksBack records that the memory was found whole, and, in the same change,
@@ -156,7 +196,7 @@ func (a *Agent) wakeUp(ctx context.Context, m *argonv1.Machine, c *argonv1.Check
 	spec, err := a.spec(ctx, m, g)
 	if err == nil {
 		spec.Machine = c.GetPlatform().GetMachineType()
-		err = a.withMemory(ctx, c, func(r io.Reader) (err error) {
+		err = a.withMemory(ctx, m, c, "read", func(r io.Reader) (err error) {
 			g.handle, err = a.Monitor.Wake(ctx, spec, r)
 			return err
 		})
