@@ -42,7 +42,11 @@ func (g *guest) talk(ctx context.Context, limit time.Duration, what func(context
 	if err := g.listens(ctx); err != nil {
 		return err
 	}
-	client, err := qga.Dial(ctx, agentSocket(g.dir))
+	conn, err := dial(ctx, agentSocket(g.dir), g.pid)
+	if err != nil {
+		return fmt.Errorf("guest %s: %w", g.id, errors.Join(hypervisor.ErrNoAgent, err))
+	}
+	client, err := qga.New(ctx, conn)
 	if err != nil {
 		return fmt.Errorf("guest %s: %w", g.id, errors.Join(hypervisor.ErrNoAgent, err))
 	}

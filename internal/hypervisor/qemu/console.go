@@ -27,6 +27,7 @@ const (
 // for concurrent use.
 type console struct {
 	dir string
+	pid int // QEMU's
 	log *slog.Logger
 
 	mu      sync.Mutex
@@ -38,8 +39,8 @@ type console struct {
 }
 
 // newConsole begins with what the log kept from before the daemon was started.
-func newConsole(dir string, log *slog.Logger) *console {
-	c := &console{dir: dir, log: log, readers: map[*reader]bool{}}
+func newConsole(dir string, pid int, log *slog.Logger) *console {
+	c := &console{dir: dir, pid: pid, log: log, readers: map[*reader]bool{}}
 	if data, err := readOwn(consoleLog(dir)); err == nil {
 		c.printed = len(data)
 		c.history = tail(data)
@@ -67,8 +68,7 @@ func (c *console) run(ctx context.Context, done <-chan struct{}) {
 
 // readOnce reads from one connection until it ends.
 func (c *console) readOnce(ctx context.Context, done <-chan struct{}) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", consoleSocket(c.dir))
+	conn, err := dial(ctx, consoleSocket(c.dir), c.pid)
 	if err != nil {
 		return
 	}

@@ -81,7 +81,7 @@ func (g *guest) monitor(ctx context.Context) (*qmp.Client, error) {
 	default:
 		return g.qmp, nil
 	}
-	client, err := dialMonitor(ctx, g.dir, g.done, heard(g.news))
+	client, err := dialMonitor(ctx, g.dir, g.pid, g.done, heard(g.news))
 	if err != nil {
 		return nil, err
 	}

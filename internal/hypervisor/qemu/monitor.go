@@ -181,12 +181,12 @@ func (m *Monitor) takeUp(ctx context.Context, id string, pid int) (*guest, error
 	dir := m.opts.Dir(id)
 	done := m.opts.Launcher.Done(id)
 	news := make(chan struct{}, 1)
-	client, err := dialMonitor(ctx, dir, done, heard(news))
+	client, err := dialMonitor(ctx, dir, pid, done, heard(news))
 	if err != nil {
 		return nil, err
 	}
 	g := &guest{
-		id: id, pid: pid, dir: dir, spoolDir: m.opts.SpoolDir, launcher: m.opts.Launcher, done: done, qmp: client, console: newConsole(dir, m.opts.Log),
+		id: id, pid: pid, dir: dir, spoolDir: m.opts.SpoolDir, launcher: m.opts.Launcher, done: done, qmp: client, console: newConsole(dir, pid, m.opts.Log),
 		agent: make(chan struct{}, 1), screen: make(chan struct{}, 1), news: news,
 	}
 	m.wg.Go(func() { g.console.run(m.ctx, done) })
@@ -201,11 +201,14 @@ func (m *Monitor) takeUp(ctx context.Context, id string, pid int) (*guest, error
 }
 
 // dialMonitor connects as soon as QEMU listens.
-func dialMonitor(ctx context.Context, dir string, done <-chan struct{}, onEvent func(qmp.Event)) (*qmp.Client, error) {
+func dialMonitor(ctx context.Context, dir string, pid int, done <-chan struct{}, onEvent func(qmp.Event)) (*qmp.Client, error) {
 	for {
-		client, err := qmp.Dial(ctx, monitorSocket(dir), onEvent)
+		conn, err := dial(ctx, monitorSocket(dir), pid)
 		if err == nil {
-			return client, nil
+			var client *qmp.Client
+			if client, err = qmp.New(ctx, conn, onEvent); err == nil {
+				return client, nil
+			}
 		}
 		select {
 		case <-done:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -283,6 +284,34 @@ func TestFirmwareGoesThroughNoLink(t *testing.T) {
 	}
 }
 
+// A guest may make its sockets links to others: nobody is taken for its QEMU who is
+// not.
+func TestForeignSocket(t *testing.T) {
+	w := newWorld(t)
+	g := w.start()
+	ln, err := net.Listen("unix", filepath.Join(w.dir, "other.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	for _, path := range []string{displaySocket(w.spec.Dir), agentSocket(w.spec.Dir), consoleSocket(w.spec.Dir), monitorSocket(w.spec.Dir)} {
+		if conn, err := dial(t.Context(), path, g.PID()); err != nil {
+			t.Error(err)
+		} else {
+			_ = conn.Close()
+		}
+		if err := errors.Join(os.Remove(path), os.Symlink(ln.Addr().String(), path)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := dial(t.Context(), path, g.PID()); !errors.Is(err, errForeign) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if _, err := g.Display(t.Context()); !errors.Is(err, errForeign) {
+		t.Errorf("its screen: %v", err)
+	}
+}
+
 // talk is an open console.
 type talk struct {
 	t    *testing.T
@@ -549,7 +578,7 @@ func TestLogIsShortened(t *testing.T) {
 	if err := os.WriteFile(consoleLog(dir), bytes.Repeat([]byte("old\n"), 100), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c := newConsole(dir, slog.New(slog.DiscardHandler))
+	c := newConsole(dir, os.Getpid(), slog.New(slog.DiscardHandler))
 	line := append(bytes.Repeat([]byte("x"), 1023), '\n')
 	for range 2 * logSize / len(line) {
 		c.print(line)
@@ -561,7 +590,7 @@ func TestLogIsShortened(t *testing.T) {
 	if st.Size() != historySize {
 		t.Errorf("the log is %d bytes long", st.Size())
 	}
-	if again := newConsole(dir, c.log); !bytes.Equal(again.history, c.history) {
+	if again := newConsole(dir, os.Getpid(), c.log); !bytes.Equal(again.history, c.history) {
 		t.Error("the history is another one after a restart")
 	}
 }

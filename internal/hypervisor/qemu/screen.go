@@ -9,7 +9,6 @@ import (
 	"image/color"
 	"image/png"
 	"io"
-	"net"
 	"os"
 	"syscall"
 	"time"
@@ -29,8 +28,7 @@ const (
 
 // Display implements hypervisor.Guest.
 func (g *guest) Display(ctx context.Context) (io.ReadWriteCloser, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", displaySocket(g.dir))
+	conn, err := dial(ctx, displaySocket(g.dir), g.pid)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return nil, fmt.Errorf("the screen of guest %s: %w", g.id, hypervisor.ErrOldGuest)
 	}

@@ -48,18 +48,8 @@ type Client struct {
 	in   *bufio.Reader
 }
 
-// Dial connects to the agent's channel on a unix socket, and waits until the
-// agent answers. The ctx's deadline bounds that.
-func Dial(ctx context.Context, socket string) (*Client, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", socket)
-	if err != nil {
-		return nil, fmt.Errorf("connecting to the guest agent: %w", err)
-	}
-	return New(ctx, conn)
-}
-
-// New finds a common beginning over a connection, which it owns from now on.
+// New finds a common beginning over a connection, which it owns from now on. It waits
+// until the agent answers; the ctx's deadline bounds that.
 func New(ctx context.Context, conn net.Conn) (*Client, error) {
 	c := &Client{conn: conn, in: bufio.NewReader(conn)}
 	err := c.bounded(ctx, func() error { return c.sync(rand.Int64N(1 << 53)) })

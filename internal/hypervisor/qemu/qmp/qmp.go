@@ -64,18 +64,8 @@ type message struct {
 // not asked for.
 const maxLine = 1 << 20
 
-// Dial connects to QEMU's monitor on a unix socket. onEvent is called for each
-// event, in order, and must not wait; nil if events don't matter.
-func Dial(ctx context.Context, socket string, onEvent func(Event)) (*Client, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", socket)
-	if err != nil {
-		return nil, fmt.Errorf("connecting to QEMU: %w", err)
-	}
-	return New(ctx, conn, onEvent)
-}
-
-// New negotiates over a connection, which it owns from now on.
+// New negotiates over a connection, which it owns from now on. onEvent is called for
+// each event, in order, and must not wait; nil if events don't matter.
 func New(ctx context.Context, conn io.ReadWriteCloser, onEvent func(Event)) (*Client, error) {
 	if onEvent == nil {
 		onEvent = func(Event) {}
