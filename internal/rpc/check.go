@@ -238,7 +238,8 @@ func freeVolume(st *catalog.State, v *argonv1.Volume, what string) error {
 		return precondition("%s: volume %s is being removed", what, name)
 	}
 	if m := userOf(st, v); m != nil {
-		return precondition("%s: volume %s is a disk of machine %s", what, name, m.GetMeta().GetName())
+		return precondition("%s: volume %s is a disk of machine %s: `argon machine rm %s --keep-volumes` sets it free",
+			what, name, m.GetMeta().GetName(), m.GetMeta().GetName())
 	}
 	return ownVolume(st, v, what)
 }

@@ -83,7 +83,7 @@ func volumeView(st *catalog.State, v *argonv1.Volume) *argonv1.VolumeView {
 // volumeHealth says how a volume is and what to do about it.
 func volumeHealth(st *catalog.State, v *argonv1.Volume) (health, advice string) {
 	var alive, set int
-	var away, behind, making []string
+	var away, gone, behind, making []string
 	for _, r := range v.GetReplicas() {
 		server := serverName(st, r.GetServerId())
 		up := placement.Alive(st, r.GetServerId())
@@ -98,7 +98,11 @@ func volumeHealth(st *catalog.State, v *argonv1.Volume) (health, advice string) 
 		case creating:
 			making = append(making, server)
 		case outOfSync:
-			behind = append(behind, server)
+			if up {
+				behind = append(behind, server)
+			} else {
+				gone = append(gone, server)
+			}
 		}
 	}
 	name, wanted := v.GetMeta().GetName(), int(v.GetReplicasWanted())
@@ -117,6 +121,8 @@ func volumeHealth(st *catalog.State, v *argonv1.Volume) (health, advice string) 
 		return "degraded", fmt.Sprintf("start server %s, or wait for a new replica elsewhere", strings.Join(away, ", "))
 	case len(behind)+len(making) > 0:
 		return "degraded", fmt.Sprintf("being copied to %s: wait", strings.Join(slices.Concat(behind, making), ", "))
+	case len(gone) > 0:
+		return "degraded", fmt.Sprintf("start server %s, or wait for a new replica elsewhere", strings.Join(gone, ", "))
 	}
 	return "degraded", fmt.Sprintf("%d of %d replicas: add servers with free disk", set, wanted)
 }

@@ -39,6 +39,7 @@ func TestVolumeHealth(t *testing.T) {
 		"image gone":        {[]string{"a"}, &argonv1.Volume{Base: &argonv1.Base{ImageId: "I"}}, "creating", "image is gone"},
 		"one server down":   {[]string{"a"}, &argonv1.Volume{Replicas: replicas{replica("a", inSync), replica("b", inSync)}}, "degraded", "start server b"},
 		"being copied":      {[]string{"a", "b"}, &argonv1.Volume{Replicas: replicas{replica("a", inSync), replica("b", outOfSync)}}, "degraded", "copied to b"},
+		"behind and down":   {[]string{"a"}, &argonv1.Volume{Replicas: replicas{replica("a", inSync), replica("b", outOfSync)}}, "degraded", "start server b"},
 		"too few":           {[]string{"a"}, &argonv1.Volume{Replicas: replicas{replica("a", inSync)}}, "degraded", "add servers"},
 		"all in sync away":  {[]string{"c"}, &argonv1.Volume{Replicas: replicas{replica("a", inSync), replica("c", outOfSync)}}, "unavailable", "start that server"},
 		"none in sync":      {[]string{"c"}, &argonv1.Volume{Epoch: 1, Replicas: replicas{replica("c", outOfSync)}}, "unavailable", "promote"},

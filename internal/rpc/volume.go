@@ -233,7 +233,7 @@ func (s volumeService) RemoveVolume(ctx context.Context, req *connect.Request[ar
 		if id = v.GetMeta().GetId(); v.GetRemoving() {
 			return nil // somebody else has begun; wait with them
 		}
-		if err := unusedVolume(st, v, "removing it"); err != nil {
+		if err := unusedVolume(st, v, "it can't be removed"); err != nil {
 			return err
 		}
 		return p.planRemoval(st, txn, v)
@@ -310,7 +310,7 @@ func (s volumeService) ConnectVolume(ctx context.Context, req *connect.Request[a
 	if !ok {
 		return notFound("volume", req.Msg.GetName())
 	}
-	if err := errors.Join(freeVolume(st, v, "connecting it"), filled(v)); err != nil {
+	if err := errors.Join(freeVolume(st, v, "it can't be connected"), filled(v)); err != nil {
 		return err
 	}
 	c, err := p.Volumes.Connect(ctx, v.GetMeta().GetId())
