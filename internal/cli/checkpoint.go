@@ -242,7 +242,7 @@ own; what runs in it knows of neither before it boots (docs/concepts.md).`,
 	a.completeFlag(cmd, "on", serverNames)
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		if req.GetCheckpoint() == "" {
-			return usage(cmd, "--from is missing: see argon checkpoint ls")
+			return usage(cmd, "--from is missing: name a checkpoint")
 		}
 		return nil
 	}

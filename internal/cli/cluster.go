@@ -223,6 +223,9 @@ standard input, which keeps it out of the list of processes.`,
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Address, req.Token = args[0], args[1]
 		if req.Token == "-" {
+			if isTerminal(a.in) {
+				fmt.Fprint(a.err, "token: ")
+			}
 			var err error
 			if req.Token, err = readLine(ctx, a.in); err != nil {
 				return fmt.Errorf("join: reading the token from standard input: %w", err)

@@ -34,6 +34,7 @@ func (a *app) confirm(ctx context.Context, c confirmFlag, lines []string, word s
 	fmt.Fprintf(a.err, "type %q to go on: ", word)
 	switch typed, err := readLine(ctx, a.in); {
 	case err != nil:
+		fmt.Fprintln(a.err) // the question's line is over
 		return err
 	case typed != word:
 		return fmt.Errorf("not confirmed: %q is not %q", typed, word)

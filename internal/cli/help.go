@@ -42,9 +42,15 @@ func usageText(cmd *cobra.Command) string {
 	for _, g := range cmd.Groups() {
 		section(&b, g.Title, commandLines(cmd, g.ID))
 	}
-	section(&b, "Commands", commandLines(cmd, ""))
+	title := "Commands"
+	if len(cmd.Groups()) > 0 {
+		title = "Other"
+	}
+	section(&b, title, commandLines(cmd, ""))
 	section(&b, "Flags", flagLines(cmd.LocalFlags()))
-	section(&b, "Flags of every command", flagLines(cmd.InheritedFlags()))
+	if cmd.Annotations[onlyGroup] == "" {
+		section(&b, "Flags of every command", flagLines(cmd.InheritedFlags()))
+	}
 	if cmd.HasAvailableSubCommands() {
 		fmt.Fprintf(&b, "\n`%s COMMAND --help` says more of one.\n", cmd.CommandPath())
 	}

@@ -212,7 +212,7 @@ func imageDetails(servers map[string]string) []column[*argonv1.Image] {
 			return plain(strings.Join(on, ", "))
 		}},
 		{"machine", func(i image) cell { return plain(formatHints(i.GetHints())) }},
-		{"whole sha256", func(i image) cell { return plain(i.GetSha256()) }},
+		{"sha256 of the disk", func(i image) cell { return plain(i.GetSha256()) }},
 		{"created", func(i image) cell { return plain(formatTime(i.GetMeta().GetCreated())) }},
 		{"id", func(i image) cell { return plain(i.GetMeta().GetId()) }},
 	}

@@ -52,6 +52,9 @@ follow. If anything goes wrong before that, it stays where it is.`,
 			if err != nil {
 				return err
 			}
+			if !cancel {
+				fmt.Fprintf(a.err, "machine %s: %s\n", args[0], lastMigration(v.GetMachine()))
+			}
 		}
 		return a.printMachine(*f, v)
 	})

@@ -46,7 +46,7 @@ until it is activated.`,
 			return err
 		}
 		if n := before.GetServer().GetMachines(); n > 0 {
-			what := fmt.Sprintf("server %s has %d machines: they are moved while they run; one that can't be is shut down there and started elsewhere", req.GetName(), n)
+			what := fmt.Sprintf("what runs on server %s (machines: %d) is moved while it runs; what can't be is shut down there and started elsewhere", req.GetName(), n)
 			if err := a.confirm(ctx, sure, []string{what}, drainWord); err != nil {
 				return fmt.Errorf("draining server %s: %w", req.GetName(), err)
 			}

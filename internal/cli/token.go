@@ -66,9 +66,13 @@ func (a *app) tokenListCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		servers, err := serversByID(ctx, c)
+		if err != nil {
+			return err
+		}
 		return printList(a, *f, res.GetTokens(), []column[*argonv1.Token]{
 			{"id", func(t *argonv1.Token) cell { return plain(t.GetId()) }},
-			{"state", a.tokenState},
+			{"state", func(t *argonv1.Token) cell { return a.tokenState(t, servers) }},
 			{"expires", func(t *argonv1.Token) cell { return plain(formatTime(t.GetExpires())) }},
 			{"age", func(t *argonv1.Token) cell { return plain(formatAge(a.now(), t.GetCreated())) }},
 		})
@@ -76,10 +80,10 @@ func (a *app) tokenListCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) tokenState(t *argonv1.Token) cell {
+func (a *app) tokenState(t *argonv1.Token, servers map[string]string) cell {
 	switch {
 	case t.GetUsedBy() != "":
-		return plain("used by " + t.GetUsedBy())
+		return plain("used by " + firstOf(servers[t.GetUsedBy()], t.GetUsedBy()))
 	case t.GetExpires().AsTime().Before(a.now()):
 		return plain("expired")
 	}

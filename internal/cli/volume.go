@@ -192,7 +192,10 @@ socket there, until interrupted. Any NBD client can then use the volume.`,
 				return err
 			}
 			defer stream.Close()
-			for stream.Receive() {
+			p := a.startProgress("attaching volume " + args[0])
+			attached := stream.Receive()
+			p.Stop()
+			for ; attached; attached = stream.Receive() {
 				if uri := stream.Msg().GetUri(); uri != "" {
 					fmt.Fprintln(a.out, uri)
 				}
