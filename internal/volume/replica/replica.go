@@ -28,6 +28,9 @@ type Replica struct {
 
 	failure sync.Mutex // one reports a failure
 	failed  bool       // guarded by failure
+	// unreadable: the disk did not give back what it holds. That takes nothing
+	// from the rest; but a copy of what was written since would leave it so.
+	unreadable atomic.Bool
 	// room is how many more bytes may be written before the free space is
 	// looked at again.
 	room atomic.Int64
@@ -144,11 +147,23 @@ func (s *Session) ReadAt(p []byte, off int64) error {
 		if err := r.check(off, int64(len(p))); err != nil {
 			return err
 		}
-		if err := r.files.ReadAt(p, off); err != nil {
+		if err := r.read(r.files.ReadAt(p, off)); err != nil {
 			return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
 		}
 		return nil
 	})
+}
+
+// read notes an error of reading, if it is the disk's.
+func (r *Replica) read(err error) error {
+	if err == nil || errors.Is(err, layer.ErrBase) || errors.Is(err, volume.ErrNoSnapshot) || errors.Is(err, volume.ErrDamaged) || errors.Is(err, volume.ErrRange) {
+		return err
+	}
+	if !r.unreadable.Swap(true) {
+		sb := r.files.Superblock()
+		r.opts.Log.Error("a replica's disk cannot read what it holds", "volume", sb.VolumeID, "replica", sb.ReplicaID, "err", err)
+	}
+	return err
 }
 
 // WriteAt writes p in a generation; with fua it survives a power cut.
@@ -275,7 +290,7 @@ func (s *Session) Changed(since uint64, off, n, grain int64, bits []byte) error 
 			return err
 		}
 		if since == 0 {
-			return r.files.HasData(off, n, grain, bits)
+			return r.read(r.files.HasData(off, n, grain, bits))
 		}
 		r.files.Changed(since, off, n, grain, bits)
 		return nil
@@ -312,8 +327,8 @@ func (r *Replica) sync() error {
 // whatever was agreed on before does not count.
 //
 // base is the generation before which nothing can differ from the source; 0 if
-// there is none. Without one, after a failed write or sync, when it was emptied
-// later than that, or when what it begins with cannot be read, the replica is
+// there is none. Without one, after a failed read, write or sync, when it was
+// emptied later than that, or when what it begins with cannot be read, the replica is
 // emptied, and begins on new files, without snapshots; generation, that of the
 // first copies, is then what all of it counts as stamped with, or what follows the
 // base, if that is later. ErrInUse as long as
@@ -337,7 +352,7 @@ func (s *Session) BeginSync(base, generation uint64, size int64) (Info, error) {
 		sb.Incarnation++
 		sb.Health = layer.Syncing
 	}
-	emptied := base == 0 || sb.Generation > base || r.health(sb.Health) == layer.Failed || !r.files.BaseReadable()
+	emptied := base == 0 || sb.Generation > base || r.health(sb.Health) == layer.Failed || r.unreadable.Load() || !r.files.BaseReadable()
 	var err error
 	if emptied {
 		if err := r.store.inUse(sb.VolumeID); err != nil {
@@ -359,6 +374,7 @@ func (s *Session) BeginSync(base, generation uint64, size int64) (Info, error) {
 	r.failure.Lock()
 	r.failed = false
 	r.failure.Unlock()
+	r.unreadable.Store(false)
 	info := r.Info()
 	info.Emptied = emptied
 	return info, nil

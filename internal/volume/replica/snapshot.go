@@ -43,7 +43,7 @@ func (s *Session) ReadSnapshot(id uint32, p []byte, off int64) error {
 			err = r.check(off, int64(len(p)))
 		}
 		if err == nil {
-			err = v.ReadAt(p, off)
+			err = r.read(v.ReadAt(p, off))
 		}
 		if err != nil {
 			return fmt.Errorf("read %d bytes at %d of snapshot %d: %w", len(p), off, id, err)
@@ -63,9 +63,9 @@ func (s *Session) ChangedSnapshot(id uint32, since uint64, off, n, grain int64, 
 		case err != nil:
 			return err
 		case since == 0:
-			return v.HasData(off, n, grain, bits)
+			return r.read(v.HasData(off, n, grain, bits))
 		}
-		return v.Changed(since, off, n, grain, bits)
+		return r.read(v.Changed(since, off, n, grain, bits))
 	})
 }
 

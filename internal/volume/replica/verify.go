@@ -18,7 +18,7 @@ func (s *Session) Sums(off, n int64, generation uint64, out []wire.Sum) error {
 		if err != nil {
 			return err
 		}
-		return fillSums(out, regions, func(i int) (wire.Sum, error) { return r.files.Sum(first+i, generation) })
+		return r.read(fillSums(out, regions, func(i int) (wire.Sum, error) { return r.files.Sum(first+i, generation) }))
 	})
 }
 
@@ -31,9 +31,9 @@ func (s *Session) SnapshotSums(id uint32, off, n int64, out []wire.Sum) error {
 			return err
 		}
 		size := int64(r.files.Superblock().RegionSize)
-		return fillSums(out, regions, func(i int) (wire.Sum, error) {
+		return r.read(fillSums(out, regions, func(i int) (wire.Sum, error) {
 			return r.files.SnapshotSum(v, first+i, min(size, n-int64(i)*size))
-		})
+		}))
 	})
 }
 
@@ -57,7 +57,7 @@ func (s *Session) ReadVerified(p []byte, off int64) error {
 		if err != nil {
 			return err
 		}
-		if err := r.files.ReadAt(p, off); err != nil {
+		if err := r.read(r.files.ReadAt(p, off)); err != nil {
 			return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
 		}
 		size := int64(r.files.Superblock().RegionSize)
@@ -80,7 +80,7 @@ func (s *Session) ReadSnapshotVerified(id uint32, p []byte, off int64) error {
 	return s.do(func(r *Replica) error {
 		v, _, _, err := r.snapshotRegions(id, off, int64(len(p)))
 		if err == nil {
-			err = v.ReadVerified(p, off)
+			err = r.read(v.ReadVerified(p, off))
 		}
 		if err != nil {
 			return fmt.Errorf("read %d bytes at %d of snapshot %d: %w", len(p), off, id, err)
