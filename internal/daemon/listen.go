@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -42,19 +44,22 @@ func listenTCP(ctx context.Context, what, address string, port int) (net.Listene
 	return ln, nil
 }
 
-// listenUnix makes a socket that only its owner may use. The caller holds the
-// directory's lock, so one that is there is a leftover.
+// listenUnix makes a socket that only its owner may use. Linux gives it the mode
+// that the descriptor has when it is bound: others may go through the directory
+// it is in (confine.go). The caller holds the directory's lock, so one that is
+// there is a leftover.
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("removing the old socket: %w", err)
 	}
-	// The directory is private, so nobody comes in before the mode is set.
-	ln, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var chmodErr error
+		err := c.Control(func(fd uintptr) { chmodErr = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, chmodErr)
+	}}
+	ln, err := private.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listening on the admin socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("making the admin socket private: %w", err), ln.Close())
 	}
 	return ln, nil
 }
