@@ -87,7 +87,10 @@ func (w *world) server() *testServer {
 		Dir: w.t.TempDir(), Address: fmt.Sprintf("%s%d", w.prefix, len(w.all)+1),
 		Ports:    Ports{API: 7440, Data: 7441, Peer: 7442, Etcd: 7443},
 		Capacity: &argonv1.Resources{Cpus: 1, MemoryBytes: 1 << 30, DiskBytes: 1 << 30},
-		Log:      slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
+		// Up to five etcds share a processor here, maybe with other tests: none may
+		// lose its leader for being slow.
+		Heartbeat: 150 * time.Millisecond, Election: 1500 * time.Millisecond,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 	}}
 	s.options.Now = func() time.Time { return time.Now().Add(time.Duration(s.wrong.Load())) }
 	w.all = append(w.all, s)
@@ -228,8 +231,7 @@ func (w *world) until(what string, f func() error) {
 func (w *world) votes(asked *testServer, servers ...*testServer) {
 	w.t.Helper()
 	w.until("the voters", func() error {
-		ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
-		defer cancel()
+		ctx := w.t.Context() // the store bounds each request
 		list, err := asked.member.Store().Servers.List(ctx)
 		if err != nil {
 			return err
@@ -260,9 +262,7 @@ func (w *world) votes(asked *testServer, servers ...*testServer) {
 func (s *testServer) works() {
 	s.w.t.Helper()
 	s.w.until(s.member.Name()+" can write", func() error {
-		ctx, cancel := context.WithTimeout(s.w.t.Context(), time.Second)
-		defer cancel()
-		_, err := s.member.Store().Servers.Update(ctx, s.member.ID(), func(r *argonv1.Server) error {
+		_, err := s.member.Store().Servers.Update(s.w.t.Context(), s.member.ID(), func(r *argonv1.Server) error {
 			r.Version += "."
 			return nil
 		})
