@@ -57,6 +57,27 @@ func TestGrowthWaitsForChecksums(t *testing.T) {
 	}
 }
 
+// Nobody waits for a growth: the volume serves on, and grows when there is room.
+func TestGrowthWithoutRoom(t *testing.T) {
+	v := aVolume(inSyncState)
+	c := aCore(t, v)
+	v = proto.CloneOf(v)
+	v.WantedBytes = 2 << 20
+	asked, _ := sent(c.RecordChanged(0, v), VerbResize)
+	told := ""
+	for _, e := range c.Reply(0, 1, 1, asked.ID, Full, Info{}, nil) {
+		if e.Note != nil {
+			told = e.Note.Reason
+		}
+	}
+	if got := c.Status().GetCondition(); got != "serving" || told != "growth-delayed" {
+		t.Errorf("the volume is %s, and the operator told of %q", got, told)
+	}
+	if _, ok := sent(c.Tick(c.cfg.RetryAfter), VerbResize); !ok {
+		t.Error("it is not tried again")
+	}
+}
+
 // The next holder knows that a replica was emptied by a base that is no later than
 // the one that it was emptied with.
 func TestCopyWaitsForTheRecordOfTheLastOne(t *testing.T) {

@@ -373,13 +373,18 @@ func (c *Core) retry(o *op) {
 	}
 }
 
+// anyFull tells whether somebody waits for room who uses the volume.
 func (c *Core) anyFull() bool {
-	return slices.ContainsFunc(c.inflight, func(o *op) bool { return o.full != 0 && o.verb != VerbPrepare })
+	return slices.ContainsFunc(c.inflight, func(o *op) bool { return o.full != 0 && o.verb != VerbPrepare && o.verb != VerbResize })
 }
 
 func (c *Core) noteFull(o *op, p *peer) {
 	if s := c.take.under; o.verb == VerbPrepare && s != nil { // which nobody waits for
 		c.note(argonv1.Severity_SEVERITY_WARNING, "snapshot-delayed", fmt.Sprint(s.GetId()), "snapshot %s waits: replica %d has no room for another layer, or as many as it can have; delete snapshots, or free space on its server", s.GetName(), p.id)
+		return
+	}
+	if o.verb == VerbResize {
+		c.note(argonv1.Severity_SEVERITY_WARNING, "growth-delayed", fmt.Sprint(o.len), "the volume cannot grow to %d bytes yet: replica %d has no room; free space on its server", o.len, p.id)
 		return
 	}
 	c.note(argonv1.Severity_SEVERITY_ERROR, "volume-full", "", "replica %d has no room: the volume waits; free space on its server", p.id)
