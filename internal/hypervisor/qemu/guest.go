@@ -21,8 +21,9 @@ type guest struct {
 	launcher Launcher
 	done     <-chan struct{}
 	console  *console
-	// agent and screen are held by who uses them: one at a time.
-	agent, screen chan struct{}
+	// agent and screen are held by who uses them, dialling by who connects to the
+	// monitor: one at a time.
+	agent, screen, dialling chan struct{}
 	// news has something when a transfer of the guest's state has changed.
 	news chan struct{}
 
@@ -69,25 +70,51 @@ func (g *guest) executeWith(ctx context.Context, command string, args, result an
 	return nil
 }
 
-// monitor is the connection, made anew if it broke while the guest runs on.
+var errGone = errors.New("it is gone")
+
+// monitor is the connection, made anew if it broke while the guest runs on. That may
+// take as long as ctx lets it, where QEMU hangs: others wait no longer than their own
+// lets them.
 func (g *guest) monitor(ctx context.Context) (*qmp.Client, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.qmp == nil {
-		return nil, errors.New("it is gone")
+	if client, err := g.connected(); client != nil || err != nil {
+		return client, err
 	}
 	select {
-	case <-g.qmp.Done():
-	default:
-		return g.qmp, nil
+	case g.dialling <- struct{}{}:
+		defer func() { <-g.dialling }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for QEMU's monitor: %w", ctx.Err())
+	}
+	if client, err := g.connected(); client != nil || err != nil {
+		return client, err // somebody else has made it
 	}
 	client, err := dialMonitor(ctx, g.dir, g.pid, g.done, heard(g.news))
 	if err != nil {
 		return nil, err
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.qmp == nil {
+		return nil, errors.Join(errGone, client.Close())
+	}
 	_ = g.qmp.Close()
 	g.qmp = client
 	return client, nil
+}
+
+// connected is the connection if it is there; nil if it broke.
+func (g *guest) connected() (*qmp.Client, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.qmp == nil {
+		return nil, errGone
+	}
+	select {
+	case <-g.qmp.Done():
+		return nil, nil
+	default:
+		return g.qmp, nil
+	}
 }
 
 // Status implements hypervisor.Guest.

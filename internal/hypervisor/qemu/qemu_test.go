@@ -1,9 +1,11 @@
 package qemu
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/argon-cluster/argon/internal/cgroup"
 	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/hypervisor/qemu/qmp"
 	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/nbd"
 	"github.com/argon-cluster/argon/internal/volume/volumetest"
@@ -281,6 +284,52 @@ func TestFirmwareGoesThroughNoLink(t *testing.T) {
 	}
 	if data := must1(os.ReadFile(other)); string(data) != other {
 		t.Errorf("what the link led to is %q", data)
+	}
+}
+
+// QEMU hangs when its monitor's connection has broken: who wants something of it
+// waits no longer than he wants to, whoever else does.
+func TestMonitorThatHangs(t *testing.T) {
+	dir := t.TempDir()
+	ln, err := net.Listen("unix", monitorSocket(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	ours, theirs := net.Pipe()
+	go func() {
+		defer theirs.Close()
+		fmt.Fprintln(theirs, `{"QMP":{}}`)
+		if _, err := bufio.NewReader(theirs).ReadString('\n'); err == nil {
+			fmt.Fprintln(theirs, `{"return":{},"id":1}`)
+		}
+	}()
+	client, err := qmp.New(t.Context(), ours, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-client.Done()
+	g := &guest{dir: dir, pid: os.Getpid(), done: make(chan struct{}), qmp: client, dialling: make(chan struct{}, 1), news: make(chan struct{}, 1)}
+	defer g.letGo()
+	patient, giveUp := context.WithCancel(t.Context())
+	first := make(chan error, 1)
+	go func() {
+		_, err := g.Status(patient)
+		first <- err
+	}()
+	held, err := ln.Accept() // and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := g.PressPower(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	giveUp()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("the first got %v", err)
 	}
 }
 
