@@ -419,6 +419,38 @@ func TestSuspendFails(t *testing.T) {
 	}
 }
 
+// A memory that was whole when it was checked, and is not when it is read: nobody
+// tries that for ever.
+func TestDamagedAfterTheCheck(t *testing.T) {
+	for name, orStart := range map[string]bool{"asked for": false, "by its policy": true} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, "a")
+			w.create(1, "a")
+			m := w.runs(0)
+			id := w.checkpoint(manual)
+			st := w.until("taken", func(st *catalog.State) bool { return st.Checkpoints[id].GetState() == cpReady })
+			w.want(wantStopped)
+			w.until("stopped", atRest(stateStopped))
+			w.hosts["a"].monitor.Fail(errors.New("not yet"))
+			if _, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
+				m.Wanted, m.Wake = wantRunning, &argonv1.Wake{CheckpointId: id, OrStart: orStart}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			w.until("checked", func(st *catalog.State) bool { return st.Machines["m"].GetWake().GetChecked() })
+			w.damage(st.Checkpoints[id].GetMemoryVolumeId())
+			w.hosts["a"].monitor.Fail(nil)
+			if orStart {
+				w.runs(m.GetPlacement())
+			} else {
+				w.until("stopped again", atRest(stateStopped))
+			}
+			w.tells("machine-not-resumed")
+		})
+	}
+}
+
 // Reading a large memory takes its time: that it goes on is told now and then.
 func TestReadingIsFollowed(t *testing.T) {
 	now, said := noon, []string(nil)

@@ -231,10 +231,7 @@ func sharesOf(m *argonv1.Machine) hypervisor.Shares {
 // it takes too long, whatever its monitor makes of the button. One that stands
 // still can't obey: it goes on first.
 func nextForStop(m *argonv1.Machine, g guestSeen, now time.Time) machineStep {
-	limit := time.Duration(m.GetStopTimeoutSeconds()) * time.Second
-	if limit == 0 {
-		limit = defaultStopTimeout
-	}
+	limit := stopTimeout(m)
 	switch {
 	case m.GetForceStop(), neverRan(g):
 		return kill
@@ -250,6 +247,30 @@ func nextForStop(m *argonv1.Machine, g guestSeen, now time.Time) machineStep {
 		return pressAgain
 	}
 	return rest
+}
+
+// stopTimeout is how long a machine's guest has to shut down.
+func stopTimeout(m *argonv1.Machine) time.Duration {
+	if s := m.GetStopTimeoutSeconds(); s > 0 {
+		return time.Duration(s) * time.Second
+	}
+	return defaultStopTimeout
+}
+
+// noteStop notes since when a guest is to stop. One that is to run again after all,
+// and has not obeyed in the time that it had, runs on: what it does later is its own
+// will.
+func (g *guestSeen) noteStop(m *argonv1.Machine, now time.Time) {
+	stops := toldToStop(m, *g)
+	switch {
+	case stops && g.stopSince.IsZero():
+		g.stopSince = now
+	case !stops:
+		g.stopSince = time.Time{}
+	}
+	if wanted(m) == argonv1.Wanted_WANTED_RUNNING && !g.powerDownAt.IsZero() && now.Sub(g.powerDownAt) >= stopTimeout(m) {
+		g.powerDownAt, g.pressedAgain = time.Time{}, false
+	}
 }
 
 // standsStill tells whether a guest was stopped by an I/O error: its disk was

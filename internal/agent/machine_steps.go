@@ -176,12 +176,7 @@ func (p *plan) seeMachine(key string, m *argonv1.Machine, local *machine) machin
 	seen := machineSeen{doing: local.doing}
 	suspending := beingSuspended(p.st, m)
 	for _, g := range local.guests {
-		switch stops := toldToStop(m, g.guestSeen); {
-		case !stops:
-			g.stopSince = time.Time{}
-		case g.stopSince.IsZero():
-			g.stopSince = p.now
-		}
+		g.noteStop(m, p.now)
 		one := g.guestSeen
 		one.saving = one.saving || suspending
 		seen.guests = append(seen.guests, one)

@@ -165,6 +165,38 @@ func TestNextForMachine(t *testing.T) {
 	}
 }
 
+// A guest that ignores its button, and is to run again, runs.
+func TestDeafGuestIsWantedAgain(t *testing.T) {
+	g := runningGuest()
+	state := func(m *argonv1.Machine, at time.Time) argonv1.MachineState {
+		g.noteStop(m, at)
+		o, _ := observe(m, "a", machineSeen{guests: []guestSeen{g}, disks: disksSeen{ready: true}}, true)
+		return o.state
+	}
+	for _, step := range []struct {
+		wanted argonv1.Wanted
+		at     time.Duration
+		press  bool
+		want   argonv1.MachineState
+	}{
+		{wantRunning, 0, false, stateRunning},
+		{wantStopped, 0, true, stateStopping},
+		{wantRunning, 5 * time.Second, false, stateStopping},
+		{wantRunning, 10 * time.Second, false, stateRunning},
+		{wantStopped, 20 * time.Second, false, stateStopping},
+	} {
+		if got := state(placed(step.wanted), noon.Add(step.at)); got != step.want {
+			t.Errorf("after %v, to be %v: %v", step.at, step.wanted, got)
+		}
+		if step.press {
+			g.powerDownAt = noon.Add(step.at)
+		}
+	}
+	if got := nextForStop(placed(wantStopped), g, noon.Add(20*time.Second)); got != pressPower {
+		t.Errorf("to stop once more: %v", got)
+	}
+}
+
 // Two guests of one machine: the old one must go before the new one may start.
 func TestOldGuestGoesFirst(t *testing.T) {
 	old := runningGuest()

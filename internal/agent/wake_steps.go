@@ -167,6 +167,9 @@ func (a *Agent) refuse(ctx context.Context, m *argonv1.Machine, why error) error
 			what, now.Wake = "it is started instead", nil
 		case a.View.State().Checkpoints[now.GetWake().GetCheckpointId()].GetPurpose() == forSuspend:
 			what, now.Wanted = "it stays suspended", argonv1.Wanted_WANTED_SUSPENDED
+		case now.GetWake().GetChecked():
+			what, now.Wake, now.Wanted = "nothing was started, and its disks are those of the checkpoint", nil, argonv1.Wanted_WANTED_STOPPED
+			observation{state: stateStopping, reason: why.Error()}.apply(now, a.ServerID, a.Now())
 		default:
 			what, now.Wake, now.Wanted = "nothing was started or changed", nil, argonv1.Wanted_WANTED_STOPPED
 			observation{state: stateStopping, reason: why.Error()}.apply(now, a.ServerID, a.Now())
@@ -207,6 +210,10 @@ func (a *Agent) wakeUp(ctx context.Context, m *argonv1.Machine, c *argonv1.Check
 		}
 		a.Ports.Close(g.id)
 		a.Dirs.Remove(g.id)
+		var useless unusable
+		if errors.As(err, &useless) { // it was whole when it was checked
+			return a.refuse(ctx, m, useless)
+		}
 		return fmt.Errorf("go on from checkpoint %s: %w", c.GetMeta().GetName(), err)
 	}
 	err = a.consume(ctx, m, c, g)
