@@ -268,6 +268,35 @@ func TestVoterKeepsItsData(t *testing.T) {
 	w.votes(a, a, b, c)
 }
 
+// The only voter is removed while it runs: it goes on until another votes in its
+// place.
+func TestOnlyVoterIsRemoved(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.first(), w.join()
+	id, _ := a.member.ownEtcd()
+	rec, err := a.member.Server(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.member.Store().Servers.Delete(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := a.view.Sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.member.RunVoters(ctx, a.view); !errors.Is(err, ErrRemoved) {
+		t.Errorf("got %v", err)
+	}
+	a.down()
+	w.votes(b, b)
+	list, err := b.member.Client().MemberList(ctx)
+	if err != nil || len(list.Members) != 1 || list.Members[0].ID == id {
+		t.Errorf("members %v, %v", list, err)
+	}
+}
+
 func TestRemovedServer(t *testing.T) {
 	w := newWorld(t)
 	a, b := w.first(), w.join()

@@ -2,12 +2,13 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
@@ -19,7 +20,8 @@ const ownVoterRetry = 500 * time.Millisecond
 
 // RunVoters makes this server's own etcd follow its record, and the client
 // follow the voters, until ctx ends. ErrRemoved when the server is not part of
-// the cluster any more.
+// the cluster any more; but not while it votes: the leader has another vote in
+// its place first, or there might be no majority left.
 func (m *Member) RunVoters(ctx context.Context, view *catalog.View) error {
 	p, err := m.running()
 	if err != nil {
@@ -31,8 +33,13 @@ func (m *Member) RunVoters(ctx context.Context, view *catalog.View) error {
 		changed := view.Changed()
 		wait := time.Duration(-1)
 		if st := view.State(); st != nil {
-			if err := p.belongs(st.Servers[p.id.ServerID]); err != nil {
-				return err
+			removed := p.belongs(st.Servers[p.id.ServerID])
+			if removed != nil && !m.stillMember(ctx, p) {
+				return removed
+			}
+			if removed != nil {
+				_ = sleep(ctx, ownVoterRetry)
+				continue
 			}
 			if follow.tell(ctx, m.followRecord(ctx, p, st)) {
 				wait = ownVoterRetry
@@ -80,6 +87,18 @@ func (m *Member) ownEtcd() (id uint64, failed bool) {
 	return m.etcdID, failed
 }
 
+// stillMember tells whether etcd counts on this server, as far as can be told.
+func (m *Member) stillMember(ctx context.Context, p *parts) bool {
+	id, failed := m.ownEtcd()
+	if id == 0 || failed {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	list, err := p.client.MemberList(ctx)
+	return err != nil || slices.ContainsFunc(list.Members, func(one *etcdserverpb.Member) bool { return one.ID == id })
+}
+
 // followRecord starts or stops etcd here.
 func (m *Member) followRecord(ctx context.Context, p *parts, st *catalog.State) error {
 	own := st.Servers[p.id.ServerID]
@@ -112,18 +131,22 @@ func (m *Member) followRecord(ctx context.Context, p *parts, st *catalog.State) 
 	if mine < 0 {
 		return nil
 	}
-	return m.joinEtcd(ctx, p, st, members)
+	return m.joinEtcd(ctx, p, list.Members, members[mine].id)
 }
 
-// joinEtcd starts etcd as the member that was added for this server.
-func (m *Member) joinEtcd(ctx context.Context, p *parts, st *catalog.State, members []member) error {
+// joinEtcd starts etcd as the member that was added for this server. The others
+// are those that etcd names: one may be of a server that was removed, and lets
+// this one vote in its place.
+func (m *Member) joinEtcd(ctx context.Context, p *parts, members []*etcdserverpb.Member, own uint64) error {
 	var peers []string
 	for _, one := range members {
-		s := st.Servers[one.server]
-		if s == nil {
-			return errors.New("etcd has a member whose server is not known yet")
+		name := fmt.Sprintf("%x", one.ID) // what others are called does not matter
+		if one.ID == own {
+			name = p.id.ServerID
 		}
-		peers = append(peers, one.server+"="+urlString(s.GetAddress(), int(s.GetPeerPort())))
+		for _, url := range one.PeerURLs {
+			peers = append(peers, name+"="+url)
+		}
 	}
 	c := m.etcdConfig(p.id)
 	c.peers, c.joining = strings.Join(peers, ","), true
