@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/proto"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/client"
@@ -31,8 +33,9 @@ const (
 const cpuOvercommit = 4
 
 func (a *app) initCommand() *cobra.Command {
-	req := &argonv1.InitRequest{Settings: &argonv1.Settings{}}
-	var lease, replicas, voters, scrubInterval time.Duration
+	req := &argonv1.InitRequest{}
+	var lease time.Duration
+	var later settingFlags
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make a cluster of this server",
@@ -48,31 +51,21 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 	flags.StringVar(&req.ClusterName, "cluster-name", "argon", "name of the cluster")
 	addServerFlags(cmd, &req.ServerName, &req.Zone, &req.Witness)
 	flags.DurationVar(&lease, "lease", leaseTime, "how long a server may run machines without being heard of")
-	flags.DurationVar(&replicas, "replica-grace", replicaGrace, "how long a replica may be away before it is rebuilt elsewhere")
-	flags.DurationVar(&voters, "voter-grace", voterGrace, "how long a voter may be away before another server replaces it")
-	flags.DurationVar(&scrubInterval, "scrub-interval", scrubEvery, "how long after one scrub of a volume the next one is due; 0: none is")
-	flags.Uint32Var(&req.Settings.CpuOvercommit, "cpu-overcommit", cpuOvercommit, "how many virtual CPUs each CPU may be promised to")
+	later.add(flags, settingFlags{replicas: replicaGrace, voters: voterGrace, scrub: scrubEvery, overcommit: cpuOvercommit})
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		for _, s := range []struct {
-			flag  string
-			value time.Duration
-			into  *uint32
-		}{
-			{"lease", lease, &req.Settings.LeaseSeconds},
-			{"replica-grace", replicas, &req.Settings.ReplicaGraceSeconds},
-			{"voter-grace", voters, &req.Settings.VoterGraceSeconds},
-		} {
-			n, err := wholeSeconds(s.value)
-			if err != nil {
-				return usage(cmd, "--%s %v: %v", s.flag, s.value, err)
-			}
-			*s.into = n
-		}
-		hours, err := wholeHours(scrubInterval)
+		n, err := wholeSeconds(lease)
 		if err != nil {
-			return usage(cmd, "--scrub-interval %v: %v", scrubInterval, err)
+			return usage(cmd, "--lease %v: %v", lease, err)
 		}
-		req.Settings.ScrubIntervalHours, req.Settings.ScrubOff = hours, hours == 0
+		set, err := later.read(cmd, func(string) bool { return true })
+		if err != nil {
+			return err
+		}
+		req.Settings = &argonv1.Settings{
+			LeaseSeconds: n, ReplicaGraceSeconds: set.GetReplicaGraceSeconds(), VoterGraceSeconds: set.GetVoterGraceSeconds(),
+			ScrubIntervalHours: set.GetScrubIntervalHours(), ScrubOff: set.GetScrubIntervalHours() == 0,
+			CpuOvercommit: set.GetCpuOvercommit(),
+		}
 		return nil
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
@@ -124,9 +117,8 @@ func (a *app) clusterShowCommand() *cobra.Command {
 }
 
 func (a *app) clusterSetCommand() *cobra.Command {
-	req := &argonv1.SetClusterRequest{}
-	var replicas, voters, scrubInterval time.Duration
-	var overcommit uint32
+	var req *argonv1.SetClusterRequest
+	var set settingFlags
 	cmd := &cobra.Command{
 		Use:   "set",
 		Short: "Change cluster-wide settings",
@@ -139,35 +131,12 @@ once, on every server.`,
 	}
 	f := addFormat(cmd)
 	flags := cmd.Flags()
-	flags.DurationVar(&replicas, "replica-grace", 0, "how long a replica may be away before it is rebuilt elsewhere")
-	flags.DurationVar(&voters, "voter-grace", 0, "how long a voter may be away before another server replaces it")
-	flags.DurationVar(&scrubInterval, "scrub-interval", 0, "how long after one scrub of a volume the next one is due; 0: none is")
-	flags.Uint32Var(&overcommit, "cpu-overcommit", 0, "how many virtual CPUs each CPU may be promised to")
-	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		any := flags.Changed("cpu-overcommit")
-		if any {
-			req.CpuOvercommit = &overcommit
+	set.add(flags, settingFlags{})
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) (err error) {
+		if req, err = set.read(cmd, flags.Changed); err != nil {
+			return err
 		}
-		for _, s := range []struct {
-			flag  string
-			value time.Duration
-			into  **uint32
-			whole func(time.Duration) (uint32, error)
-		}{
-			{"replica-grace", replicas, &req.ReplicaGraceSeconds, wholeSeconds},
-			{"voter-grace", voters, &req.VoterGraceSeconds, wholeSeconds},
-			{"scrub-interval", scrubInterval, &req.ScrubIntervalHours, wholeHours},
-		} {
-			if !flags.Changed(s.flag) {
-				continue
-			}
-			n, err := s.whole(s.value)
-			if err != nil {
-				return usage(cmd, "--%s %v: %v", s.flag, s.value, err)
-			}
-			any, *s.into = true, &n
-		}
-		if !any {
+		if proto.Equal(req, &argonv1.SetClusterRequest{}) {
 			return usage(cmd, "nothing to change: give at least one flag")
 		}
 		return nil
@@ -180,6 +149,46 @@ once, on every server.`,
 		return showOne(a, *f, res.GetCluster(), clusterFields)
 	})
 	return cmd
+}
+
+// settingFlags are the settings that can be changed later.
+type settingFlags struct {
+	replicas, voters, scrub time.Duration
+	overcommit              uint32
+}
+
+// add gives a command the flags; usual is what holds without them, if anything.
+func (s *settingFlags) add(flags *pflag.FlagSet, usual settingFlags) {
+	flags.DurationVar(&s.replicas, "replica-grace", usual.replicas, "how long a replica may be away before it is rebuilt elsewhere")
+	flags.DurationVar(&s.voters, "voter-grace", usual.voters, "how long a voter may be away before another server replaces it")
+	flags.DurationVar(&s.scrub, "scrub-interval", usual.scrub, "how long after one scrub of a volume the next one is due; 0: none is")
+	flags.Uint32Var(&s.overcommit, "cpu-overcommit", usual.overcommit, "how many virtual CPUs each CPU may be promised to")
+}
+
+// read asks for what the flags say of which has is true.
+func (s *settingFlags) read(cmd *cobra.Command, has func(flag string) bool) (*argonv1.SetClusterRequest, error) {
+	req := &argonv1.SetClusterRequest{}
+	give(has("cpu-overcommit"), &req.CpuOvercommit, s.overcommit)
+	for _, t := range []struct {
+		flag  string
+		value time.Duration
+		into  **uint32
+		whole func(time.Duration) (uint32, error)
+	}{
+		{"replica-grace", s.replicas, &req.ReplicaGraceSeconds, wholeSeconds},
+		{"voter-grace", s.voters, &req.VoterGraceSeconds, wholeSeconds},
+		{"scrub-interval", s.scrub, &req.ScrubIntervalHours, wholeHours},
+	} {
+		if !has(t.flag) {
+			continue
+		}
+		n, err := t.whole(t.value)
+		if err != nil {
+			return nil, usage(cmd, "--%s %v: %v", t.flag, t.value, err)
+		}
+		*t.into = &n
+	}
+	return req, nil
 }
 
 var clusterFields = []column[*argonv1.Cluster]{
