@@ -123,11 +123,19 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 	p.planMigration(id, m, local)
 	p.planArrival(id, m, local)
 	step, placement := nextForMachine(m, a.ServerID, seen, p.allowed, p.now)
-	g := local.guests[placement]
-	j := job{step: step.String() + " " + strconv.FormatUint(placement, 10)}
-	switch step {
-	case rest:
+	if step == rest {
 		return
+	}
+	key, j := p.machineJob(id, step, m, local.guests[placement], seen)
+	j.step = step.String() + " " + strconv.FormatUint(placement, 10) + j.step
+	p.add(key, j)
+}
+
+// machineJob is what carries a step out, and its key. Its step is only what tells it
+// from others of the same name.
+func (p *plan) machineJob(id string, step machineStep, m *argonv1.Machine, g *guest, seen machineSeen) (key string, j job) {
+	a, key := p.agent, "machine/"+id
+	switch step {
 	case adopt:
 		j.run = func(ctx context.Context) error { return a.adopt(ctx, id, m, g) }
 	case start:
@@ -145,12 +153,12 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 	case share:
 		// A failure must not hold up what else there is to do.
 		key = "shares/" + id
-		j.step += fmt.Sprint(sharesOf(m))
+		j.step = fmt.Sprint(sharesOf(m))
 		j.run = func(ctx context.Context) error { return a.share(ctx, g, sharesOf(m)) }
 	case grow:
 		key = "disks/" + id
 		sizes := seen.disks.sizes
-		j.step += fmt.Sprint(sizes)
+		j.step = fmt.Sprint(sizes)
 		j.run = func(ctx context.Context) error { return a.growDisks(ctx, m, g, sizes) }
 	case check:
 		c, st := p.st.Checkpoints[m.GetWake().GetCheckpointId()], p.st
@@ -168,7 +176,7 @@ func (p *plan) planMachine(id string, m *argonv1.Machine, local *machine) {
 		allowed := p.allowed
 		j.run = func(ctx context.Context) error { return a.reap(ctx, m, g, allowed) }
 	}
-	p.add(key, j)
+	return key, j
 }
 
 // seeMachine gathers what the decisions are made from.
