@@ -214,18 +214,23 @@ func writeOVF(about Description, disks []Source, files []packedFile) string {
 	b.WriteString("  </DiskSection>\n  <NetworkSection>\n    <Info>The networks</Info>\n    <Network ovf:name=\"network\"/>\n  </NetworkSection>\n")
 	fmt.Fprintf(&b, "  <VirtualSystem ovf:id=\"%s\">\n    <Info>A machine</Info>\n    <Name>%s</Name>\n    <OperatingSystemSection ovf:id=\"101\"><Info>Linux or other</Info></OperatingSystemSection>\n    <VirtualHardwareSection>\n      <Info>What it has</Info>\n", name, name)
 	fmt.Fprintf(&b, "      <System><vssd:ElementName>Virtual Hardware Family</vssd:ElementName><vssd:InstanceID>0</vssd:InstanceID><vssd:VirtualSystemIdentifier>%s</vssd:VirtualSystemIdentifier><vssd:VirtualSystemType>vmx-10</vssd:VirtualSystemType></System>\n", name)
-	item := func(id int, name string, rest string) {
-		fmt.Fprintf(&b, "      <Item>%s<rasd:ElementName>%s</rasd:ElementName><rasd:InstanceID>%d</rasd:InstanceID>", strings.Split(rest, "|")[0], name, id)
-		b.WriteString(strings.Join(strings.Split(rest, "|")[1:], "") + "</Item>\n")
+	// The schema wants an item's parts in the order of the alphabet.
+	item := func(id int, name, before, after string) {
+		fmt.Fprintf(&b, "      <Item>%s<rasd:ElementName>%s</rasd:ElementName><rasd:InstanceID>%d</rasd:InstanceID>%s</Item>\n", before, name, id, after)
 	}
-	item(1, "processors", fmt.Sprintf("<rasd:AllocationUnits>hertz * 10^6</rasd:AllocationUnits>|<rasd:ResourceType>%d</rasd:ResourceType><rasd:VirtualQuantity>%d</rasd:VirtualQuantity>", ovfCPU, about.CPUs))
-	item(2, "memory", fmt.Sprintf("<rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits>|<rasd:ResourceType>%d</rasd:ResourceType><rasd:VirtualQuantity>%d</rasd:VirtualQuantity>", ovfMemory, about.MemoryBytes>>20))
-	item(3, "controller", "<rasd:Address>0</rasd:Address>|<rasd:ResourceSubType>lsilogic</rasd:ResourceSubType><rasd:ResourceType>6</rasd:ResourceType>")
+	item(1, "processors", "<rasd:AllocationUnits>hertz * 10^6</rasd:AllocationUnits>",
+		fmt.Sprintf("<rasd:ResourceType>%d</rasd:ResourceType><rasd:VirtualQuantity>%d</rasd:VirtualQuantity>", ovfCPU, about.CPUs))
+	item(2, "memory", "<rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits>",
+		fmt.Sprintf("<rasd:ResourceType>%d</rasd:ResourceType><rasd:VirtualQuantity>%d</rasd:VirtualQuantity>", ovfMemory, about.MemoryBytes>>20))
+	item(3, "controller", "<rasd:Address>0</rasd:Address>",
+		"<rasd:ResourceSubType>lsilogic</rasd:ResourceSubType><rasd:ResourceType>6</rasd:ResourceType>")
 	for i := range disks {
-		item(10+i, fmt.Sprintf("disk%d", i+1), fmt.Sprintf("<rasd:AddressOnParent>%d</rasd:AddressOnParent>|<rasd:HostResource>ovf:/disk/vmdisk%d</rasd:HostResource><rasd:Parent>3</rasd:Parent><rasd:ResourceType>%d</rasd:ResourceType>", i, i+1, ovfDisk))
+		item(10+i, fmt.Sprintf("disk%d", i+1), fmt.Sprintf("<rasd:AddressOnParent>%d</rasd:AddressOnParent>", i),
+			fmt.Sprintf("<rasd:HostResource>ovf:/disk/vmdisk%d</rasd:HostResource><rasd:Parent>3</rasd:Parent><rasd:ResourceType>%d</rasd:ResourceType>", i+1, ovfDisk))
 	}
 	for i := range max(about.Networks, 1) {
-		item(40+i, fmt.Sprintf("network%d", i+1), "<rasd:AutomaticAllocation>true</rasd:AutomaticAllocation><rasd:Connection>network</rasd:Connection>|<rasd:ResourceSubType>E1000</rasd:ResourceSubType><rasd:ResourceType>10</rasd:ResourceType>")
+		item(40+i, fmt.Sprintf("network%d", i+1), "<rasd:AutomaticAllocation>true</rasd:AutomaticAllocation><rasd:Connection>network</rasd:Connection>",
+			"<rasd:ResourceSubType>E1000</rasd:ResourceSubType><rasd:ResourceType>10</rasd:ResourceType>")
 	}
 	if about.Firmware == "uefi" {
 		b.WriteString("      <vmw:Config ovf:required=\"false\" vmw:key=\"firmware\" vmw:value=\"efi\"/>\n")
