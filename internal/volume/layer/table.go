@@ -224,7 +224,7 @@ func (t *table) settle() error {
 	if t.err != nil || len(t.provisional) == 0 || t.hooks.ForgetSettle {
 		return t.err
 	}
-	t.err = t.settlePages()
+	t.err = final(t.settlePages())
 	return t.err
 }
 
@@ -264,7 +264,7 @@ func (t *table) write(marks []mark, boot uint64) error {
 		// In their place, where they have their room: they may have reached the
 		// disk.
 		for _, b := range done {
-			if t.err = t.writePage(b.page, b.rows, sequence{t.seqs[b.page] + 2, boot}); t.err != nil {
+			if t.err = final(t.writePage(b.page, b.rows, sequence{t.seqs[b.page] + 2, boot})); t.err != nil {
 				return t.err
 			}
 		}
@@ -353,11 +353,18 @@ func (t *table) resize(regions int) error {
 	return nil
 }
 
-// syncFile syncs. What failed is lost, if for want of room or not: the error is
-// none that says "try again later".
+// syncFile syncs. What failed is lost, if for want of room or not.
 func syncFile(f File, what string) error {
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %v", what, err)
+	if err := final(f.Sync()); err != nil {
+		return fmt.Errorf("sync %s: %w", what, err)
 	}
 	return nil
+}
+
+// final makes of an error one that does not say "try again when there is room".
+func final(err error) error {
+	if IsFull(err) {
+		return fmt.Errorf("%v", err)
+	}
+	return err
 }

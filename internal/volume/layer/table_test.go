@@ -1,8 +1,10 @@
 package layer_test
 
 import (
+	"errors"
 	"math/rand/v2"
 	"path"
+	"syscall"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -165,5 +167,47 @@ func TestConcurrentStamps(t *testing.T) {
 		if err := <-errs; err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// cramped is a file system that has room for a part of what is written to tables.
+type cramped struct {
+	layer.FS
+	full *bool
+}
+
+type crampedFile struct {
+	layer.File
+	full *bool
+}
+
+func (c cramped) Open(name string, create bool) (layer.File, error) {
+	f, err := c.FS.Open(name, create)
+	if err == nil && path.Ext(name) == ".table" {
+		return crampedFile{f, c.full}, nil
+	}
+	return f, err
+}
+
+func (f crampedFile) WriteAt(p []byte, off int64) (int, error) {
+	if !*f.full {
+		return f.File.WriteAt(p, off)
+	}
+	n, err := f.File.WriteAt(p[:layer.BlockSize/4], off)
+	return n, errors.Join(err, syscall.ENOSPC)
+}
+
+// A page that was written in part, and cannot be put back, is a failure: nothing
+// would ever be certain again, however much room there is later.
+func TestHalfAPage(t *testing.T) {
+	full := false
+	f := tabled(t, cramped{simfs.New(rand.New(rand.NewPCG(1, 1))), &full})
+	full = true
+	if err := f.Zero(0, testRegion, 5); err == nil || layer.IsFull(err) {
+		t.Errorf("half a page: %v", err)
+	}
+	full = false
+	if err := f.Zero(0, testRegion, 5); err == nil || layer.IsFull(err) {
+		t.Errorf("after half a page: %v", err)
 	}
 }
