@@ -28,7 +28,8 @@ func (Alone) Meet(context.Context, string, int) error { return nil }
 type gathering struct {
 	present int
 	all     chan struct{}
-	// one is closed when one more comes.
+	// one is closed when one more comes, and when the last one leaves: those who
+	// come later gather anew.
 	one chan struct{}
 }
 
@@ -52,13 +53,19 @@ func (m *Meeting) join(name string, size int) *gathering {
 	if g == nil {
 		g = m.begin(name)
 	}
-	close(g.one)
-	g.one = make(chan struct{})
+	g.tell()
 	if g.present++; g.present >= size {
 		close(g.all)
 		delete(m.groups, name)
 	}
 	return g
+}
+
+// tell wakes those who wait for somebody to come, or for all to have left; the caller
+// holds mu.
+func (g *gathering) tell() {
+	close(g.one)
+	g.one = make(chan struct{})
 }
 
 // begin makes a gathering; the caller holds mu.
@@ -106,6 +113,11 @@ func (m *Meeting) awaitAll(ctx context.Context, name string, volumes int) error 
 		select {
 		case <-one:
 		case <-ctx.Done():
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if g.present == 0 && m.groups[name] == g {
+				delete(m.groups, name)
+			}
 			return fmt.Errorf("%d of %d volumes are ready for their snapshots: %w", present, volumes, ctx.Err())
 		}
 	}
@@ -126,6 +138,7 @@ func (m *Meeting) leave(name string, g *gathering, size int) error {
 	present := g.present
 	if g.present--; g.present == 0 {
 		delete(m.groups, name)
+		g.tell()
 	}
 	return fmt.Errorf("%d of %d volumes stand still", present, size)
 }

@@ -53,3 +53,38 @@ func TestMeeting(t *testing.T) {
 		}
 	})
 }
+
+// Volumes that were not ready together try again; who waits for them sees it.
+func TestInstantOfThoseWhoComeAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &Meeting{Patience: time.Second}
+		stopped, done := false, make(chan error, 1)
+		go func() {
+			done <- m.Instant(t.Context(), "g", 2, func(context.Context) error { stopped = true; return nil })
+		}()
+		met := make(chan error, 8)
+		come := func(where string) {
+			go func() { met <- m.Meet(t.Context(), "g/"+where, 3) }()
+			synctest.Wait()
+		}
+		come(whenReady)
+		if err := <-met; err == nil {
+			t.Fatal("one of two met")
+		}
+		for _, where := range []string{whenReady, whenStill} {
+			come(where)
+			come(where)
+			for range 2 {
+				if err := <-met; err != nil {
+					t.Errorf("%s: %v", where, err)
+				}
+			}
+		}
+		if err := <-done; err != nil || !stopped {
+			t.Errorf("the instant: %v, stopped: %v", err, stopped)
+		}
+		if err := m.Instant(t.Context(), "nobody", 1, nil); err == nil || len(m.groups) != 0 {
+			t.Errorf("of nobody: %v, and %d are remembered", err, len(m.groups))
+		}
+	})
+}
