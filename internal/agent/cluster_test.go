@@ -676,6 +676,26 @@ func TestEvacuationOfADiskInUse(t *testing.T) {
 	}
 }
 
+// A volume that nobody uses learns that a replica is gone when its server is
+// back, not when it is needed. The one that is left is never given up.
+func TestMissingReplicaIsMadeAnew(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(2, "a", "b")
+	w.runs(0)
+	w.want(wantStopped)
+	w.until("at rest", func(st *catalog.State) bool {
+		return st.Machines["m"].GetServerId() == "" && st.Volumes["v"].GetAttachment() == nil && allInSync(st.Volumes["v"], 2)
+	})
+	b := w.hosts["b"]
+	b.kill()
+	b.mu.Lock()
+	clear(b.replicas)
+	b.mu.Unlock()
+	b.start()
+	w.untilHosts("on b again", func(h *host) bool { return h != b || len(h.replicas["v"]) == 1 })
+	w.until("in sync again", func(st *catalog.State) bool { return allInSync(st.Volumes["v"], 2) })
+}
+
 // The last replica in sync stays, whoever asks.
 func TestEvacuationKeepsTheLastReplica(t *testing.T) {
 	w := newWorld(t, "a", "b")

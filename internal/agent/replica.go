@@ -21,11 +21,13 @@ const (
 	// fetchImage asks for a copy of the image that it is made from.
 	fetchImage
 	createReplica
+	// giveUpReplica takes what does not lie here off the in-sync set.
+	giveUpReplica
 	removeReplica
 )
 
 func (s replicaStep) String() string {
-	return [...]string{"keep", "fetch image", "create", "remove"}[s]
+	return [...]string{"keep", "fetch image", "create", "give up", "remove"}[s]
 }
 
 // replicaSeen is what is known here of a replica, and of what it could be made
@@ -33,6 +35,9 @@ func (s replicaStep) String() string {
 type replicaSeen struct {
 	// exists: it lies here.
 	exists bool
+	// spare: nobody has the volume attached, and another replica is in sync, on
+	// a server that lives.
+	spare bool
 	// baseRecorded: the volume's base has a record; hasBase: it lies here, too.
 	baseRecorded, hasBase bool
 }
@@ -63,6 +68,12 @@ func nextForReplica(v *argonv1.Volume, r *argonv1.Replica, seen replicaSeen) (st
 		if !seen.exists {
 			return createReplica, true // its disk was replaced
 		}
+	case argonv1.ReplicaState_REPLICA_STATE_IN_SYNC:
+		// A holder would find out; until there is one, the volume would pass for
+		// one that survives a loss.
+		if !seen.exists && seen.spare {
+			return giveUpReplica, false
+		}
 	}
 	return keep, false
 }
@@ -76,6 +87,9 @@ func (p *plan) planReplicas() {
 			}
 			seen := p.seeBase(v)
 			seen.exists = slices.Contains(a.replicas[id], r.GetId())
+			seen.spare = v.GetAttachment() == nil && slices.ContainsFunc(v.GetReplicas(), func(o *argonv1.Replica) bool {
+				return o.GetId() != r.GetId() && inSync(o) && placement.Alive(p.st, o.GetServerId())
+			})
 			step, behind := nextForReplica(v, r, seen)
 			p.addReplica(step, v, r, behind)
 		}
@@ -106,6 +120,8 @@ func (p *plan) addReplica(step replicaStep, v *argonv1.Volume, r *argonv1.Replic
 		j.run = func(ctx context.Context) error { return a.askForImage(ctx, v.GetBase().GetImageId()) }
 	case createReplica:
 		j.waits, j.run = true, func(ctx context.Context) error { return a.createReplica(ctx, v, r.GetId(), behind) }
+	case giveUpReplica:
+		j.run = func(ctx context.Context) error { return a.giveUpReplica(ctx, v, r) }
 	case removeReplica:
 		j.run = func(ctx context.Context) error { return a.removeReplica(ctx, v, r.GetId()) }
 	}
@@ -191,6 +207,28 @@ func (a *Agent) explain(ctx context.Context, v *argonv1.Volume, replicaID uint32
 	default:
 		a.tell(ctx, volumeEvent(v, argonv1.Severity_SEVERITY_ERROR, "replica-failed", why))
 	}
+}
+
+// giveUpReplica records that a replica does not lie here any more: its disk was
+// replaced, or what was found there is damaged. That nobody attached the volume
+// meanwhile, and that another replica is in sync, is part of the change.
+func (a *Agent) giveUpReplica(ctx context.Context, v *argonv1.Volume, missing *argonv1.Replica) error {
+	const why = "it does not lie on its server's disk any more; a new one is made"
+	bounded, cancel := recording(ctx)
+	defer cancel()
+	_, err := a.updateReplica(bounded, v, missing.GetId(), func(v *argonv1.Volume, r *argonv1.Replica) error {
+		other := slices.ContainsFunc(v.GetReplicas(), func(o *argonv1.Replica) bool { return o != r && inSync(o) })
+		if !inSync(r) || r.GetIncarnation() != missing.GetIncarnation() || v.GetAttachment() != nil || !other {
+			return ErrOvertaken
+		}
+		r.State, r.Reason, r.Since = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, why, timestamppb.New(a.Now())
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("record that replica %d is missing: %w", missing.GetId(), err)
+	}
+	a.tell(ctx, volumeEvent(v, argonv1.Severity_SEVERITY_WARNING, "replica-missing", fmt.Sprintf("replica %d: %s", missing.GetId(), why)))
+	return nil
 }
 
 func (a *Agent) removeReplica(ctx context.Context, v *argonv1.Volume, replicaID uint32) error {

@@ -340,6 +340,8 @@ func TestNextForReplica(t *testing.T) {
 		{name: "written to already: empty, to be copied to", state: creating, base: image, epoch: 1, seen: replicaSeen{baseRecorded: true, hasBase: true}, want: createReplica, behind: true},
 		{name: "in sync", state: inSync, seen: replicaSeen{exists: true}, want: keep},
 		{name: "in sync and missing: nobody may make an empty one pass for it", state: inSync, want: keep},
+		{name: "in sync and missing, and another one is in sync", state: inSync, seen: replicaSeen{spare: true}, want: giveUpReplica},
+		{name: "in sync, as another one is", state: inSync, seen: replicaSeen{exists: true, spare: true}, want: keep},
 		{name: "behind", state: outOfSync, seen: replicaSeen{exists: true}, epoch: 1, want: keep},
 		{name: "behind and missing", state: outOfSync, epoch: 1, want: createReplica, behind: true},
 		{name: "to be removed", state: removing, seen: replicaSeen{exists: true}, want: removeReplica},
