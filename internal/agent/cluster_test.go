@@ -437,6 +437,40 @@ func TestConnect(t *testing.T) {
 	})
 }
 
+// An attachment that failed once is tried again for who comes again.
+func TestConnectAfterAFailure(t *testing.T) {
+	w := newWorld(t, "a")
+	w.create(1, "a")
+	w.runs(0)
+	w.want(wantStopped)
+	w.until("at rest", func(st *catalog.State) bool {
+		return st.Machines["m"].GetServerId() == "" && st.Volumes["v"].GetAttachment() == nil
+	})
+	a := w.hosts["a"]
+	if err := a.agent.View.WaitFor(t.Context(), w.view.State().Revision); err != nil {
+		t.Fatal(err)
+	}
+	a.mu.Lock()
+	a.attachFails, a.attachTakes = errors.New("the catalog is away"), 100*time.Millisecond
+	a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for failed := 0; ; failed++ {
+		c, err := a.agent.Connect(ctx, "v")
+		if err == nil {
+			c.Close()
+			if failed == 0 {
+				t.Error("it did not fail")
+			}
+			return
+		}
+		if ctx.Err() != nil || !strings.Contains(err.Error(), "the catalog is away") {
+			t.Fatalf("after %d failures: %v", failed, err)
+		}
+		time.Sleep(overtakenPause) // as who waits for a checkpoint's memory does
+	}
+}
+
 // Who connects a volume while it is being detached here does not get the
 // attachment that ends, but the next one.
 func TestConnectWhileDetaching(t *testing.T) {

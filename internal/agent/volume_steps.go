@@ -473,7 +473,9 @@ func (a *Agent) connected(c *Connection) (ready <-chan struct{}, err error) {
 	case inUse(st, v):
 		return nil, fmt.Errorf("volume %s is used by machine %s: stop the machine first",
 			v.GetMeta().GetName(), machinesOf(st, c.id)[0].GetMeta().GetName())
-	case local.why != "":
+	case local.why != "" && a.jobs["volume/"+c.id] == nil:
+		// While it is tried again, why it failed before says nothing: who left
+		// then would end the attempt, each time.
 		return nil, errors.New(local.why)
 	case local.attachment == nil || local.ending || !v.GetAttachment().GetConnected():
 		return nil, nil

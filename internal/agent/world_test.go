@@ -225,6 +225,10 @@ type host struct {
 	contents map[string]*contents
 	images   map[string]bool
 	used     uint64 // of 50 GiB
+	// attachFails is what the next attachment fails with, attachTakes how long
+	// one takes.
+	attachFails error
+	attachTakes time.Duration
 
 	monitor fake.Monitor
 	tick    time.Duration // of the daemons to come
@@ -519,6 +523,18 @@ type held struct{ began, goOn chan struct{} }
 
 func (f *fakeVolumes) Attach(ctx context.Context, req AttachRequest) (Attachment, error) {
 	w := f.host.world
+	f.host.mu.Lock()
+	fails, takes := f.host.attachFails, f.host.attachTakes
+	f.host.attachFails = nil
+	f.host.mu.Unlock()
+	if fails != nil {
+		return nil, fails
+	}
+	select {
+	case <-time.After(takes):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	v, err := w.store.Volumes.Update(ctx, req.VolumeID, func(v *argonv1.Volume) error {
 		if v.GetEpoch() != req.Epoch {
 			return fmt.Errorf("epoch %d, not %d: %w", v.GetEpoch(), req.Epoch, ErrOvertaken)
