@@ -183,6 +183,19 @@ func TestGuestThatWasNotLetGo(t *testing.T) {
 
 // A guest whose monitor hangs is ended all the same: when told to, or in the end.
 func TestGuestThatHangsIsStopped(t *testing.T) {
+	stopsUnwilling(t, (*fake.Guest).Wedge, func(w *world) {
+		a := w.hosts["a"].agent
+		w.untilHosts("its button is pressed", func(*host) bool {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			return a.jobs["machine/m"] != nil
+		})
+	})
+}
+
+// stopsUnwilling has a guest stopped that does not obey: by force when told to, and
+// when its time is over. begun waits until its stop has begun.
+func stopsUnwilling(t *testing.T, spoil func(*fake.Guest), begun func(*world)) {
 	for name, change := range map[string]func(*argonv1.Machine){
 		"when told to": func(m *argonv1.Machine) { m.ForceStop = true },
 		"in the end":   func(m *argonv1.Machine) { m.StopTimeoutSeconds = 1 },
@@ -191,14 +204,9 @@ func TestGuestThatHangsIsStopped(t *testing.T) {
 			w := newWorld(t, "a")
 			w.create(1, "a")
 			w.runs(0)
-			w.hosts["a"].guest().Wedge()
+			spoil(w.hosts["a"].guest())
 			w.want(wantStopped)
-			a := w.hosts["a"].agent
-			w.untilHosts("its button is pressed", func(*host) bool {
-				a.mu.Lock()
-				defer a.mu.Unlock()
-				return a.jobs["machine/m"] != nil
-			})
+			begun(w)
 			if _, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
 				change(m)
 				return nil
@@ -335,29 +343,9 @@ func TestFullDiskPausesTheMachine(t *testing.T) {
 }
 
 func TestDeafGuestIsStoppedByForce(t *testing.T) {
-	for name, change := range map[string]func(*argonv1.Machine){
-		"when told to": func(m *argonv1.Machine) { m.ForceStop = true },
-		"in the end":   func(m *argonv1.Machine) { m.StopTimeoutSeconds = 1 },
-	} {
-		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, "a")
-			w.create(1, "a")
-			w.runs(0)
-			w.hosts["a"].guest().Deafen()
-			w.want(wantStopped)
-			w.until("stopping", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopping })
-			if _, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error {
-				change(m)
-				return nil
-			}); err != nil {
-				t.Fatal(err)
-			}
-			w.until("stopped", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopped })
-			if name == "in the end" {
-				w.tells("machine-stop-forced")
-			}
-		})
-	}
+	stopsUnwilling(t, (*fake.Guest).Deafen, func(w *world) {
+		w.until("stopping", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopping })
+	})
 }
 
 // A guest sees that its disk has grown, and so does one that an earlier run of the
@@ -405,14 +393,9 @@ func TestConnect(t *testing.T) {
 	if _, err := here.Connect(t.Context(), "v"); err == nil || !strings.Contains(err.Error(), "used by machine m") {
 		t.Fatalf("connect a machine's disk: %v", err)
 	}
-	w.want(wantStopped)
-	w.until("at rest", func(st *catalog.State) bool {
-		return st.Machines["m"].GetServerId() == "" && st.Volumes["v"].GetAttachment() == nil
-	})
-	for _, h := range w.hosts { // each has its own view
-		if err := h.agent.View.WaitFor(t.Context(), w.view.State().Revision); err != nil {
-			t.Fatal(err)
-		}
+	w.stops()
+	for _, h := range w.hosts {
+		h.catchUp()
 	}
 	c, err := w.hosts["a"].agent.Connect(t.Context(), "v")
 	if err != nil {
@@ -425,9 +408,7 @@ func TestConnect(t *testing.T) {
 	}
 	w.until("attached", func(st *catalog.State) bool { return st.Volumes["v"].GetAttachment().GetServerId() == "a" })
 	// The other server has to know of it before it can refuse.
-	if err := w.hosts["b"].agent.View.WaitFor(t.Context(), w.view.State().Revision); err != nil {
-		t.Fatal(err)
-	}
+	w.hosts["b"].catchUp()
 	if _, err := w.hosts["b"].agent.Connect(t.Context(), "v"); err == nil || !strings.Contains(err.Error(), "attached on server a") {
 		t.Errorf("connect on two servers: %v", err)
 	}
@@ -442,14 +423,9 @@ func TestConnectAfterAFailure(t *testing.T) {
 	w := newWorld(t, "a")
 	w.create(1, "a")
 	w.runs(0)
-	w.want(wantStopped)
-	w.until("at rest", func(st *catalog.State) bool {
-		return st.Machines["m"].GetServerId() == "" && st.Volumes["v"].GetAttachment() == nil
-	})
+	w.stops()
 	a := w.hosts["a"]
-	if err := a.agent.View.WaitFor(t.Context(), w.view.State().Revision); err != nil {
-		t.Fatal(err)
-	}
+	a.catchUp()
 	a.mu.Lock()
 	a.attachFails, a.attachTakes = errors.New("the catalog is away"), 100*time.Millisecond
 	a.mu.Unlock()
@@ -477,14 +453,9 @@ func TestConnectWhileDetaching(t *testing.T) {
 	w := newWorld(t, "a", "b")
 	w.create(2, "a", "b")
 	w.runs(0)
-	w.want(wantStopped)
-	w.until("at rest", func(st *catalog.State) bool {
-		return st.Machines["m"].GetServerId() == "" && st.Volumes["v"].GetAttachment() == nil
-	})
+	w.stops()
+	w.hosts["a"].catchUp()
 	a := w.hosts["a"].agent
-	if err := a.View.WaitFor(t.Context(), w.view.State().Revision); err != nil {
-		t.Fatal(err)
-	}
 	c, err := a.Connect(t.Context(), "v")
 	if err != nil {
 		t.Fatal(err)
@@ -532,10 +503,7 @@ func TestUpkeepMakesWay(t *testing.T) {
 	w := newWorld(t, "a", "b")
 	w.create(2, "a", "b")
 	w.runs(0)
-	w.want(wantStopped)
-	w.until("at rest", func(st *catalog.State) bool {
-		return st.Machines["m"].GetServerId() == "" && st.Volumes["v"].GetAttachment() == nil
-	})
+	w.stops()
 	scrubbed := func(n uint64) {
 		_, err := w.store.Volumes.Update(t.Context(), "v", func(v *argonv1.Volume) error {
 			v.Scrub = &argonv1.Scrub{Wanted: 1, Finished: n}
@@ -550,10 +518,8 @@ func TestUpkeepMakesWay(t *testing.T) {
 		at := st.Volumes["v"].GetAttachment()
 		return at.GetServerId() == "a" && !at.GetConnected()
 	})
+	w.hosts["b"].catchUp()
 	b := w.hosts["b"].agent
-	if err := b.View.WaitFor(t.Context(), w.view.State().Revision); err != nil {
-		t.Fatal(err)
-	}
 	c, err := b.Connect(t.Context(), "v")
 	if err != nil {
 		t.Fatal(err)

@@ -327,9 +327,14 @@ func (a *Agent) start(ctx context.Context, m *argonv1.Machine) error {
 			return nil
 		}
 	}
+	a.clearAway(g)
+	return fmt.Errorf("start the guest: %w", err)
+}
+
+// clearAway removes what a guest leaves that does not run any more, or never did.
+func (a *Agent) clearAway(g *guest) {
 	a.Ports.Close(g.id)
 	a.Dirs.Remove(g.id)
-	return fmt.Errorf("start the guest: %w", err)
 }
 
 // announce writes that the machine is being started, right before it is: so
@@ -555,8 +560,7 @@ func (a *Agent) reap(ctx context.Context, m *argonv1.Machine, g *guest, allowed 
 		crash = "the guest's process ended unexpectedly"
 		a.tell(ctx, machineEvent(m, argonv1.Severity_SEVERITY_ERROR, "machine-crashed", crash+"; it is started again"))
 	}
-	a.Ports.Close(g.id)
-	a.Dirs.Remove(g.id)
+	a.clearAway(g)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	machineID, _, _ := parseGuestID(g.id)

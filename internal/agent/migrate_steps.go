@@ -331,8 +331,7 @@ func (a *Agent) receive(ctx context.Context, m *argonv1.Machine) error {
 			return a.announceReceiver(ctx, m)
 		}
 	}
-	a.Ports.Close(g.id)
-	a.Dirs.Remove(g.id)
+	a.clearAway(g)
 	if ctx.Err() != nil || errors.Is(err, ErrOvertaken) {
 		return err
 	}

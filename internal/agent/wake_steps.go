@@ -208,8 +208,7 @@ func (a *Agent) wakeUp(ctx context.Context, m *argonv1.Machine, c *argonv1.Check
 		if g.handle != nil {
 			err = errors.Join(err, g.handle.Kill(context.WithoutCancel(ctx)))
 		}
-		a.Ports.Close(g.id)
-		a.Dirs.Remove(g.id)
+		a.clearAway(g)
 		var useless unusable
 		if errors.As(err, &useless) { // it was whole when it was checked
 			return a.refuse(ctx, m, useless)
@@ -257,8 +256,7 @@ func (a *Agent) consume(ctx context.Context, m *argonv1.Machine, c *argonv1.Chec
 			return nil
 		case errors.Is(err, ErrOvertaken), errors.Is(err, catalog.ErrNotFound):
 			killed := g.handle.Kill(context.WithoutCancel(ctx))
-			a.Ports.Close(g.id)
-			a.Dirs.Remove(g.id)
+			a.clearAway(g)
 			return errors.Join(ErrOvertaken, killed)
 		}
 		select {

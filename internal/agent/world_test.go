@@ -198,6 +198,15 @@ func (w *world) guests() int {
 	return n
 }
 
+// stops has the machine stopped, and waits until nobody uses its volume.
+func (w *world) stops() {
+	w.t.Helper()
+	w.want(wantStopped)
+	w.until("at rest", func(st *catalog.State) bool {
+		return st.Machines["m"].GetServerId() == "" && st.Volumes["v"].GetAttachment() == nil
+	})
+}
+
 // tells waits for an event about the machine.
 func (w *world) tells(reason string) {
 	w.t.Helper()
@@ -296,6 +305,14 @@ func (h *host) kill() {
 			h.world.t.Error(err)
 		}
 		h.lease = clientv3.NoLease
+	}
+}
+
+// catchUp waits until the host's view, which is its own, shows what the world's does.
+func (h *host) catchUp() {
+	h.world.t.Helper()
+	if err := h.agent.View.WaitFor(h.world.t.Context(), h.world.view.State().Revision); err != nil {
+		h.world.t.Fatal(err)
 	}
 }
 
