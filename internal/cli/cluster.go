@@ -16,6 +16,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/client"
+	"github.com/argon-cluster/argon/internal/placement"
 )
 
 // This file: what makes, shows and changes a cluster (init, join, status, cluster).
@@ -27,10 +28,6 @@ const (
 	voterGrace   = time.Minute
 	scrubEvery   = 168 * time.Hour
 )
-
-// cpuOvercommit is how many virtual CPUs each CPU may be promised to unless
-// somebody says otherwise.
-const cpuOvercommit = 4
 
 func (a *app) initCommand() *cobra.Command {
 	req := &argonv1.InitRequest{}
@@ -51,7 +48,7 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 	flags.StringVar(&req.ClusterName, "cluster-name", "argon", "name of the cluster")
 	addServerFlags(cmd, &req.ServerName, &req.Zone, &req.Witness)
 	flags.DurationVar(&lease, "lease", leaseTime, "how long a server may run machines without being heard of")
-	later.add(flags, settingFlags{replicas: replicaGrace, voters: voterGrace, scrub: scrubEvery, overcommit: cpuOvercommit})
+	later.add(flags, settingFlags{replicas: replicaGrace, voters: voterGrace, scrub: scrubEvery, overcommit: placement.DefaultCPUOvercommit})
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		n, err := wholeSeconds(lease)
 		if err != nil {
@@ -203,7 +200,7 @@ var clusterFields = []column[*argonv1.Cluster]{
 		return plain(formatDuration(cmp.Or(time.Duration(c.GetSettings().GetScrubIntervalHours())*time.Hour, scrubEvery)))
 	}},
 	{"cpu overcommit", func(c *argonv1.Cluster) cell {
-		return number(cmp.Or(c.GetSettings().GetCpuOvercommit(), cpuOvercommit))
+		return number(cmp.Or(c.GetSettings().GetCpuOvercommit(), placement.DefaultCPUOvercommit))
 	}},
 	{"created", func(c *argonv1.Cluster) cell { return plain(formatTime(c.GetCreated())) }},
 	{"id", func(c *argonv1.Cluster) cell { return plain(c.GetId()) }},

@@ -202,8 +202,7 @@ func (a *app) machineRemoveCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&req.KeepVolumes, "keep-volumes", false, "keep its disks")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		return a.forEach(args, "machine %s removed", func(name string) error {
-			defer a.startProgress("removing machine " + name).Stop()
-			_, err := client.Call(ctx, c.Machines.RemoveMachine, &argonv1.RemoveMachineRequest{
+			_, err := waiting(ctx, a, "removing machine "+name, c.Machines.RemoveMachine, &argonv1.RemoveMachineRequest{
 				Name: name, Force: req.GetForce(), KeepVolumes: req.GetKeepVolumes(),
 			})
 			return err

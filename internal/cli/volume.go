@@ -167,8 +167,7 @@ func (a *app) volumeRemoveCommand() *cobra.Command {
 		ValidArgsFunction: a.completeEach(volumeNames),
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 			return a.forEach(args, "volume %s removed", func(name string) error {
-				defer a.startProgress("removing volume " + name).Stop()
-				_, err := client.Call(ctx, c.Volumes.RemoveVolume, &argonv1.RemoveVolumeRequest{Name: name})
+				_, err := waiting(ctx, a, "removing volume "+name, c.Volumes.RemoveVolume, &argonv1.RemoveVolumeRequest{Name: name})
 				return err
 			})
 		}),

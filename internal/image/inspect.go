@@ -9,6 +9,8 @@ import (
 	"slices"
 
 	"github.com/dustin/go-humanize"
+
+	"github.com/argon-cluster/argon/internal/volume"
 )
 
 // Format is what a file given for import is.
@@ -41,8 +43,8 @@ func ParseFormat(word string) (Format, error) {
 // truncated, or refers to other files. The error says which.
 var ErrNotImage = errors.New("not a usable image")
 
-// MaxSize is the largest disk an image may hold, in bytes.
-const MaxSize = 64 << 40
+// MaxSize is the largest disk an image may hold, in bytes: volumes are made of it.
+const MaxSize = volume.MaxSize
 
 // peekSize covers every mark that look knows.
 const peekSize = 128 << 10

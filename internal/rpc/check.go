@@ -12,13 +12,12 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/volume"
 )
 
 // The limits of what can be asked for.
 const (
 	mib = 1 << 20
-	// maxVolume is what the on-disk format and NBD clients handle well.
-	maxVolume = 64 << 40
 
 	defaultReplicas = 2
 	maxReplicas     = 3
@@ -90,8 +89,8 @@ func checkVolumeSize(name string, size uint64, from origin) (uint64, error) {
 		return 0, invalid("volume %s: give a size, or an image or a snapshot to take it from", name)
 	case size%mib != 0:
 		return 0, invalid("volume %s: a size of %d bytes is not a multiple of 1 MiB", name, size)
-	case size > maxVolume:
-		return 0, invalid("volume %s: %s is more than a volume can have, %s", name, humanize.IBytes(size), humanize.IBytes(maxVolume))
+	case size > volume.MaxSize:
+		return 0, invalid("volume %s: %s is more than a volume can have, %s", name, humanize.IBytes(size), humanize.IBytes(volume.MaxSize))
 	}
 	return size, nil
 }

@@ -232,13 +232,7 @@ func removalCosts(st *catalog.State, s *argonv1.Server) []string {
 	if len(lost) > 0 {
 		costs = append(costs, "lost for good, as no other replica is in sync: "+some("volume", lost))
 	}
-	var images []string
-	for _, i := range sorted(st.Images) {
-		if onlyCopy(st, i, id) {
-			images = append(images, i.GetMeta().GetName())
-		}
-	}
-	if len(images) > 0 {
+	if images := onlyCopies(st, id); len(images) > 0 {
 		costs = append(costs, "lost for good, as no other server has a copy: "+some("image", images))
 	}
 	if len(machines) > 0 {

@@ -85,7 +85,7 @@ func mayRemove(st *catalog.State, s *argonv1.Server, force bool) error {
 	if force {
 		return nil
 	}
-	var machines, volumes, replicas, images []string
+	var machines, volumes, replicas []string
 	for _, m := range sorted(st.Machines) {
 		if m.GetServerId() == id {
 			machines = append(machines, m.GetMeta().GetName())
@@ -100,11 +100,7 @@ func mayRemove(st *catalog.State, s *argonv1.Server, force bool) error {
 			replicas = append(replicas, v.GetMeta().GetName())
 		}
 	}
-	for _, i := range sorted(st.Images) {
-		if onlyCopy(st, i, id) {
-			images = append(images, i.GetMeta().GetName())
-		}
-	}
+	images := onlyCopies(st, id)
 	switch {
 	case len(machines) > 0 && alive:
 		return precondition("server %s runs %s: `argon server drain %s` moves them away", name, some("machine", machines), name)
@@ -141,7 +137,18 @@ func onlyInSync(st *catalog.State, v *argonv1.Volume, serverID string) bool {
 	return here && !elsewhere
 }
 
-// onlyCopy tells the same of an image's copies.
+// onlyCopies names the images of which a server has the only copy.
+func onlyCopies(st *catalog.State, serverID string) []string {
+	var names []string
+	for _, i := range sorted(st.Images) {
+		if onlyCopy(st, i, serverID) {
+			names = append(names, i.GetMeta().GetName())
+		}
+	}
+	return names
+}
+
+// onlyCopy tells of an image's copies what onlyInSync does of replicas.
 func onlyCopy(st *catalog.State, i *argonv1.Image, serverID string) bool {
 	here, elsewhere := false, false
 	for _, c := range i.GetCopies() {

@@ -15,7 +15,8 @@ const SectorSize = 512
 // more, as they carry no data.
 const MaxRequest = 32 << 20
 
-// MaxSize is the largest volume, in bytes.
+// MaxSize is the largest volume, in bytes: what the on-disk format and NBD clients
+// handle well.
 const MaxSize = 64 << 40
 
 // Op says what a request asks for.
