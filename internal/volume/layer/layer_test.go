@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"math/rand/v2"
 	"os"
+	"path"
 	"path/filepath"
 	"reflect"
 	"testing"
@@ -18,6 +19,30 @@ import (
 	"github.com/argon-cluster/argon/internal/volume/layer"
 	"github.com/argon-cluster/argon/internal/volume/layer/simfs"
 )
+
+// orFatal returns what ends a test on an error.
+func orFatal(t testing.TB) func(error) {
+	return func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// openNew makes a replica's files of a size in bytes, and opens them through fs.
+func openNew(t *testing.T, fs layer.FS, size uint64) *layer.Files {
+	t.Helper()
+	must := orFatal(t)
+	dir := path.Join(t.TempDir(), "v", "1")
+	sb := someBlock()
+	sb.Size = size
+	must(layer.Create(layer.OS{}, dir, sb))
+	f, err := layer.Open(fs, dir, "b", nil)
+	must(err)
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
 
 func someBlock() layer.Superblock {
 	return layer.Superblock{

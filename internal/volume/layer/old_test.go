@@ -60,12 +60,7 @@ func TestOldReplica(t *testing.T) {
 		}
 		return f
 	}
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	must := orFatal(t)
 	at := func(read func(p []byte, off int64) error, region int) string {
 		t.Helper()
 		p := make([]byte, 4)

@@ -55,12 +55,7 @@ func TestReflinkCopyUp(t *testing.T) {
 		t.Run(mkfs, func(t *testing.T) {
 			const size, region = 32 << 20, layer.RegionSize
 			fs, dir := layer.OS{}, filepath.Join(mounted(t, mkfs), "volume")
-			must := func(err error) {
-				t.Helper()
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
+			must := orFatal(t)
 			must(layer.Create(fs, dir, layer.Superblock{Sequence: 1, RegionSize: region, Size: size, Generation: 1, Health: layer.Good}))
 			f, err := layer.Open(fs, dir, "b", nil)
 			must(err)

@@ -17,12 +17,7 @@ import (
 // holds nothing: they are of what was written in place above it. They outlive it.
 func TestTidyingKeepsStamps(t *testing.T) {
 	m, err := newModel(simfs.New(rand.New(rand.NewPCG(1, 1))), 0, layer.Hooks{})
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	must := orFatal(t)
 	must(err)
 	const inRegion2 = 2 * modelRegion / volume.SectorSize
 	must(m.snapshot())
@@ -117,19 +112,8 @@ func TestTidyingBeforeACopyUp(t *testing.T) {
 			}
 		},
 	}
-	dir := path.Join(t.TempDir(), "v", "1")
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	sb := someBlock()
-	sb.Size = 8 << 20
-	must(layer.Create(layer.OS{}, dir, sb))
-	f, err := layer.Open(w, dir, "b", nil)
-	must(err)
-	defer f.Close()
+	must := orFatal(t)
+	f := openNew(t, w, 8<<20)
 	block := bytes.Repeat([]byte{'x'}, 64<<10)
 	for id := range uint32(3) {
 		if id == 2 {
@@ -189,19 +173,8 @@ func TestExtentsHoldNobodyUp(t *testing.T) {
 		},
 		after: func(string, int64) {},
 	}
-	dir := path.Join(t.TempDir(), "v", "1")
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	sb := someBlock()
-	sb.Size = 1 << 30
-	must(layer.Create(layer.OS{}, dir, sb))
-	f, err := layer.Open(w, dir, "b", nil)
-	must(err)
-	defer f.Close()
+	must := orFatal(t)
+	f = openNew(t, w, 1<<30)
 	block := bytes.Repeat([]byte{'x'}, 64<<10)
 	must(f.Write(block, 0, 2))
 	must(f.Write(block, 640<<20, 2))
@@ -244,12 +217,7 @@ func TestUsageHoldsNobodyUp(t *testing.T) {
 		after: func(string, int64) {},
 	}
 	dir := path.Join(t.TempDir(), "v", "1")
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	must := orFatal(t)
 	must(layer.Create(layer.OS{}, dir, someBlock()))
 	f, err := layer.Open(w, dir, "b", nil)
 	must(err)

@@ -3,7 +3,6 @@ package layer_test
 import (
 	"bytes"
 	"math/rand/v2"
-	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -122,19 +121,8 @@ func (f gated) Sync() error {
 // is being moved waits.
 func TestTidyingHoldsNobodyUp(t *testing.T) {
 	g := &gate{waiting: make(chan struct{}, 1)}
-	dir := path.Join(t.TempDir(), "v", "1")
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	sb := someBlock()
-	sb.Size = 8 << 20
-	must(layer.Create(layer.OS{}, dir, sb))
-	f, err := layer.Open(g, dir, "b", nil)
-	must(err)
-	defer f.Close()
+	must := orFatal(t)
+	f := openNew(t, g, 8<<20)
 	write := func(b byte, off int64) {
 		t.Helper()
 		must(f.Write(bytes.Repeat([]byte{b}, 64<<10), off, 2))
