@@ -164,6 +164,9 @@ func (c etcdConfig) embed(ctx context.Context, log *slog.Logger) (*embed.Config,
 		ClientCertAuth: true,
 		// Not a remote administrator, though the same authority signed.
 		AllowedHostnames: []string{serverHostname},
+		// A server that has another address than its certificate says is still
+		// one: raft's messages say which member they are for.
+		ServerName: serverHostname,
 		// Which of its addresses a server comes from says nothing.
 		SkipClientSANVerify: true,
 	}

@@ -18,13 +18,14 @@ import (
 func (m *Member) Init(ctx context.Context, req *argonv1.InitRequest) (*argonv1.InitResponse, error) {
 	m.setup.Lock()
 	defer m.setup.Unlock()
-	if err := m.mayBegin(); err != nil {
+	address, err := m.mayBegin(req.GetAddress())
+	if err != nil {
 		return nil, err
 	}
 	if err := m.dir.begin(); err != nil {
 		return nil, err
 	}
-	res, err := m.init(ctx, req)
+	res, err := m.init(ctx, req, address)
 	if err != nil {
 		m.stopEtcd()
 		return nil, errors.Join(fmt.Errorf("make cluster %q: %w", req.GetClusterName(), err), m.dir.clear())
@@ -32,24 +33,32 @@ func (m *Member) Init(ctx context.Context, req *argonv1.InitRequest) (*argonv1.I
 	return res, nil
 }
 
-// mayBegin needs setup held.
-func (m *Member) mayBegin() error {
+// mayBegin tells at which address the server may become part of a cluster. asked
+// is what the request says, empty for what the server was started with. It needs
+// setup held.
+func (m *Member) mayBegin(asked string) (address string, err error) {
 	if id := m.about(); id.ServerID != "" {
-		return fmt.Errorf("%w: it is server %s of cluster %s: to use the host for another, choose another directory with --dir", ErrConfigured, id.ServerName, id.ClusterName)
+		return "", fmt.Errorf("%w: it is server %s of cluster %s: to use the host for another, choose another directory with --dir", ErrConfigured, id.ServerName, id.ClusterName)
 	}
-	if m.opts.Address == "" {
-		return errors.New("this server has no address that others can reach it at: start it with --address")
+	switch started := m.opts.Address; {
+	case asked != "" && started != "" && asked != started:
+		return "", fmt.Errorf("this server was started with --address %s: leave out --address %s here, or start it without", started, asked)
+	case asked == "":
+		asked = started
 	}
-	return nil
+	if !reachable(asked) {
+		return "", fmt.Errorf("address %q: others cannot reach this server there: give another --address", asked)
+	}
+	return asked, nil
 }
 
-func (m *Member) init(ctx context.Context, req *argonv1.InitRequest) (*argonv1.InitResponse, error) {
+func (m *Member) init(ctx context.Context, req *argonv1.InitRequest, address string) (*argonv1.InitResponse, error) {
 	now := m.opts.Now()
 	cluster := &argonv1.Cluster{
 		Id: catalog.NewID(), Name: req.GetClusterName(), Created: timestamppb.New(now),
 		Settings: withDefaults(req.GetSettings()),
 	}
-	server := m.newServer(req.GetServerName(), req.GetZone(), req.GetWitness())
+	server := m.newServer(address, req.GetServerName(), req.GetZone(), req.GetWitness())
 	server.Meta.Id = catalog.NewID()
 	server.VoterRole = argonv1.VoterRole_VOTER_ROLE_VOTER
 
@@ -132,10 +141,10 @@ func (m *Member) settle(p *parts) error {
 }
 
 // newServer is what this server's record begins as.
-func (m *Member) newServer(name, zone string, witness bool) *argonv1.Server {
+func (m *Member) newServer(address, name, zone string, witness bool) *argonv1.Server {
 	return &argonv1.Server{
 		Meta:    &argonv1.Meta{Name: name},
-		Address: m.opts.Address,
+		Address: address,
 		ApiPort: uint32(m.opts.Ports.API), DataPort: uint32(m.opts.Ports.Data),
 		PeerPort: uint32(m.opts.Ports.Peer), EtcdPort: uint32(m.opts.Ports.Etcd),
 		Zone: zone, Witness: witness,

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -32,7 +33,8 @@ const (
 func (m *Member) Join(ctx context.Context, req *argonv1.JoinRequest) (*argonv1.JoinResponse, error) {
 	m.setup.Lock()
 	defer m.setup.Unlock()
-	if err := m.mayBegin(); err != nil {
+	address, err := m.mayBegin(req.GetOwnAddress())
+	if err != nil {
 		return nil, err
 	}
 	tok, err := parseToken(req.GetToken())
@@ -42,7 +44,7 @@ func (m *Member) Join(ctx context.Context, req *argonv1.JoinRequest) (*argonv1.J
 	if err := m.dir.begin(); err != nil {
 		return nil, err
 	}
-	res, err := m.join(ctx, req, tok)
+	res, err := m.join(ctx, req, address, tok)
 	if err != nil {
 		return nil, errors.Join(err, m.dir.clear())
 	}
@@ -55,7 +57,7 @@ func (m *Member) Join(ctx context.Context, req *argonv1.JoinRequest) (*argonv1.J
 }
 
 // join asks a member to admit this server and keeps what it answers.
-func (m *Member) join(ctx context.Context, req *argonv1.JoinRequest, tok token) (*argonv1.JoinResponse, error) {
+func (m *Member) join(ctx context.Context, req *argonv1.JoinRequest, address string, tok token) (*argonv1.JoinResponse, error) {
 	key, request, err := newRequest()
 	if err != nil {
 		return nil, err
@@ -63,7 +65,7 @@ func (m *Member) join(ctx context.Context, req *argonv1.JoinRequest, tok token) 
 	res, err := askAdmission(ctx, req.GetAddress(), tok, &argonv1.AdmitRequest{
 		Token:              tok.String(),
 		CertificateRequest: request,
-		Server:             m.newServer(req.GetServerName(), req.GetZone(), req.GetWitness()),
+		Server:             m.newServer(address, req.GetServerName(), req.GetZone(), req.GetWitness()),
 	})
 	if err != nil {
 		return nil, err
@@ -180,5 +182,5 @@ func withPort(address string, port int) string {
 	if _, _, err := net.SplitHostPort(address); err == nil {
 		return address
 	}
-	return net.JoinHostPort(address, strconv.Itoa(port))
+	return net.JoinHostPort(strings.Trim(address, "[]"), strconv.Itoa(port))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -105,26 +106,40 @@ func learning(members []member) bool {
 	return false
 }
 
-// membersOf says whose each member is, by the address that it was added with.
+// membersOf says whose each member is: by its name, which is the server's id and
+// which it has once it has started; before that by the record, or by the address
+// that it was added with.
 func membersOf(list []*etcdserverpb.Member, servers map[string]*argonv1.Server) []member {
-	byPeer := make(map[string]string, len(servers))
+	byPeer, byMember := make(map[string]string, len(servers)), make(map[uint64]string, len(servers))
 	for id, s := range servers {
-		byPeer[urlString(s.GetAddress(), int(s.GetPeerPort()))] = id
+		byPeer[peerURL(s)] = id
+		byMember[s.GetMemberId()] = id
 	}
 	members := make([]member, len(list))
 	for i, m := range list {
-		members[i] = member{id: m.ID, learner: m.IsLearner, started: m.Name != ""}
-		for _, url := range m.PeerURLs {
-			members[i].server = byPeer[url]
+		owner := m.Name
+		if owner == "" {
+			owner = byMember[m.ID]
 		}
-		// A server that was removed and joined again at the same address is
-		// another one.
-		if m.Name != "" && m.Name != members[i].server {
-			members[i].server = ""
+		for _, url := range m.PeerURLs {
+			if owner == "" {
+				owner = byPeer[url]
+			}
+		}
+		s := servers[owner]
+		if s == nil {
+			owner = ""
+		}
+		members[i] = member{
+			id: m.ID, server: owner, learner: m.IsLearner, started: m.Name != "",
+			moved: s != nil && !slices.Equal(m.PeerURLs, []string{peerURL(s)}),
 		}
 	}
 	return members
 }
+
+// peerURL is where a server's etcd is reached by the others.
+func peerURL(s *argonv1.Server) string { return urlString(s.GetAddress(), int(s.GetPeerPort())) }
 
 func (l *voterLeader) electors(st *catalog.State) []elector {
 	now := l.member.opts.Boottime()
@@ -151,8 +166,9 @@ func (l *voterLeader) carryOut(ctx context.Context, st *catalog.State, step vote
 	var err error
 	switch step.kind {
 	case addLearner:
-		s := st.Servers[step.server]
-		_, err = l.parts.client.MemberAddAsLearner(ctx, []string{urlString(s.GetAddress(), int(s.GetPeerPort()))})
+		_, err = l.parts.client.MemberAddAsLearner(ctx, []string{peerURL(st.Servers[step.server])})
+	case readdress:
+		_, err = l.parts.client.MemberUpdate(ctx, step.member, []string{peerURL(st.Servers[step.server])})
 	case promote:
 		_, err = l.parts.client.MemberPromote(ctx, step.member)
 	case remove:

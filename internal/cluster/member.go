@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -42,10 +43,13 @@ type Options struct {
 	// Dir is the server's directory.
 	Dir string
 	// Address is what other servers reach this one at: an IP address or a name,
-	// without a port. It and the ports cannot be changed once the server is
-	// part of a cluster; empty and zero then mean what it was made with.
+	// without a port. Empty: what it was last, for a member of a cluster; what
+	// init or join is told, for one that may become one. A member with another
+	// address than before says so to the cluster.
 	Address string
-	Ports   Ports
+	// Ports cannot be changed once the server is part of a cluster; zero then
+	// means what it was made with.
+	Ports Ports
 	// Capacity and Version go into the server's record at init and join.
 	Capacity *argonv1.Resources
 	Version  string
@@ -93,7 +97,7 @@ type parts struct {
 }
 
 // Open reads who the server is. It starts nothing. It fails if the directory
-// was made by a newer version, is damaged, or was made with other addresses.
+// was made by a newer version, is damaged, or was made with other ports.
 func Open(opts Options) (*Member, error) {
 	if opts.Heartbeat == 0 {
 		opts.Heartbeat = 100 * time.Millisecond
@@ -113,31 +117,28 @@ func Open(opts Options) (*Member, error) {
 		return nil, err
 	}
 	if id != nil {
-		if err := checkAddress(id, opts); err != nil {
+		if err := checkPorts(id, opts.Ports); err != nil {
 			return nil, err
 		}
+		id.Address = cmp.Or(opts.Address, id.Address)
 	}
 	m.identity, m.creds = id, creds
 	return m, nil
 }
 
-// checkAddress refuses a change of what the certificate and etcd's members
-// say.
-func checkAddress(id *identity, opts Options) error {
-	if opts.Address != "" && opts.Address != id.Address {
-		return fmt.Errorf("this server was made with address %s, not %s: start it with --address %s", id.Address, opts.Address, id.Address)
-	}
+// checkPorts refuses a change of what others know.
+func checkPorts(id *identity, ports Ports) error {
 	for _, p := range []struct {
 		flag      string
 		now, made int
 	}{
-		{"api", opts.Ports.API, id.Ports.API},
-		{"data", opts.Ports.Data, id.Ports.Data},
-		{"peer", opts.Ports.Peer, id.Ports.Peer},
-		{"etcd", opts.Ports.Etcd, id.Ports.Etcd},
+		{"api", ports.API, id.Ports.API},
+		{"data", ports.Data, id.Ports.Data},
+		{"peer", ports.Peer, id.Ports.Peer},
+		{"etcd", ports.Etcd, id.Ports.Etcd},
 	} {
 		if p.now != 0 && p.now != p.made {
-			return fmt.Errorf("this server was made with %s port %d, not %d: start it with --%s-port %d", p.flag, p.made, p.now, p.flag, p.made)
+			return fmt.Errorf("this server was made with %s port %d, which cannot be changed to %d: start it with --%s-port %d; for other ports remove it from the cluster and join it anew", p.flag, p.made, p.now, p.flag, p.made)
 		}
 	}
 	return nil
@@ -194,6 +195,10 @@ func (m *Member) start(ctx context.Context) (err error) {
 	}
 	if id == nil {
 		return ErrUnconfigured
+	}
+	// Only now: what listens before has found that the address is this host's.
+	if err := m.dir.saveIdentity(id); err != nil {
+		return err
 	}
 	whole, err := m.dir.hasEtcd()
 	if err != nil {

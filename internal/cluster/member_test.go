@@ -109,8 +109,14 @@ func TestDirectories(t *testing.T) {
 	}
 	moved := a.options
 	moved.Address = w.prefix + "200"
-	if _, err := Open(moved); err == nil || !strings.Contains(err.Error(), "--address") {
+	if m, err := Open(moved); err != nil {
 		t.Errorf("another address: %v", err)
+	} else if address, _ := m.Address(); address != moved.Address {
+		t.Errorf("it is at %s", address)
+	}
+	moved.Ports.Peer = 9999
+	if _, err := Open(moved); err == nil || !strings.Contains(err.Error(), "--peer-port 7442") {
+		t.Errorf("another port: %v", err)
 	}
 	// A catalog of a newer version is left alone.
 	a.open()

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -18,8 +19,8 @@ import (
 // what its record says.
 const ownVoterRetry = 500 * time.Millisecond
 
-// RunVoters makes this server's own etcd follow its record, and the client
-// follow the voters, until ctx ends. ErrRemoved when the server is not part of
+// RunVoters makes this server's record follow its address, its own etcd the
+// record, and the client the voters, until ctx ends. ErrRemoved when the server is not part of
 // the cluster any more; but not while it votes: the leader has another vote in
 // its place first, or there might be no majority left.
 func (m *Member) RunVoters(ctx context.Context, view *catalog.View) error {
@@ -28,6 +29,7 @@ func (m *Member) RunVoters(ctx context.Context, view *catalog.View) error {
 		return err
 	}
 	follow := complaint{log: m.opts.Log, about: "this server's etcd is not as it should be; trying again"}
+	moved := complaint{log: m.opts.Log, about: "the cluster is not told of this server's new address; trying again"}
 	keep := complaint{log: m.opts.Log, about: "the voters' addresses can't be kept"}
 	for ctx.Err() == nil {
 		changed := view.Changed()
@@ -40,6 +42,9 @@ func (m *Member) RunVoters(ctx context.Context, view *catalog.View) error {
 			if removed != nil {
 				_ = sleep(ctx, ownVoterRetry)
 				continue
+			}
+			if moved.tell(ctx, p.keepAddress(ctx, m.opts.Log, st)) {
+				wait = ownVoterRetry
 			}
 			if follow.tell(ctx, m.followRecord(ctx, p, st)) {
 				wait = ownVoterRetry
@@ -58,6 +63,36 @@ func (m *Member) RunVoters(ctx context.Context, view *catalog.View) error {
 		}
 	}
 	return nil
+}
+
+// keepAddress writes into this server's record where it is, if that is not what
+// the record says. Everybody else follows the record.
+func (p *parts) keepAddress(ctx context.Context, log *slog.Logger, st *catalog.State) error {
+	if st.Servers[p.id.ServerID].GetAddress() == p.id.Address {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	was := ""
+	s, err := p.store.Servers.Update(ctx, p.id.ServerID, func(s *argonv1.Server) error {
+		if was = s.GetAddress(); was == p.id.Address {
+			return catalog.ErrUnchanged
+		}
+		s.Address = p.id.Address
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if was == p.id.Address {
+		return nil // the view is behind
+	}
+	log.Info("the cluster was told of this server's new address", "was", was, "address", p.id.Address)
+	return p.store.Events.Append(ctx, &argonv1.Event{
+		Severity: argonv1.Severity_SEVERITY_INFO, Kind: "server", SubjectId: p.id.ServerID, ServerId: p.id.ServerID,
+		SubjectName: s.GetMeta().GetName(), Reason: "server-moved",
+		Message: fmt.Sprintf("it is at %s now, no more at %s", p.id.Address, was),
+	})
 }
 
 // etcdFailed is closed when this server's etcd has ended by itself; nil, which

@@ -35,6 +35,8 @@ type member struct {
 	learner bool
 	// started: it has told its name, which it does when it runs first.
 	started bool
+	// moved: its server is at another address than etcd knows.
+	moved bool
 }
 
 // voterStep is one change of etcd's membership. etcd itself allows one at a
@@ -54,6 +56,7 @@ const (
 	addLearner
 	promote
 	remove
+	readdress
 )
 
 func (s voterStep) String() string {
@@ -64,6 +67,8 @@ func (s voterStep) String() string {
 		return fmt.Sprintf("promote %x (%s)", s.member, s.why)
 	case remove:
 		return fmt.Sprintf("remove %x (%s)", s.member, s.why)
+	case readdress:
+		return fmt.Sprintf("another address for %x (%s)", s.member, s.why)
 	}
 	return "nothing"
 }
@@ -89,9 +94,20 @@ func votersWanted(servers int) int {
 // comes in its place: while it is there, etcd takes no new member. No step is
 // taken after which those that are known to live would be no majority.
 func planVoters(e electorate) voterStep {
-	for _, step := range []func() voterStep{e.dropLearner, e.removal, e.addition, e.promotion} {
+	for _, step := range []func() voterStep{e.readdressing, e.dropLearner, e.removal, e.addition, e.promotion} {
 		if s := step(); s.kind != noStep {
 			return s
+		}
+	}
+	return voterStep{}
+}
+
+// readdressing tells etcd where a member is now. It comes first: the member may
+// be one that is waited for.
+func (e electorate) readdressing() voterStep {
+	for _, m := range e.members {
+		if m.moved {
+			return voterStep{kind: readdress, member: m.id, server: m.server, why: "its server has moved"}
 		}
 	}
 	return voterStep{}

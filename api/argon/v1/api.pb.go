@@ -139,12 +139,15 @@ func (x *SetClusterResponse) GetCluster() *Cluster {
 }
 
 type InitRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ClusterName   string                 `protobuf:"bytes,1,opt,name=cluster_name,json=clusterName,proto3" json:"cluster_name,omitempty"`
-	ServerName    string                 `protobuf:"bytes,2,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
-	Zone          string                 `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
-	Witness       bool                   `protobuf:"varint,4,opt,name=witness,proto3" json:"witness,omitempty"`
-	Settings      *Settings              `protobuf:"bytes,5,opt,name=settings,proto3" json:"settings,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ClusterName string                 `protobuf:"bytes,1,opt,name=cluster_name,json=clusterName,proto3" json:"cluster_name,omitempty"`
+	ServerName  string                 `protobuf:"bytes,2,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	Zone        string                 `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
+	Witness     bool                   `protobuf:"varint,4,opt,name=witness,proto3" json:"witness,omitempty"`
+	Settings    *Settings              `protobuf:"bytes,5,opt,name=settings,proto3" json:"settings,omitempty"`
+	// What others shall reach this server at, without a port; empty: what it was
+	// started with, or else found by looking.
+	Address       string `protobuf:"bytes,10,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -214,6 +217,13 @@ func (x *InitRequest) GetSettings() *Settings {
 	return nil
 }
 
+func (x *InitRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 type InitResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       *Cluster               `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
@@ -269,11 +279,13 @@ func (x *InitResponse) GetServer() *Server {
 type JoinRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Any member's API: "host" or "host:port".
-	Address       string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	Token         string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
-	ServerName    string `protobuf:"bytes,3,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
-	Zone          string `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
-	Witness       bool   `protobuf:"varint,5,opt,name=witness,proto3" json:"witness,omitempty"`
+	Address    string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Token      string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	ServerName string `protobuf:"bytes,3,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	Zone       string `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
+	Witness    bool   `protobuf:"varint,5,opt,name=witness,proto3" json:"witness,omitempty"`
+	// As InitRequest.address.
+	OwnAddress    string `protobuf:"bytes,10,opt,name=own_address,json=ownAddress,proto3" json:"own_address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -341,6 +353,13 @@ func (x *JoinRequest) GetWitness() bool {
 		return x.Witness
 	}
 	return false
+}
+
+func (x *JoinRequest) GetOwnAddress() string {
+	if x != nil {
+		return x.OwnAddress
+	}
+	return ""
 }
 
 type JoinResponse struct {
@@ -7310,24 +7329,29 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x14_voter_grace_secondsB\x11\n" +
 	"\x0f_cpu_overcommit\"A\n" +
 	"\x12SetClusterResponse\x12+\n" +
-	"\acluster\x18\x01 \x01(\v2\x11.argon.v1.ClusterR\acluster\"\xaf\x01\n" +
+	"\acluster\x18\x01 \x01(\v2\x11.argon.v1.ClusterR\acluster\"\xc9\x01\n" +
 	"\vInitRequest\x12!\n" +
 	"\fcluster_name\x18\x01 \x01(\tR\vclusterName\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
 	"serverName\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x18\n" +
 	"\awitness\x18\x04 \x01(\bR\awitness\x12.\n" +
-	"\bsettings\x18\x05 \x01(\v2\x12.argon.v1.SettingsR\bsettings\"e\n" +
+	"\bsettings\x18\x05 \x01(\v2\x12.argon.v1.SettingsR\bsettings\x12\x18\n" +
+	"\aaddress\x18\n" +
+	" \x01(\tR\aaddress\"e\n" +
 	"\fInitResponse\x12+\n" +
 	"\acluster\x18\x01 \x01(\v2\x11.argon.v1.ClusterR\acluster\x12(\n" +
-	"\x06server\x18\x02 \x01(\v2\x10.argon.v1.ServerR\x06server\"\x8c\x01\n" +
+	"\x06server\x18\x02 \x01(\v2\x10.argon.v1.ServerR\x06server\"\xad\x01\n" +
 	"\vJoinRequest\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12\x1f\n" +
 	"\vserver_name\x18\x03 \x01(\tR\n" +
 	"serverName\x12\x12\n" +
 	"\x04zone\x18\x04 \x01(\tR\x04zone\x12\x18\n" +
-	"\awitness\x18\x05 \x01(\bR\awitness\"e\n" +
+	"\awitness\x18\x05 \x01(\bR\awitness\x12\x1f\n" +
+	"\vown_address\x18\n" +
+	" \x01(\tR\n" +
+	"ownAddress\"e\n" +
 	"\fJoinResponse\x12+\n" +
 	"\acluster\x18\x01 \x01(\v2\x11.argon.v1.ClusterR\acluster\x12(\n" +
 	"\x06server\x18\x02 \x01(\v2\x10.argon.v1.ServerR\x06server\"\x7f\n" +

@@ -1,0 +1,121 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// This file finds the address that others reach this server at, where nobody
+// has said it.
+
+// hostAddress is an address of one of this host's interfaces.
+type hostAddress struct {
+	ip    netip.Addr
+	iface string
+	// up: the interface is, and has a link.
+	up bool
+}
+
+// FindAddress is the address that other servers reach this one at, as far as can
+// be told: the one that this host sends from on its way to them. towards is the
+// API of one of them, "host" or "host:port"; empty: none is known yet. It is never
+// loopback.
+func FindAddress(ctx context.Context, towards string) (string, error) {
+	all, err := hostAddresses()
+	if err != nil {
+		return "", err
+	}
+	var routed []netip.Addr
+	if towards != "" {
+		routed = append(routed, sourceTowards(ctx, withPort(towards, DefaultAPIPort)))
+	}
+	// Addresses for documentation (RFC 5737, RFC 3849) are nowhere in
+	// particular: the way to them is the default route.
+	routed = append(routed, sourceTowards(ctx, "192.0.2.1:9"), sourceTowards(ctx, "[2001:db8::1]:9"))
+	ip, err := pickAddress(all, routed)
+	if err != nil {
+		return "", err
+	}
+	return ip.String(), nil
+}
+
+// pickAddress takes the first address of routed that others can use: where the
+// kernel would send from, invalid where it knows no way. Without any it takes the
+// only one that there is on an interface that is up, of IPv4 before IPv6.
+func pickAddress(all []hostAddress, routed []netip.Addr) (netip.Addr, error) {
+	for _, ip := range routed {
+		if ip = plain(ip); usable(ip) {
+			return ip, nil
+		}
+	}
+	var four, six []hostAddress
+	for _, a := range all {
+		a.ip = plain(a.ip)
+		switch {
+		case !a.up || !usable(a.ip):
+		case a.ip.Is4():
+			four = append(four, a)
+		default:
+			six = append(six, a)
+		}
+	}
+	candidates := four
+	if len(four) == 0 {
+		candidates = six
+	}
+	switch len(candidates) {
+	case 0:
+		return netip.Addr{}, errors.New("this host has no address that other servers could reach it at, only loopback and link-local ones: give it one, or say which with --address")
+	case 1:
+		return candidates[0].ip, nil
+	}
+	var names []string
+	for _, a := range candidates {
+		names = append(names, fmt.Sprintf("%s (%s)", a.ip, a.iface))
+	}
+	slices.Sort(names)
+	return netip.Addr{}, fmt.Errorf("this host has no default route and several addresses, %s: say with --address which one other servers shall use", strings.Join(names, ", "))
+}
+
+// plain is an address without the interface that it is of.
+func plain(ip netip.Addr) netip.Addr { return ip.Unmap().WithZone("") }
+
+// usable tells whether an address can be one that other hosts reach.
+func usable(ip netip.Addr) bool { return ip.IsValid() && ip.IsGlobalUnicast() }
+
+func hostAddresses() ([]hostAddress, error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("look at this host's network interfaces: %w", err)
+	}
+	var all []hostAddress
+	for _, i := range interfaces {
+		addresses, err := i.Addrs()
+		if err != nil {
+			continue // it has gone in between
+		}
+		for _, a := range addresses {
+			if p, err := netip.ParsePrefix(a.String()); err == nil {
+				all = append(all, hostAddress{ip: p.Addr(), iface: i.Name, up: i.Flags&net.FlagUp != 0 && i.Flags&net.FlagRunning != 0})
+			}
+		}
+	}
+	return all, nil
+}
+
+// sourceTowards is what this host would send from; invalid if it knows no way.
+// Nothing is sent: the kernel only looks for the way.
+func sourceTowards(ctx context.Context, hostPort string) netip.Addr {
+	conn, err := new(net.Dialer).DialContext(ctx, "udp", hostPort)
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer conn.Close()
+	at, _ := netip.ParseAddrPort(conn.LocalAddr().String())
+	return at.Addr()
+}
