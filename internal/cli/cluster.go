@@ -46,7 +46,7 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 	f := addFormat(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&req.ClusterName, "cluster-name", "argon", "name of the cluster")
-	addServerFlags(cmd, &req.ServerName, &req.Zone, &req.Witness)
+	addServerFlags(cmd, &req.ServerName, &req.Zone, &req.Address, &req.Witness)
 	flags.DurationVar(&lease, "lease", leaseTime, "how long a server may run machines without being heard of")
 	later.add(flags, settingFlags{replicas: replicaGrace, voters: voterGrace, scrub: scrubEvery, overcommit: placement.DefaultCPUOvercommit})
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
@@ -225,7 +225,7 @@ standard input, which keeps it out of the list of processes.`,
 		Args: takes("ADDRESS", "TOKEN"),
 	}
 	f := addFormat(cmd)
-	addServerFlags(cmd, &req.ServerName, &req.Zone, &req.Witness)
+	addServerFlags(cmd, &req.ServerName, &req.Zone, &req.OwnAddress, &req.Witness)
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		req.Address, req.Token = args[0], args[1]
 		if req.Token == "-" {
@@ -254,7 +254,8 @@ standard input, which keeps it out of the list of processes.`,
 }
 
 // addServerFlags are what init and join say of this server.
-func addServerFlags(cmd *cobra.Command, name, zone *string, witness *bool) {
+func addServerFlags(cmd *cobra.Command, name, zone, address *string, witness *bool) {
+	cmd.Flags().StringVar(address, "address", "", "IP address or name that other servers reach this one at (default: found by looking)")
 	cmd.Flags().StringVar(name, "name", hostName(), "name of this server")
 	cmd.Flags().StringVar(zone, "zone", "", "failure domain: replicas of a volume are spread over zones")
 	cmd.Flags().BoolVar(witness, "witness", false, "only vote: keep no data and run no machines")

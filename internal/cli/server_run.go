@@ -29,7 +29,7 @@ type serverFlags struct {
 func (f *serverFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.runDir, "run-dir", "", "directory of sockets (default "+daemon.DefaultRunDir("/var/lib/argon")+", or DIR/run)")
-	flags.StringVar(&f.address, "address", "", "IP address or name that other servers reach this one at (default: found by looking)")
+	flags.StringVar(&f.address, "address", "", "IP address or name that other servers reach this one at (default: found by init and join, then kept)")
 	flags.IntVar(&f.apiPort, "api-port", 0, "TCP port of the API and for joining"+portDefault(daemon.DefaultAPIPort))
 	flags.IntVar(&f.dataPort, "data-port", 0, "TCP port of volume data"+portDefault(daemon.DefaultDataPort))
 	flags.IntVar(&f.peerPort, "peer-port", 0, "TCP port between voters"+portDefault(daemon.DefaultPeerPort))

@@ -21,10 +21,11 @@ func TestHalfJoined(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{member: member, configured: make(chan struct{}), ready: make(chan struct{}), stopped: make(chan struct{})}
+	s := &server{member: member, listening: make(chan struct{}), configured: make(chan struct{}), ready: make(chan struct{}), stopped: make(chan struct{})}
+	close(s.listening)
 	failed := errors.New("the catalog can't be reached yet")
 	join := func(do func() error) error {
-		_, err := configure(t.Context(), s, func() (*argonv1.JoinResponse, error) { return nil, errors.Join(do(), failed) })
+		_, err := configure(t.Context(), s, "", "", func(string) (*argonv1.JoinResponse, error) { return nil, errors.Join(do(), failed) })
 		return err
 	}
 	if err := join(func() error { return nil }); !errors.Is(err, failed) || isClosed(s.configured) {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"path/filepath"
 	"sync"
 	"time"
@@ -24,7 +23,8 @@ import (
 type Options struct {
 	// Dir keeps what survives a reboot, RunDir the sockets.
 	Dir, RunDir string
-	// Address is the one that other servers reach this one at.
+	// Address is the one that other servers reach this one at; empty: what it was
+	// last, or what is found when the server becomes part of a cluster.
 	Address string
 	// The TCP ports; 0: 7440, 7441, 7442, 7443.
 	APIPort, DataPort, PeerPort, EtcdPort int
@@ -77,8 +77,8 @@ func DefaultRunDir(dir string) string {
 func (o *Options) runDir() string { return cmp.Or(o.RunDir, DefaultRunDir(o.Dir)) }
 
 // openMember finds out who this server is, and fills in what the options leave
-// open: a member of a cluster has the address and the ports that it was made
-// with.
+// open: a member of a cluster has the ports that it was made with, and the address
+// that it had last. The address of one that is none yet may stay open.
 func openMember(o *Options, r resources) (*cluster.Member, error) {
 	capacity, _, err := r.measure()
 	if err != nil {
@@ -100,24 +100,11 @@ func openMember(o *Options, r resources) (*cluster.Member, error) {
 		o.Address, o.APIPort, o.DataPort, o.PeerPort, o.EtcdPort = address, ports.API, ports.Data, ports.Peer, ports.Etcd
 		return m, nil
 	}
-	o.Address = cmp.Or(o.Address, ownAddress())
 	o.APIPort = cmp.Or(o.APIPort, DefaultAPIPort)
 	o.DataPort = cmp.Or(o.DataPort, DefaultDataPort)
 	o.PeerPort = cmp.Or(o.PeerPort, DefaultPeerPort)
 	o.EtcdPort = cmp.Or(o.EtcdPort, DefaultEtcdPort)
 	return open()
-}
-
-// ownAddress is the one that this host would use to talk to others; loopback
-// when it has no network.
-func ownAddress() string {
-	// Nothing is sent: the kernel only looks for the way.
-	conn, err := net.Dial("udp", "192.0.2.1:9")
-	if err != nil {
-		return "127.0.0.1"
-	}
-	defer conn.Close()
-	return conn.LocalAddr().(*net.UDPAddr).IP.String()
 }
 
 // Run runs a server until ctx ends, or until it cannot go on. Guests go on
@@ -142,7 +129,10 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	s := &server{Options: o, paths: p, member: member, resources: has, configured: make(chan struct{}), ready: make(chan struct{}), stopped: make(chan struct{})}
+	s := &server{
+		Options: o, paths: p, member: member, resources: has,
+		listening: make(chan struct{}), configured: make(chan struct{}), ready: make(chan struct{}), stopped: make(chan struct{}),
+	}
 	if member.Configured() {
 		close(s.configured)
 	}
@@ -155,9 +145,11 @@ type server struct {
 	paths  paths
 	member *cluster.Member
 	resources
-	// configured is closed once this server is part of a cluster, ready once
-	// its parts are there, stopped once they are not to come.
-	configured, ready, stopped chan struct{}
+	// listening is closed once the ports are there, configured once this server
+	// is part of a cluster, ready once its parts are there, stopped once they are
+	// not to come.
+	listening, configured, ready, stopped chan struct{}
+	ports                                 *listeners // see listening
 
 	// configuring lets one Init or Join at a time through.
 	configuring sync.Mutex
@@ -165,40 +157,49 @@ type server struct {
 	parts       *rpc.Parts
 }
 
-// run listens on every port first, so that one in use is told at the start.
+// run listens on every port first, so that one in use is told at the start;
+// where the address is not known yet, Init and Join do.
 func (s *server) run(ctx context.Context) error {
 	admin, err := listenUnix(ctx, s.paths.adminSocket())
 	if err != nil {
 		return err
 	}
 	defer admin.Close()
-	public, err := listenTCP(ctx, "api", s.Address, s.APIPort)
-	if err != nil {
-		return err
+	if s.Address != "" {
+		ports, err := s.listenAt(ctx, s.Address)
+		if err != nil {
+			return err
+		}
+		s.use(ports)
 	}
-	defer public.Close()
-	data, err := listenTCP(ctx, "data", s.Address, s.DataPort)
-	if err != nil {
-		return err
-	}
-	defer data.Close()
+	defer func() {
+		if isClosed(s.listening) {
+			s.ports.close()
+		}
+	}()
 
 	handler := rpc.New(s, s.Log).Handler()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return serve(ctx, newHTTPServer(rpc.ForSocket(handler), s.Log), admin) })
 	g.Go(func() error {
-		return serve(ctx, newHTTPServer(rpc.ForTLS(handler, s.identify), s.Log), tls.NewListener(public, s.publicTLS()))
+		select {
+		case <-s.listening:
+			s.Log.Info("serving", "address", s.ports.api.Addr().String())
+			return serve(ctx, newHTTPServer(rpc.ForTLS(handler, s.identify), s.Log), tls.NewListener(s.ports.api, s.publicTLS()))
+		case <-ctx.Done():
+			return nil
+		}
 	})
 	g.Go(func() error {
 		select {
 		case <-s.configured:
 			defer close(s.stopped)
-			return s.runMember(ctx, data)
+			return s.runMember(ctx, s.ports.data)
 		case <-ctx.Done():
 			return nil
 		}
 	})
-	s.Log.Info("serving", "address", public.Addr().String(), "socket", s.paths.adminSocket(), "dir", s.Dir)
+	s.Log.Info("serving", "socket", s.paths.adminSocket(), "dir", s.Dir)
 	if !isClosed(s.configured) {
 		if err := s.Guard.Ready(ctx); err != nil {
 			s.Log.Error("the guard was not told of the start", "err", err)
@@ -266,27 +267,66 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
+// begin is configure's change; it needs configuring held. What it listens on is
+// there before others are told of it.
+func begin[R any](ctx context.Context, s *server, asked, towards string, do func(address string) (*R, error)) (*R, error) {
+	if isClosed(s.listening) {
+		res, err := do(asked)
+		s.noteMember()
+		return res, err
+	}
+	if asked == "" {
+		var err error
+		if asked, err = cluster.FindAddress(ctx, towards); err != nil {
+			return nil, err
+		}
+	}
+	ports, err := s.listenAt(ctx, asked)
+	if err != nil {
+		return nil, err
+	}
+	res, err := do(asked)
+	if !s.member.Configured() {
+		ports.close()
+		return nil, err
+	}
+	s.Address = asked
+	s.use(ports)
+	s.noteMember()
+	return res, err
+}
+
+// noteMember lets the rest start. A join may fail after this server was admitted:
+// it is a member then, and goes on trying to be one that works.
+func (s *server) noteMember() {
+	if s.member.Configured() && !isClosed(s.configured) {
+		close(s.configured)
+	}
+}
+
 // Init implements rpc.Local.
 func (s *server) Init(ctx context.Context, req *argonv1.InitRequest) (*argonv1.InitResponse, error) {
-	return configure(ctx, s, func() (*argonv1.InitResponse, error) { return s.member.Init(ctx, req) })
+	return configure(ctx, s, req.GetAddress(), "", func(address string) (*argonv1.InitResponse, error) {
+		req.Address = address
+		return s.member.Init(ctx, req)
+	})
 }
 
 // Join implements rpc.Local.
 func (s *server) Join(ctx context.Context, req *argonv1.JoinRequest) (*argonv1.JoinResponse, error) {
-	return configure(ctx, s, func() (*argonv1.JoinResponse, error) { return s.member.Join(ctx, req) })
+	return configure(ctx, s, req.GetOwnAddress(), req.GetAddress(), func(address string) (*argonv1.JoinResponse, error) {
+		req.OwnAddress = address
+		return s.member.Join(ctx, req)
+	})
 }
 
-// configure makes this server part of a cluster and waits until it serves as
-// one.
-func configure[R any](ctx context.Context, s *server, do func() (*R, error)) (*R, error) {
+// configure makes this server part of a cluster, at the address that was asked
+// for or that is found on the way towards another server, and waits until it
+// serves as one.
+func configure[R any](ctx context.Context, s *server, asked, towards string, do func(address string) (*R, error)) (*R, error) {
 	s.configuring.Lock()
 	defer s.configuring.Unlock()
-	res, err := do()
-	// A join may fail after this server was admitted: it is a member then, and
-	// goes on trying to be one that works.
-	if s.member.Configured() && !isClosed(s.configured) {
-		close(s.configured)
-	}
+	res, err := begin(ctx, s, asked, towards, do)
 	if err != nil {
 		return nil, err
 	}

@@ -44,6 +44,33 @@ func listenTCP(ctx context.Context, what, address string, port int) (net.Listene
 	return ln, nil
 }
 
+// listeners are what others reach a server at.
+type listeners struct{ api, data net.Listener }
+
+// listenAt opens the ports at an address.
+func (s *server) listenAt(ctx context.Context, address string) (*listeners, error) {
+	api, err := listenTCP(ctx, "api", address, s.APIPort)
+	if err != nil {
+		return nil, err
+	}
+	data, err := listenTCP(ctx, "data", address, s.DataPort)
+	if err != nil {
+		return nil, errors.Join(err, api.Close())
+	}
+	return &listeners{api, data}, nil
+}
+
+// use has the ports served. Only once.
+func (s *server) use(l *listeners) {
+	s.ports = l
+	close(s.listening)
+}
+
+func (l *listeners) close() {
+	_ = l.api.Close()
+	_ = l.data.Close()
+}
+
 // listenUnix makes a socket that only its owner may use. Linux gives it the mode
 // that the descriptor has when it is bound: others may go through the directory
 // it is in (confine.go). The caller holds the directory's lock, so one that is
