@@ -214,6 +214,7 @@ func (a *Agent) decline(ctx context.Context, m *argonv1.Machine, why string) err
 		now.LastMigration = &argonv1.MigrationReport{
 			Id: mig.GetId(), FromServerId: now.GetServerId(), ToServerId: mig.GetToServerId(), Since: mig.GetSince(),
 			Ended: timestamppb.New(a.Now()), Failure: why, Progress: now.GetMigration().GetProgress(), Cancelled: now.GetMigration().GetCancel(),
+			DrainSince: a.View.State().Servers[a.ServerID].GetDrain().GetSince(),
 		}
 		now.Migration = nil
 		return nil

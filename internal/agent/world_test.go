@@ -89,11 +89,12 @@ func newWorld(t *testing.T, servers ...string) *world {
 	for _, s := range servers {
 		w.join(s)
 	}
+	observer := w.watched()
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		_ = controller.Run(ctx, controller.Options{
-			ServerID: "leader", Store: w.store, View: w.view, Now: time.Now, Tick: 50 * time.Millisecond, Log: quiet(),
+			ServerID: "leader", Store: w.store, Observer: observer, Tick: 50 * time.Millisecond, Log: quiet(),
 		})
 	})
 	t.Cleanup(func() {
@@ -104,6 +105,20 @@ func newWorld(t *testing.T, servers ...string) *world {
 		wg.Wait()
 	})
 	return w
+}
+
+// watched is an observer that has seen the servers there are for an hour: it
+// does not think that all have just come.
+func (w *world) watched() *controller.Observer {
+	w.t.Helper()
+	if err := w.view.Sync(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+	ago := time.Hour
+	observer := controller.NewObserver(w.view, func() time.Time { return time.Now().Add(-ago) })
+	observer.Look()
+	ago = 0
+	return observer
 }
 
 func quiet() *slog.Logger {
@@ -117,7 +132,7 @@ func quiet() *slog.Logger {
 func (w *world) join(name string) {
 	w.t.Helper()
 	err := w.store.Servers.Create(w.t.Context(), &argonv1.Server{
-		Meta:     &argonv1.Meta{Id: name, Name: name, Created: timestamppb.New(time.Now().Add(-time.Hour))},
+		Meta:     &argonv1.Meta{Id: name, Name: name, Created: timestamppb.Now()},
 		Capacity: &argonv1.Resources{Cpus: 10, MemoryBytes: 20 * gib, DiskBytes: 100 * gib},
 	})
 	if err != nil {
@@ -258,9 +273,7 @@ func (h *host) start() {
 			w.t.Fatal(err)
 		}
 		h.lease = grant.ID
-		// Old enough for the controller not to think that all have just come.
-		since := timestamppb.New(time.Now().Add(-time.Hour))
-		if err := w.store.PutLease(ctx, h.lease, &argonv1.Lease{ServerId: h.id, Since: since, TtlSeconds: 3}); err != nil {
+		if err := w.store.PutLease(ctx, h.lease, &argonv1.Lease{ServerId: h.id, TtlSeconds: 3}); err != nil {
 			w.t.Fatal(err)
 		}
 	}

@@ -3,12 +3,12 @@ package catalog
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
 
-	"github.com/oklog/ulid/v2"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
@@ -18,15 +18,18 @@ import (
 )
 
 const (
-	// MaxEvents is about how many events are kept, and eventAge how long.
+	// MaxEvents is about how many events are kept.
 	MaxEvents = 10_000
-	eventAge  = 7 * 24 * time.Hour
 	// trimEvery is after how many events a store deletes old ones.
 	trimEvery = 64
 )
 
-// Events is what happened in the cluster. The newest MaxEvents are kept, for a
-// week. Safe for concurrent use.
+// Events is what happened in the cluster. The newest MaxEvents are kept. Safe
+// for concurrent use.
+//
+// Events are numbered by the catalog's revision, not by their time: a server's
+// clock may be wrong by any amount, and what it tells must neither be taken for
+// older nor outlive what comes later.
 type Events struct {
 	etcd     etcd
 	now      func() time.Time
@@ -38,11 +41,13 @@ func (e *Events) Append(ctx context.Context, ev *argonv1.Event) error {
 	if ev.Time == nil {
 		ev.Time = timestamppb.New(e.now())
 	}
-	id, err := ulid.New(ulid.Timestamp(ev.Time.AsTime()), ulid.DefaultEntropy())
+	// The number is that of a moment before the event is written. Those that are
+	// written at the same time may be in any order.
+	res, err := e.etcd.Get(ctx, schemaKey, clientv3.WithCountOnly())
 	if err != nil {
-		return fmt.Errorf("catalog: an id for event %s: %w", ev.GetReason(), err)
+		return fmt.Errorf("catalog: a number for event %s: %w", ev.GetReason(), err)
 	}
-	ev.Id = id.String()
+	ev.Id = eventID(res.Header.Revision)
 	value, err := proto.Marshal(ev)
 	if err != nil {
 		return fmt.Errorf("catalog: encode event %s: %w", ev.GetReason(), err)
@@ -56,12 +61,19 @@ func (e *Events) Append(ctx context.Context, ev *argonv1.Event) error {
 	return e.trim(ctx, MaxEvents)
 }
 
-// trim deletes what is too old, and the oldest of what is too many.
+// eventID makes an id that sorts by revision and is of one event only.
+func eventID(revision int64) string {
+	return fmt.Sprintf("%016x-%s", revision, rand.Text()[:8])
+}
+
+// eventKeyAt is where the keys of events begin that have this number or a
+// higher one.
+func eventKeyAt(revision int64) string {
+	return fmt.Sprintf("%s%016x", eventsPrefix, max(revision, 0))
+}
+
+// trim deletes the oldest of what is too many.
 func (e *Events) trim(ctx context.Context, most int64) error {
-	err := e.etcd.Delete(ctx, eventsPrefix, clientv3.WithRange(eventKeyAt(e.now().Add(-eventAge))))
-	if err != nil {
-		return fmt.Errorf("catalog: delete old events: %w", err)
-	}
 	res, err := e.etcd.Get(ctx, eventsPrefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 	if err != nil {
 		return fmt.Errorf("catalog: count events: %w", err)
@@ -80,53 +92,45 @@ func (e *Events) trim(ctx context.Context, most int64) error {
 	return nil
 }
 
-// eventKeyAt is where the keys of events of an instant and later begin: ids
-// sort by time.
-func eventKeyAt(t time.Time) string {
-	var id ulid.ULID
-	if t.Before(time.UnixMilli(0)) {
-		return eventsPrefix
-	}
-	if err := id.SetTime(ulid.Timestamp(t)); err != nil { // past the year 10889
-		return clientv3.GetPrefixRangeEnd(eventsPrefix)
-	}
-	return eventsPrefix + id.String()
-}
-
-// List reads the newest events, oldest first: at most limit (0: MaxEvents), not
-// older than since, about this kind and name where they are given.
+// List reads the newest events, in the order in which they were written: at
+// most limit (0: MaxEvents), not older than since by the clocks of those who
+// told them, about this kind and name where they are given.
 func (e *Events) List(ctx context.Context, limit int, since time.Time, kind, name string) ([]*argonv1.Event, error) {
-	list, _, err := e.list(ctx, limit, since, kind, name)
+	list, _, err := e.list(ctx, limit, kind, name, func(ev *argonv1.Event) bool {
+		return !ev.GetTime().AsTime().Before(since)
+	})
 	return list, err
 }
 
-// list also returns the revision that the list is of.
+// list also returns the revision that the list is of. keep chooses; nil: all.
 //
 // It reads backwards in steps, so that a short list out of a long history is
 // cheap: etcd itself reads a whole range to turn it round.
-func (e *Events) list(ctx context.Context, limit int, since time.Time, kind, name string) (list []*argonv1.Event, revision int64, err error) {
+func (e *Events) list(ctx context.Context, limit int, kind, name string, keep func(*argonv1.Event) bool) (list []*argonv1.Event, revision int64, err error) {
 	if limit <= 0 {
 		limit = MaxEvents
 	}
-	now, until := e.now(), clientv3.GetPrefixRangeEnd(eventsPrefix)
-	for _, from := range []time.Time{now.Add(-time.Hour), now.Add(-24 * time.Hour), since} {
-		if from.Before(since) {
-			from = since
-		}
-		res, err := e.etcd.Get(ctx, eventKeyAt(from), clientv3.WithRange(until))
+	res, err := e.etcd.Get(ctx, schemaKey, clientv3.WithCountOnly())
+	if err != nil {
+		return nil, 0, fmt.Errorf("catalog: list events: %w", err)
+	}
+	revision = res.Header.Revision
+	until := clientv3.GetPrefixRangeEnd(eventsPrefix)
+	for _, back := range []int64{1_000, 30_000, revision} {
+		from := eventKeyAt(revision - back)
+		res, err := e.etcd.Get(ctx, from, clientv3.WithRange(until))
 		if err != nil {
 			return nil, 0, fmt.Errorf("catalog: list events: %w", err)
-		}
-		if revision == 0 {
-			revision = res.Header.Revision
 		}
 		earlier, err := decodeEvents(res.Kvs, revision, kind, name)
 		if err != nil {
 			return nil, 0, err
 		}
-		list = append(earlier, list...)
-		until = eventKeyAt(from)
-		if len(list) >= limit || from.Equal(since) {
+		if keep != nil {
+			earlier = slices.DeleteFunc(earlier, func(ev *argonv1.Event) bool { return !keep(ev) })
+		}
+		list, until = append(earlier, list...), from
+		if len(list) >= limit || back >= revision {
 			break
 		}
 	}
@@ -155,7 +159,7 @@ func decodeEvents(kvs []*mvccpb.KeyValue, revision int64, kind, name string) ([]
 // order, until ctx ends or tell returns an error, which Watch returns. While
 // etcd is away, it waits.
 func (e *Events) Watch(ctx context.Context, backlog int, kind, name string, tell func(*argonv1.Event) error) error {
-	list, seen, err := e.list(ctx, max(backlog, 1), time.Time{}, kind, name)
+	list, seen, err := e.list(ctx, max(backlog, 1), kind, name, nil)
 	if err != nil {
 		return err
 	}

@@ -213,7 +213,7 @@ func TestListEvents(t *testing.T) {
 
 func TestEventsAreTrimmed(t *testing.T) {
 	start := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
-	s, now := atEvents(t, start)
+	s, _ := atEvents(t, start)
 	ctx := t.Context()
 	add := func(n int) {
 		for i := range n {
@@ -236,25 +236,30 @@ func TestEventsAreTrimmed(t *testing.T) {
 	if err := s.Events.trim(ctx, 3); err != nil || !slices.Equal(list(), []string{"7", "8", "9"}) {
 		t.Errorf("the newest three are %v, %v", list(), err)
 	}
-	*now = start.Add(eventAge + time.Second)
-	add(trimEvery)
-	if got := list(); len(got) != trimEvery {
-		t.Errorf("appending left %d events, want %d: those of a week ago go", len(got), trimEvery)
-	}
 }
 
-func TestEventKeyAt(t *testing.T) {
-	for _, tc := range []struct {
-		at   time.Time
-		want string
-	}{
-		{time.Time{}, eventsPrefix},
-		{time.UnixMilli(0), eventsPrefix + "00000000000000000000000000"},
-		{time.Date(20000, 1, 1, 0, 0, 0, 0, time.UTC), clientv3.GetPrefixRangeEnd(eventsPrefix)},
-	} {
-		if got := eventKeyAt(tc.at); got != tc.want {
-			t.Errorf("eventKeyAt(%s) = %q, want %q", tc.at, got, tc.want)
+// TestEventsSurviveClocks: a clock that is far ahead, and then is set right,
+// takes nothing away, and the order is that of writing.
+func TestEventsSurviveClocks(t *testing.T) {
+	start := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	s, now := atEvents(t, start)
+	var want []string
+	for i, ahead := range []time.Duration{0, 40 * 24 * time.Hour, 2 * time.Hour, 0, -time.Hour} {
+		*now = start.Add(ahead)
+		for range trimEvery {
+			want = append(want, fmt.Sprint(i))
+			if err := s.Events.Append(t.Context(), &argonv1.Event{Reason: fmt.Sprint(i)}); err != nil {
+				t.Fatal(err)
+			}
 		}
+	}
+	list, err := s.Events.List(t.Context(), 0, time.Time{}, "", "")
+	if got := reasons(list); err != nil || !slices.Equal(got, want) {
+		t.Errorf("the history is %v, %v", got, err)
+	}
+	list, err = s.Events.List(t.Context(), 1, time.Time{}, "", "")
+	if got := reasons(list); err != nil || !slices.Equal(got, []string{"4"}) {
+		t.Errorf("the newest event is %v, %v; want that of the clock that went back", got, err)
 	}
 }
 
@@ -294,8 +299,7 @@ func TestWatchMissesNothing(t *testing.T) {
 			}
 		}
 	}
-	// The clock's going back puts "last" before "old" in the list.
-	expect("old")
+	expect("last")
 	for i := range 3 {
 		add(fmt.Sprint("seen", i))
 		expect(fmt.Sprint("seen", i))

@@ -106,7 +106,7 @@ func applyTo[T Record](e *edition, records *map[string]T, t traits[T], put bool,
 		delete(*records, id)
 		return nil
 	}
-	r, err := t.decode(kv.Value, kv.ModRevision)
+	r, err := t.decode(kv)
 	if err != nil {
 		return err
 	}
@@ -116,8 +116,8 @@ func applyTo[T Record](e *edition, records *map[string]T, t traits[T], put bool,
 
 func lease() traits[*argonv1.Lease] {
 	return traits[*argonv1.Lease]{
-		kind:        "lease",
-		fresh:       func() *argonv1.Lease { return &argonv1.Lease{} },
-		setRevision: func(*argonv1.Lease, int64) {},
+		kind:         "lease",
+		fresh:        func() *argonv1.Lease { return &argonv1.Lease{} },
+		setRevisions: func(l *argonv1.Lease, changed, _ int64) { l.Revision = changed },
 	}
 }

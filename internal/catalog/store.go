@@ -139,35 +139,36 @@ func newStore(cli *clientv3.Client) *Store {
 // tokens have no names, and ids that are made by those who issue them.
 func tokens() traits[*argonv1.Token] {
 	return traits[*argonv1.Token]{
-		kind:        "token",
-		prefix:      tokensPrefix,
-		fresh:       func() *argonv1.Token { return &argonv1.Token{} },
-		id:          (*argonv1.Token).GetId,
-		prepare:     func(*argonv1.Token) {},
-		revision:    (*argonv1.Token).GetRevision,
-		setRevision: func(r *argonv1.Token, rev int64) { r.Revision = rev },
+		kind:         "token",
+		prefix:       tokensPrefix,
+		fresh:        func() *argonv1.Token { return &argonv1.Token{} },
+		id:           (*argonv1.Token).GetId,
+		prepare:      func(*argonv1.Token) {},
+		revision:     (*argonv1.Token).GetRevision,
+		created:      func(*argonv1.Token) int64 { return 0 },
+		setRevisions: func(r *argonv1.Token, changed, _ int64) { r.Revision = changed },
 	}
 }
 
 // volumeStatus has no revision: only a volume's holder writes it.
 func volumeStatus() traits[*argonv1.VolumeStatus] {
 	return traits[*argonv1.VolumeStatus]{
-		kind:        "volume-status",
-		prefix:      statePrefix + "volume-status/",
-		fresh:       func() *argonv1.VolumeStatus { return &argonv1.VolumeStatus{} },
-		id:          (*argonv1.VolumeStatus).GetVolumeId,
-		setRevision: func(*argonv1.VolumeStatus, int64) {},
+		kind:         "volume-status",
+		prefix:       statePrefix + "volume-status/",
+		fresh:        func() *argonv1.VolumeStatus { return &argonv1.VolumeStatus{} },
+		id:           (*argonv1.VolumeStatus).GetVolumeId,
+		setRevisions: func(*argonv1.VolumeStatus, int64, int64) {},
 	}
 }
 
 // usage has no revision: only the server that it is of writes it.
 func usage() traits[*argonv1.Usage] {
 	return traits[*argonv1.Usage]{
-		kind:        "usage",
-		prefix:      statePrefix + "usage/",
-		fresh:       func() *argonv1.Usage { return &argonv1.Usage{} },
-		id:          (*argonv1.Usage).GetServerId,
-		setRevision: func(*argonv1.Usage, int64) {},
+		kind:         "usage",
+		prefix:       statePrefix + "usage/",
+		fresh:        func() *argonv1.Usage { return &argonv1.Usage{} },
+		id:           (*argonv1.Usage).GetServerId,
+		setRevisions: func(*argonv1.Usage, int64, int64) {},
 	}
 }
 

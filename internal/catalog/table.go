@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/oklog/ulid/v2"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -58,9 +59,14 @@ type traits[T Record] struct {
 	// name is nil for kinds without names.
 	name func(T) string
 	// prepare fills what a new record lacks.
-	prepare     func(T)
-	revision    func(T) int64
-	setRevision func(T, int64)
+	prepare  func(T)
+	revision func(T) int64
+	// created is the revision that a record was made at; 0 for kinds that do
+	// not keep it.
+	created func(T) int64
+	// setRevisions sets those of the last change and of the creation, where the
+	// kind has them.
+	setRevisions func(r T, changed, created int64)
 }
 
 func named[T interface {
@@ -86,9 +92,10 @@ func named[T interface {
 			}
 		},
 		revision: func(r T) int64 { return r.GetMeta().GetRevision() },
-		setRevision: func(r T, rev int64) {
+		created:  func(r T) int64 { return r.GetMeta().GetCreatedRevision() },
+		setRevisions: func(r T, changed, created int64) {
 			if m := meta(r); *m != nil {
-				(*m).Revision = rev
+				(*m).Revision, (*m).CreatedRevision = changed, created
 			}
 		},
 	}
@@ -98,19 +105,19 @@ func (t traits[T]) key(id string) string       { return t.prefix + id }
 func (t traits[T]) nameKey(name string) string { return namesPrefix + t.kind + "/" + name }
 
 // decode makes a record of what etcd holds.
-func (t traits[T]) decode(value []byte, modRevision int64) (T, error) {
+func (t traits[T]) decode(kv *mvccpb.KeyValue) (T, error) {
 	r := t.fresh()
-	if err := proto.Unmarshal(value, r); err != nil {
+	if err := proto.Unmarshal(kv.Value, r); err != nil {
 		return r, fmt.Errorf("catalog: a %s record is damaged: %w", t.kind, err)
 	}
-	t.setRevision(r, modRevision)
+	t.setRevisions(r, kv.ModRevision, kv.CreateRevision)
 	return r, nil
 }
 
 // encode makes what etcd holds; the revision is etcd's own and not stored.
 func (t traits[T]) encode(r T) (string, error) {
 	stored := proto.CloneOf(r)
-	t.setRevision(stored, 0)
+	t.setRevisions(stored, 0, 0)
 	b, err := proto.Marshal(stored)
 	if err != nil {
 		return "", fmt.Errorf("catalog: encode %s: %w", t.describe(r), err)
@@ -149,7 +156,7 @@ func (t *Table[T]) Get(ctx context.Context, id string) (T, error) {
 	if len(res.Kvs) == 0 {
 		return none, fmt.Errorf("%s %s: %w", t.kind, id, ErrNotFound)
 	}
-	return t.decode(res.Kvs[0].Value, res.Kvs[0].ModRevision)
+	return t.decode(res.Kvs[0])
 }
 
 // ByName reads a record by its name. ErrNotFound, also for kinds that have no
@@ -178,7 +185,7 @@ func (t *Table[T]) List(ctx context.Context) ([]T, error) {
 	}
 	records := make([]T, 0, len(res.Kvs))
 	for _, kv := range res.Kvs {
-		r, err := t.decode(kv.Value, kv.ModRevision)
+		r, err := t.decode(kv)
 		if err != nil {
 			return nil, err
 		}
@@ -215,8 +222,11 @@ func (t *Table[T]) write(ctx context.Context, r T, v verb) error {
 	if err != nil {
 		return err
 	}
-	if v != deleting {
-		t.setRevision(r, revision)
+	switch v {
+	case creating:
+		t.setRevisions(r, revision, revision)
+	case putting:
+		t.setRevisions(r, revision, t.created(r))
 	}
 	return nil
 }

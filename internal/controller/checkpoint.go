@@ -66,7 +66,7 @@ func (p *planner) hopeless(c *argonv1.Checkpoint, m *argonv1.Machine) string {
 		return fmt.Sprintf("server %s is lost", p.name(server))
 	case c.GetState() == cpTaking && (m.GetServerId() != c.GetServerId() || m.GetPlacement() != c.GetPlacement()):
 		return "the machine has left the server that took it"
-	case c.GetState() == cpWanted && p.now.Sub(c.GetMeta().GetCreated().AsTime()) > beginsWithin:
+	case c.GetState() == cpWanted && p.seen.checkpointIs(c, p.now) > beginsWithin:
 		return "it was not begun in time"
 	}
 	return ""
@@ -139,7 +139,7 @@ func (p *planner) discard(c *argonv1.Checkpoint) {
 		next.Removing = true
 		p.putVolume(v, next, "is not needed any more")
 	}
-	shown := c.GetState() == cpFailed && p.now.Sub(c.GetMeta().GetCreated().AsTime()) < failureShown && p.st.Machines[c.GetMachineId()] != nil
+	shown := c.GetState() == cpFailed && p.seen.checkpointIs(c, p.now) < failureShown && p.st.Machines[c.GetMachineId()] != nil
 	if left || shown {
 		return
 	}
@@ -169,14 +169,13 @@ func (p *planner) putVolume(old, next *argonv1.Volume, what string) {
 // oldest ones that were taken so.
 func (p *planner) schedule(m *argonv1.Machine) {
 	every := seconds(m.GetCheckpointEverySeconds())
-	since, busy, ready := m.GetStatus().GetSince().AsTime(), placement.BeingSaved(p.st, m) != nil, []*argonv1.Checkpoint{}
+	busy, ready := placement.BeingSaved(p.st, m) != nil, []*argonv1.Checkpoint{}
+	due := p.due(m.GetStatus().GetSince(), every)
 	for _, c := range placement.CheckpointsOf(p.st, m.GetMeta().GetId()) {
 		if c.GetPurpose() != scheduled {
 			continue
 		}
-		if at := c.GetMeta().GetCreated().AsTime(); at.After(since) {
-			since = at
-		}
+		due = due && p.due(c.GetMeta().GetCreated(), every)
 		if c.GetState() == cpReady && !p.awaited(c) {
 			ready = append(ready, c)
 		}
@@ -185,7 +184,7 @@ func (p *planner) schedule(m *argonv1.Machine) {
 		p.setCheckpoint(ready[0], cpRemoving, "")
 	}
 	runs := m.GetStatus().GetState() == argonv1.MachineState_MACHINE_STATE_RUNNING && m.GetStatus().GetPlacement() == m.GetPlacement()
-	if every == 0 || busy || !runs || m.GetWanted() != argonv1.Wanted_WANTED_RUNNING || m.GetMigration() != nil || p.now.Sub(since) < every {
+	if every == 0 || busy || !runs || m.GetWanted() != argonv1.Wanted_WANTED_RUNNING || m.GetMigration() != nil || !due {
 		return
 	}
 	c, memory, err := placement.NewCheckpoint(p.st, m, "", scheduled, placement.CheckpointIDs{Checkpoint: catalog.NewID(), Memory: catalog.NewID()}, p.now)

@@ -36,7 +36,7 @@ func (f fixture) checkpoint(id string, state argonv1.CheckpointState, age time.D
 // planned is the cluster as a plan makes it, as far as it is about m and c.
 func planned(f fixture) (m *argonv1.Machine, c *argonv1.Checkpoint, events []string) {
 	m, c = f.Machines["m"], f.Checkpoints["c"]
-	for _, a := range Plan(f.State, noon, Absences{}.Observe(f.State, noon)) {
+	for _, a := range f.plan(0) {
 		for _, rec := range a.Put {
 			switch r := rec.(type) {
 			case *argonv1.Machine:
@@ -197,7 +197,7 @@ func TestSchedule(t *testing.T) {
 			m.CheckpointEverySeconds, m.CheckpointsKept = 30, 2
 			tt.change(f, m)
 			creates, removes := false, 0
-			for _, a := range Plan(f.State, noon, Absences{}.Observe(f.State, noon)) {
+			for _, a := range f.plan(0) {
 				creates = creates || len(a.Create) == 2
 				for _, rec := range a.Put {
 					if c, ok := rec.(*argonv1.Checkpoint); ok && c.GetState() == cpRemoving {

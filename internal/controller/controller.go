@@ -22,6 +22,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/placement"
 )
 
 // Options are what a leader works with.
@@ -29,9 +30,8 @@ type Options struct {
 	// ServerID is the leader's; events carry it.
 	ServerID string
 	Store    *catalog.Store
-	// View must be running.
-	View *catalog.View
-	Now  func() time.Time
+	// Observer is of the same catalog, and runs for as long as this server does.
+	Observer *Observer
 	// Tick bounds how long something waits that only time brings about, such
 	// as the end of a grace time. 0: a second.
 	Tick time.Duration
@@ -46,13 +46,14 @@ func Run(ctx context.Context, o Options) error {
 	}
 	tick := time.NewTicker(o.Tick)
 	defer tick.Stop()
-	var seen Absences
+	told := map[string]bool{}
 	for {
-		changed := o.View.Changed()
-		if st := o.View.State(); st != nil {
-			seen = seen.Observe(st, o.Now())
-			if err := o.act(ctx, Plan(st, o.Now(), seen)); err != nil {
+		changed := o.Observer.view.Changed()
+		if st, now, seen := o.Observer.look(); st != nil {
+			if err := o.act(ctx, Plan(st, now, seen, told)); err != nil {
 				o.Log.Warn("the catalog did not take a change; it is planned again", "err", err)
+			} else {
+				told = nowTold(told, st, seen)
 			}
 		}
 		select {
@@ -62,6 +63,17 @@ func Run(ctx context.Context, o Options) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// nowTold are the servers that the cluster was told are lost, after a plan was
+// carried out: who came back is news only once, and so is who is lost again.
+func nowTold(told map[string]bool, st *catalog.State, seen Observation) map[string]bool {
+	next := map[string]bool{}
+	for id := range st.Servers {
+		_, lost := seen.Lost[id]
+		next[id] = lost || told[id] && !placement.Alive(st, id)
+	}
+	return next
 }
 
 // act makes the changes first and tells of them afterwards: a machine does not

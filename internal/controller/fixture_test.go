@@ -47,7 +47,7 @@ func meta(name string) *argonv1.Meta {
 }
 
 func (f fixture) alive(s string) {
-	f.Leases[s] = &argonv1.Lease{ServerId: s, Since: timestamppb.New(noon.Add(-24 * time.Hour))}
+	f.Leases[s] = &argonv1.Lease{ServerId: s}
 }
 
 func (f fixture) dead(servers ...string) fixture {
@@ -94,10 +94,26 @@ func (f fixture) volume(name string, wanted uint32, replicas ...string) *argonv1
 	return v
 }
 
-// plan plans at noon; the servers that are lost have been for so long.
+// plan plans at noon; the servers that are lost have been for so long, and if
+// that is any time, the cluster was told.
 func (f fixture) plan(absent time.Duration) []Action {
-	seen := Absences{}.Observe(f.State, noon.Add(-absent))
-	return Plan(f.State, noon, seen)
+	seen := f.watched(noon.Add(-absent)).Observe(f.State, noon)
+	var told map[string]bool
+	if absent > 0 {
+		told = nowTold(nil, f.State, seen)
+	}
+	return Plan(f.State, noon, seen, told)
+}
+
+// watched is what somebody has seen who looks since yesterday, when every
+// server had a lease; since an instant it has been as it is now.
+func (f fixture) watched(since time.Time) Observation {
+	before := *f.State
+	before.Leases, before.Checkpoints = map[string]*argonv1.Lease{}, nil
+	for id := range f.Servers {
+		before.Leases[id] = &argonv1.Lease{ServerId: id}
+	}
+	return Observation{}.Observe(&before, noon.Add(-24*time.Hour)).Observe(f.State, since)
 }
 
 // show writes a volume's replicas as fixture.volume reads them.

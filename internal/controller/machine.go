@@ -151,6 +151,7 @@ func (p *planner) endMigration(m *argonv1.Machine, why string) {
 		m.LastMigration = &argonv1.MigrationReport{
 			Id: mig.GetId(), FromServerId: m.GetServerId(), ToServerId: mig.GetToServerId(),
 			Since: mig.GetSince(), Ended: timestamppb.New(p.now), Failure: why, Progress: mig.GetProgress(),
+			DrainSince: p.st.Servers[m.GetServerId()].GetDrain().GetSince(),
 		}
 		m.Migration = nil
 	}

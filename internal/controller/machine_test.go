@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 )
@@ -276,51 +275,5 @@ func TestOnePlanGivesMemoryAwayOnce(t *testing.T) {
 	}
 	if on["a"] != 2 || on["b"] != 2 || on["c"] != 1 {
 		t.Errorf("machines of 8 GiB: %v; want 2 on each server with 18 GiB, and one left", on)
-	}
-}
-
-func TestLost(t *testing.T) {
-	young := timestamppb.New(noon.Add(-time.Second))
-	tests := []struct {
-		name   string
-		change func(f fixture)
-		want   bool
-	}{
-		{"without a lease", func(fixture) {}, true},
-		{"with its lease", func(f fixture) { f.alive("a") }, false},
-		{"joined just now", func(f fixture) { f.Servers["a"].Meta.Created = young }, false},
-		{"the whole cluster is just back", func(f fixture) { f.Leases["b"].Since = young }, false},
-		{"nobody has a lease", func(f fixture) { f.dead("b") }, false},
-		{"not in the catalog", func(f fixture) { delete(f.Servers, "a") }, true},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			f := newFixture("a", "b").dead("a")
-			tt.change(f)
-			if got := lost(f.State, "a", noon); got != tt.want {
-				t.Errorf("lost: %v, want %v", got, tt.want)
-			}
-		})
-	}
-}
-
-func TestServersThatGoAndComeBackAreNews(t *testing.T) {
-	f := newFixture("a", "b").dead("a")
-	seen := Absences{}.Observe(f.State, noon)
-	if got := reasons(Plan(f.State, noon, seen)); !slices.Equal(got, []string{"server-lost"}) {
-		t.Errorf("events %v when it is gone, want server-lost", got)
-	}
-	seen = seen.Observe(f.State, noon.Add(time.Second))
-	if got := reasons(Plan(f.State, noon.Add(time.Second), seen)); len(got) > 0 {
-		t.Errorf("events %v while it is gone, want none", got)
-	}
-	f.alive("a")
-	seen = seen.Observe(f.State, noon.Add(2*time.Second))
-	if got := reasons(Plan(f.State, noon.Add(2*time.Second), seen)); !slices.Equal(got, []string{"server-returned"}) {
-		t.Errorf("events %v when it is back, want server-returned", got)
-	}
-	seen = seen.Observe(f.State, noon.Add(3*time.Second))
-	if len(seen.Returned) > 0 {
-		t.Errorf("%v returned again", seen.Returned)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
@@ -35,8 +36,11 @@ type Action struct {
 
 // Plan says what the leader should change in the catalog. It is a pure
 // function; the records in st are not changed.
-func Plan(st *catalog.State, now time.Time, seen Absences) []Action {
-	p := &planner{st: scratch(st), now: now, seen: seen, scrubbing: scrubbing(st)}
+//
+// seen must have been made of the same state at the same instant. told are the
+// servers that this leader has said are lost.
+func Plan(st *catalog.State, now time.Time, seen Observation, told map[string]bool) []Action {
+	p := &planner{st: scratch(st), now: now, seen: seen, told: told, scrubbing: scrubbing(st)}
 	for _, id := range sortedKeys(st.Servers) {
 		p.server(st.Servers[id])
 	}
@@ -71,7 +75,8 @@ func Plan(st *catalog.State, now time.Time, seen Absences) []Action {
 type planner struct {
 	st      *catalog.State
 	now     time.Time
-	seen    Absences
+	seen    Observation
+	told    map[string]bool
 	actions []Action
 	// scrubbing: a volume is being scrubbed; the next one waits for its turn.
 	scrubbing bool
@@ -96,62 +101,6 @@ func sortedKeys[T any](m map[string]T) []string {
 
 func (p *planner) act(a Action) { p.actions = append(p.actions, a) }
 
-// Absences says since when this leader has known each server to be lost. A
-// new leader starts counting anew, so a change of leader can only make a
-// replica wait longer.
-type Absences struct {
-	// Since holds the servers that are lost now.
-	Since map[string]time.Time
-	// Returned lists those that are back since the last observation.
-	Returned []string
-}
-
-// Observe compares with the servers' leases of now.
-func (a Absences) Observe(st *catalog.State, now time.Time) Absences {
-	next := Absences{Since: map[string]time.Time{}}
-	for id := range st.Servers {
-		since, known := a.Since[id]
-		switch gone := lost(st, id, now); {
-		case gone && known:
-			next.Since[id] = since
-		case gone:
-			next.Since[id] = now
-		case known && placement.Alive(st, id):
-			next.Returned = append(next.Returned, id)
-		}
-	}
-	slices.Sort(next.Returned)
-	return next
-}
-
-// lost tells whether a server's workloads must be taken over: its lease has
-// ended, which etcd declares a full lease time after the last renewal, so the
-// server has stopped its guests by then (guard).
-//
-// Nobody is lost while every lease is young: then the whole cluster has just
-// come back, from a power cut or a lost majority, and the others get the time
-// of two leases to arrive before their machines are moved. The same time is
-// given to a server that has just joined.
-func lost(st *catalog.State, serverID string, now time.Time) bool {
-	s := st.Servers[serverID]
-	if s == nil {
-		return true
-	}
-	if placement.Alive(st, serverID) || young(s.GetMeta().GetCreated().AsTime(), st, now) {
-		return false
-	}
-	for _, l := range st.Leases {
-		if !young(l.GetSince().AsTime(), st, now) {
-			return true
-		}
-	}
-	return false
-}
-
-func young(t time.Time, st *catalog.State, now time.Time) bool {
-	return now.Sub(t) < 2*leaseTime(st)
-}
-
 func leaseTime(st *catalog.State) time.Duration {
 	return seconds(cmp.Or(st.Cluster.GetSettings().GetLeaseSeconds(), 3))
 }
@@ -160,17 +109,30 @@ func (p *planner) grace() time.Duration {
 	return seconds(cmp.Or(p.st.Cluster.GetSettings().GetReplicaGraceSeconds(), 600))
 }
 
+// due reports whether it is time for what is done at an interval and was last
+// done at an instant of a record. That instant may be of a clock that was
+// wrong: one that lies further ahead than the interval says nothing.
+func (p *planner) due(last *timestamppb.Timestamp, every time.Duration) bool {
+	passed := p.now.Sub(last.AsTime())
+	return passed >= every || -passed > every
+}
+
 func seconds(n uint32) time.Duration { return time.Duration(n) * time.Second }
 
-func (p *planner) lost(serverID string) bool { return lost(p.st, serverID, p.now) }
+// lost reports whether a server's workloads must be taken over. What is on a
+// server that was removed must be, too.
+func (p *planner) lost(serverID string) bool {
+	_, lost := p.seen.Lost[serverID]
+	return lost || p.st.Servers[serverID] == nil
+}
 
 // written off: lost for so long that what it keeps is made anew elsewhere.
 func (p *planner) writtenOff(serverID string) bool {
 	if p.st.Servers[serverID] == nil {
 		return true
 	}
-	since, absent := p.seen.Since[serverID]
-	return absent && p.lost(serverID) && p.now.Sub(since) >= p.grace()
+	since, lost := p.seen.Lost[serverID]
+	return lost && p.now.Sub(since) >= p.grace()
 }
 
 // usage clears what a server measured that is not part of the cluster any more.
@@ -195,9 +157,9 @@ func (p *planner) server(s *argonv1.Server) {
 		}}})
 	}
 	switch {
-	case p.seen.Since[id].Equal(p.now) && p.lost(id):
+	case p.lost(id) && !p.told[id]:
 		tell("server-lost", "server "+p.name(id)+" is lost: its lease has ended", argonv1.Severity_SEVERITY_ERROR)
-	case slices.Contains(p.seen.Returned, id):
+	case p.told[id] && placement.Alive(p.st, id):
 		tell("server-returned", "server "+p.name(id)+" is back", argonv1.Severity_SEVERITY_INFO)
 	}
 }

@@ -99,7 +99,7 @@ func (p *planner) scrub(v *argonv1.Volume) {
 		last = v.GetMeta().GetCreated()
 	}
 	interval := time.Duration(cmp.Or(settings.GetScrubIntervalHours(), 168)) * time.Hour
-	if p.now.Sub(last.AsTime()) < interval {
+	if !p.due(last, interval) {
 		return
 	}
 	if v.Scrub == nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/argon-cluster/argon/internal/boottime"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/cluster"
+	"github.com/argon-cluster/argon/internal/controller"
 	"github.com/argon-cluster/argon/internal/image"
 	"github.com/argon-cluster/argon/internal/network"
 	"github.com/argon-cluster/argon/internal/rpc"
@@ -32,6 +33,7 @@ const reserveBytes = 64 << 20
 type memberParts struct {
 	store    *catalog.Store
 	view     *catalog.View
+	observer *controller.Observer
 	news     *news
 	images   *image.Store
 	replicas *replica.Store
@@ -54,6 +56,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 	}
 	clusterID := about.GetId()
 	m.view = catalog.NewView(m.store, s.Log)
+	m.observer = controller.NewObserver(m.view, time.Now)
 	m.news = newNews(id, m.store.Events, s.Log)
 	m.peers = &peers{
 		server: func(id string) *argonv1.Server { return m.view.State().Servers[id] },

@@ -81,6 +81,7 @@ func (s *server) runAbove(ctx context.Context, m *memberParts) error {
 	for _, loop := range []func(context.Context) error{
 		m.agent.Run,
 		m.ports.Run,
+		m.observer.Run,
 		func(ctx context.Context) error { return s.member.RunVoters(ctx, m.view) },
 		func(ctx context.Context) error { return s.reportUsage(ctx, m) },
 		func(ctx context.Context) error {
@@ -98,7 +99,7 @@ func (s *server) lead(ctx context.Context, m *memberParts) error {
 	g.Go(func() error { return s.member.LeadVoters(ctx, m.view) })
 	g.Go(func() error {
 		return controller.Run(ctx, controller.Options{
-			ServerID: s.member.ID(), Store: s.member.Store(), View: m.view, Now: time.Now, Log: s.Log,
+			ServerID: s.member.ID(), Store: s.member.Store(), Observer: m.observer, Log: s.Log,
 		})
 	})
 	return g.Wait()

@@ -77,7 +77,11 @@ func CheckpointsOf(st *catalog.State, machineID string) []*argonv1.Checkpoint {
 			found = append(found, c)
 		}
 	}
-	slices.SortFunc(found, func(a, b *argonv1.Checkpoint) int { return cmp.Compare(a.GetMeta().GetId(), b.GetMeta().GetId()) })
+	slices.SortFunc(found, func(a, b *argonv1.Checkpoint) int {
+		// Ids sort by the clocks of those who made them.
+		return cmp.Or(cmp.Compare(a.GetMeta().GetCreatedRevision(), b.GetMeta().GetCreatedRevision()),
+			cmp.Compare(a.GetMeta().GetId(), b.GetMeta().GetId()))
+	})
 	return found
 }
 

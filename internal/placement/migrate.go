@@ -85,7 +85,7 @@ func RunsNow(m *argonv1.Machine) bool {
 // none did since it is drained.
 func FailedToLeave(s *argonv1.Server, m *argonv1.Machine) *argonv1.MigrationReport {
 	last := m.GetLastMigration()
-	if last.GetFailure() == "" || last.GetFromServerId() != s.GetMeta().GetId() || last.GetEnded().AsTime().Before(s.GetDrain().GetSince().AsTime()) {
+	if last.GetFailure() == "" || last.GetFromServerId() != s.GetMeta().GetId() || !proto.Equal(last.GetDrainSince(), s.GetDrain().GetSince()) {
 		return nil
 	}
 	return last

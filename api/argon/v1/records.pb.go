@@ -604,11 +604,14 @@ type Meta struct {
 	// Unique among the records of one kind: 1 to 63 of a-z, 0-9 and '-'.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// The catalog's revision of this record as it was read. Not stored.
-	Revision      int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
-	Created       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Revision int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	Created  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
+	Labels   map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The catalog's revision at which this record was made: what was made later
+	// has a higher one, whatever the clocks of those who made it. Not stored.
+	CreatedRevision int64 `protobuf:"varint,6,opt,name=created_revision,json=createdRevision,proto3" json:"created_revision,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Meta) Reset() {
@@ -674,6 +677,13 @@ func (x *Meta) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *Meta) GetCreatedRevision() int64 {
+	if x != nil {
+		return x.CreatedRevision
+	}
+	return 0
 }
 
 // Cluster is the one record about the whole. Written by init.
@@ -1179,9 +1189,11 @@ type Lease struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	ServerId string                 `protobuf:"bytes,1,opt,name=server_id,json=serverId,proto3" json:"server_id,omitempty"`
 	// Differs between two runs of the daemon.
-	RunId         string                 `protobuf:"bytes,2,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
-	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
-	TtlSeconds    uint32                 `protobuf:"varint,4,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	RunId      string                 `protobuf:"bytes,2,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
+	Since      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	TtlSeconds uint32                 `protobuf:"varint,4,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	// Another one for each lease that the server was given. Not stored.
+	Revision      int64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1240,6 +1252,13 @@ func (x *Lease) GetSince() *timestamppb.Timestamp {
 func (x *Lease) GetTtlSeconds() uint32 {
 	if x != nil {
 		return x.TtlSeconds
+	}
+	return 0
+}
+
+func (x *Lease) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
 	}
 	return 0
 }
@@ -3502,7 +3521,10 @@ type MigrationReport struct {
 	Paused  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=paused,proto3" json:"paused,omitempty"`
 	Resumed *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=resumed,proto3" json:"resumed,omitempty"`
 	// It stayed because somebody wanted it to.
-	Cancelled     bool `protobuf:"varint,11,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	Cancelled bool `protobuf:"varint,11,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	// The since of the drain that the server it was on was in when it ended:
+	// tells one drain from the next.
+	DrainSince    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=drain_since,json=drainSince,proto3" json:"drain_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3612,6 +3634,13 @@ func (x *MigrationReport) GetCancelled() bool {
 		return x.Cancelled
 	}
 	return false
+}
+
+func (x *MigrationReport) GetDrainSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DrainSince
+	}
+	return nil
 }
 
 // FirstBoot is what cloud-init reads in the guest (NoCloud). Kept whole, so
@@ -4082,7 +4111,7 @@ func (x *GuestInfo) GetAddresses() []string {
 
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A ULID: sorts by time.
+	// Sorts in the order of writing.
 	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Time     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
 	Severity Severity               `protobuf:"varint,3,opt,name=severity,proto3,enum=argon.v1.Severity" json:"severity,omitempty"`
@@ -4196,13 +4225,14 @@ var File_argon_v1_records_proto protoreflect.FileDescriptor
 
 const file_argon_v1_records_proto_rawDesc = "" +
 	"\n" +
-	"\x16argon/v1/records.proto\x12\bargon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xeb\x01\n" +
+	"\x16argon/v1/records.proto\x12\bargon.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x02\n" +
 	"\x04Meta\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x124\n" +
 	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x122\n" +
-	"\x06labels\x18\x05 \x03(\v2\x1a.argon.v1.Meta.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x05 \x03(\v2\x1a.argon.v1.Meta.LabelsEntryR\x06labels\x12)\n" +
+	"\x10created_revision\x18\x06 \x01(\x03R\x0fcreatedRevision\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe8\x01\n" +
@@ -4250,13 +4280,14 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
 	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\x12,\n" +
-	"\x12largest_file_bytes\x18\x04 \x01(\x04R\x10largestFileBytes\"\x8e\x01\n" +
+	"\x12largest_file_bytes\x18\x04 \x01(\x04R\x10largestFileBytes\"\xaa\x01\n" +
 	"\x05Lease\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x15\n" +
 	"\x06run_id\x18\x02 \x01(\tR\x05runId\x120\n" +
 	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1f\n" +
 	"\vttl_seconds\x18\x04 \x01(\rR\n" +
-	"ttlSeconds\"\xd9\x01\n" +
+	"ttlSeconds\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\"\xd9\x01\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
@@ -4490,7 +4521,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"totalBytes\x120\n" +
 	"\x14expected_downtime_ms\x18\x04 \x01(\rR\x12expectedDowntimeMs\x12\x16\n" +
 	"\x06passes\x18\x05 \x01(\rR\x06passes\x12)\n" +
-	"\x10throttle_percent\x18\x06 \x01(\rR\x0fthrottlePercent\"\xc9\x03\n" +
+	"\x10throttle_percent\x18\x06 \x01(\rR\x0fthrottlePercent\"\x86\x04\n" +
 	"\x0fMigrationReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12$\n" +
 	"\x0efrom_server_id\x18\x02 \x01(\tR\ffromServerId\x12 \n" +
@@ -4505,7 +4536,9 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x06paused\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x06paused\x124\n" +
 	"\aresumed\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\aresumed\x12\x1c\n" +
-	"\tcancelled\x18\v \x01(\bR\tcancelled\"\xbf\x01\n" +
+	"\tcancelled\x18\v \x01(\bR\tcancelled\x12;\n" +
+	"\vdrain_since\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"drainSince\"\xbf\x01\n" +
 	"\tFirstBoot\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\rR\brevision\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x19\n" +
@@ -4740,17 +4773,18 @@ var file_argon_v1_records_proto_depIdxs = []int32{
 	37, // 59: argon.v1.MigrationReport.progress:type_name -> argon.v1.MigrationProgress
 	49, // 60: argon.v1.MigrationReport.paused:type_name -> google.protobuf.Timestamp
 	49, // 61: argon.v1.MigrationReport.resumed:type_name -> google.protobuf.Timestamp
-	49, // 62: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
-	4,  // 63: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
-	49, // 64: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
-	44, // 65: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
-	49, // 66: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
-	9,  // 67: argon.v1.Event.severity:type_name -> argon.v1.Severity
-	68, // [68:68] is the sub-list for method output_type
-	68, // [68:68] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	49, // 62: argon.v1.MigrationReport.drain_since:type_name -> google.protobuf.Timestamp
+	49, // 63: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
+	4,  // 64: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
+	49, // 65: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
+	44, // 66: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
+	49, // 67: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
+	9,  // 68: argon.v1.Event.severity:type_name -> argon.v1.Severity
+	69, // [69:69] is the sub-list for method output_type
+	69, // [69:69] is the sub-list for method input_type
+	69, // [69:69] is the sub-list for extension type_name
+	69, // [69:69] is the sub-list for extension extendee
+	0,  // [0:69] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_records_proto_init() }
