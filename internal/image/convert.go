@@ -15,8 +15,12 @@ import (
 )
 
 // options name a disk to qemu-img: its driver is said, never found by QEMU, and
-// it sees that part of the file only.
+// it sees that part of the file only. Only of qcow2 it may end within a sector;
+// the rest of that is empty.
 func (g *Given) options(d disk) string {
+	if d.format == QCOW2 {
+		d.size = wholeSectors(d.size)
+	}
 	return fmt.Sprintf("driver=%s,file.driver=raw,file.offset=%d,file.size=%d,file.file.driver=file,file.file.filename=%s",
 		d.format, d.off, d.size, strings.ReplaceAll(g.file.Name(), ",", ",,"))
 }
@@ -25,7 +29,7 @@ func (g *Given) options(d disk) string {
 // files of this server is refused before QEMU gets to see it.
 func (s *Store) measure(ctx context.Context, g *Given, d *disk) error {
 	content := io.NewSectionReader(g.file, d.off, d.size)
-	virtual, err := inspect(content, d)
+	virtual, err := inspect(content, d, g.trusted)
 	if err != nil {
 		return err
 	}
@@ -68,10 +72,10 @@ func (s *Store) fitsData(ctx context.Context, g *Given, d disk) error {
 }
 
 // inspect reads what a disk says of itself; 0 for a size that only QEMU finds.
-func inspect(content *io.SectionReader, d *disk) (uint64, error) {
+func inspect(content *io.SectionReader, d *disk, trusted bool) (uint64, error) {
 	switch d.format {
 	case Raw:
-		return uint64(d.size), checkRaw(content, d.size)
+		return uint64(d.size), checkRaw(content, d.size, trusted)
 	case QCOW2:
 		head := make([]byte, min(d.size, peekSize))
 		if err := readAt(content, head, 0); err != nil {

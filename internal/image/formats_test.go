@@ -126,10 +126,13 @@ func TestFormats(t *testing.T) {
 	stream := convert(t, disk, "vmdk", "-o", "subformat=streamOptimized")
 	description, file := entry{"web.ovf", ovf("web-disk1.vmdk")}, entry{"web-disk1.vmdk", stream}
 	ova := tarOf(t, description, manifest(description, file), file)
+	odd := withSnapshot(t, disk)
 	for name, c := range map[string]struct {
 		data   []byte
 		format Format
 	}{
+		"qcow2 that ends within a sector":          {odd, QCOW2},
+		"ova of a qcow2 that ends within a sector": {tarOf(t, entry{"web.ovf", ovf("d")}, entry{"d", odd}), OVA},
 		"vmdk":                  {convert(t, disk, "vmdk"), VMDK},
 		"vmdk, streamOptimized": {stream, VMDK},
 		"vdi":                   {convert(t, disk, "vdi"), VDI},
@@ -163,6 +166,47 @@ func TestFormats(t *testing.T) {
 				t.Errorf("the OVA's machine had %+v, want %+v", staged.Hints, want)
 			}
 		})
+	}
+}
+
+// withSnapshot is a sound qcow2 file whose length is no multiple of a sector.
+func withSnapshot(t *testing.T, disk []byte) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "a.qcow2")
+	if err := os.WriteFile(path, toQCOW2(t, disk), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("qemu-img", "snapshot", "-c", "s", path).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	b := mustRead(t, path)
+	if len(b)%sector == 0 {
+		t.Fatalf("the file has %d bytes, which are whole sectors", len(b))
+	}
+	return b
+}
+
+// TestRawThatIsSaid: what looks cut off is taken when the user says that it is
+// raw, and refused with that advice when he does not.
+func TestRawThatIsSaid(t *testing.T) {
+	beyond := rawDisk(4 * mib)
+	copy(beyond[446:], []byte{0x80, 0, 0, 0, 0x83, 0, 0, 0, 63, 0, 0, 0, 0, 64, 0, 0}) // 16,384 sectors
+	beyond[510], beyond[511] = 0x55, 0xaa
+	for name, data := range map[string][]byte{
+		"a partition that ends beyond the disk": beyond,
+		"an end within a sector":                rawDisk(4 * mib)[:4*mib-100],
+	} {
+		s := newStore(t)
+		_, err := s.Import(t.Context(), "A", Request{Data: bytes.NewReader(data)}, ignore)
+		if !errors.Is(err, ErrNotImage) || !strings.Contains(err.Error(), "say that the format is raw") {
+			t.Errorf("%s: %v", name, err)
+		}
+		staged, err := s.Import(t.Context(), "A", Request{Data: bytes.NewReader(data), Format: Raw}, ignore)
+		if err != nil || staged.Size != 4*mib {
+			t.Errorf("%s, said to be raw: %+v, %v", name, staged, err)
+		} else if got := mustRead(t, filepath.Join(s.dir, "A.raw")); !bytes.Equal(got[:len(data)], data) {
+			t.Errorf("%s: the stored bytes differ", name)
+		}
 	}
 }
 

@@ -111,6 +111,8 @@ type Given struct {
 	store *Store
 	file  *os.File
 	disks []disk
+	// trusted: the user said that it is raw, whatever its partition table says.
+	trusted bool
 }
 
 // disk is one in a file that was given.
@@ -216,6 +218,12 @@ func (s *Store) take(ctx context.Context, g *Given, r Request, progress func(Pro
 	if r.SHA256 != "" && !strings.EqualFold(got, r.SHA256) {
 		return fmt.Errorf("the image's %w: SHA-256 is %s, expected %s", ErrChecksum, got, strings.ToLower(r.SHA256))
 	}
+	g.trusted = r.Format == Raw
+	if g.Format == QCOW2 || g.trusted {
+		if size, err = padded(g.file, size); err != nil {
+			return err
+		}
+	}
 	g.disks = []disk{{format: g.Format, section: section{0, size}}}
 	if g.Format == OVA {
 		g.disks, g.Hints, err = readOVA(ctx, g.file, size)
@@ -265,6 +273,21 @@ func (s *Store) copyIn(ctx context.Context, g *Given, src *source, want Format) 
 	}
 	return n, out.finish()
 }
+
+// padded makes a file end with a sector, as QEMU reads it. A qcow2 file may end
+// anywhere: after a snapshot's table, for one.
+func padded(f *os.File, size int64) (int64, error) {
+	whole := wholeSectors(size)
+	if whole == size {
+		return size, nil
+	}
+	if err := f.Truncate(whole); err != nil {
+		return 0, fmt.Errorf("keeping the image: %w", err)
+	}
+	return whole, nil
+}
+
+func wholeSectors(size int64) int64 { return (size + sector - 1) / sector * sector }
 
 func peek(r *bufio.Reader) ([]byte, error) {
 	head, err := r.Peek(peekSize)

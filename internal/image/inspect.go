@@ -46,6 +46,9 @@ var ErrNotImage = errors.New("not a usable image")
 // MaxSize is the largest disk an image may hold, in bytes: volumes are made of it.
 const MaxSize = volume.MaxSize
 
+// sector is what disks are made of, in bytes.
+const sector = volume.SectorSize
+
 // peekSize covers every mark that look knows.
 const peekSize = 128 << 10
 
@@ -161,16 +164,18 @@ func checkSize(n uint64) error {
 	case n == 0:
 		return refuse("the disk inside is empty")
 	case n%512 != 0:
-		return refuse("the disk inside has %d bytes, not a multiple of 512: the file is probably truncated", n)
+		return refuse("the disk inside has %d bytes, not a multiple of 512: the file is probably truncated; if it is whole all the same, say that the format is raw", n)
 	case n > MaxSize:
 		return refuse("the disk inside would have %s: at most %s can be imported", humanize.IBytes(n), humanize.IBytes(MaxSize))
 	}
 	return nil
 }
 
-// checkRaw finds raw disks that end before their partition table says.
-func checkRaw(r io.ReaderAt, size int64) error {
-	if err := checkSize(uint64(size)); err != nil {
+// checkRaw finds raw disks that end before their partition table says. One is
+// trusted of which the user has said that it is raw: where partitions were
+// made by cylinders, the last one may end beyond the disk.
+func checkRaw(r io.ReaderAt, size int64, trusted bool) error {
+	if err := checkSize(uint64(size)); err != nil || trusted {
 		return err
 	}
 	head := make([]byte, min(size, peekSize))
@@ -179,7 +184,7 @@ func checkRaw(r io.ReaderAt, size int64) error {
 	}
 	end := partitionsEnd(head)
 	if end > uint64(size) {
-		return refuse("the raw disk is truncated: its partition table speaks of %s, the file has %s", humanize.IBytes(end), humanize.IBytes(uint64(size)))
+		return refuse("the raw disk is truncated: its partition table speaks of %s, the file has %s; if it is whole all the same, say that the format is raw", humanize.IBytes(end), humanize.IBytes(uint64(size)))
 	}
 	return nil
 }
@@ -187,7 +192,6 @@ func checkRaw(r io.ReaderAt, size int64) error {
 // partitionsEnd returns how many bytes a disk must have by its partition
 // table; 0 when nothing can be said.
 func partitionsEnd(head []byte) uint64 {
-	const sector = 512
 	switch {
 	case len(head) < 1024, mark{"ISO 9660", 0x8001, "CD001"}.in(head), !bytes.Equal(head[510:512], []byte{0x55, 0xaa}):
 		return 0

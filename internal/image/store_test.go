@@ -481,7 +481,7 @@ func FuzzHeaders(f *testing.F) {
 			}
 		}
 		partitionsEnd(head)
-		_ = checkRaw(bytes.NewReader(head), int64(len(head)))
+		_ = checkRaw(bytes.NewReader(head), int64(len(head)), false)
 		parsePercent(string(head))
 	})
 }

@@ -144,7 +144,7 @@ func (r *filesReader) Read(p []byte) (int, error) {
 		}
 		m, err := r.stream.Receive()
 		if err != nil {
-			return 0, err
+			return 0, asReader(err)
 		}
 		switch {
 		case m.GetFile() != nil:

@@ -1,6 +1,8 @@
 package rpc
 
 import (
+	"errors"
+	"io"
 	"time"
 
 	"github.com/argon-cluster/argon/internal/image"
@@ -25,7 +27,7 @@ func (r *uploadReader[H, M]) Read(p []byte) (int, error) {
 	for len(r.rest) == 0 {
 		m, err := r.receive()
 		if err != nil {
-			return 0, err // io.EOF at the caller's end
+			return 0, asReader(err)
 		}
 		if m.GetHeader() != nil {
 			return 0, invalid("an import has only one header")
@@ -35,6 +37,15 @@ func (r *uploadReader[H, M]) Read(p []byte) (int, error) {
 	n := copy(p, r.rest)
 	r.rest = r.rest[n:]
 	return n, nil
+}
+
+// asReader makes the error of a stream one of an io.Reader. Connect wraps the
+// io.EOF at the caller's end, and those who read what is compressed compare.
+func asReader(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.EOF
+	}
+	return err
 }
 
 // throttled tells the caller how far an import is, now and then. That he can't
