@@ -230,6 +230,9 @@ func formatHints(h *argonv1.MachineHints) string {
 	if h.GetFirmware() != "" {
 		words = append(words, h.GetFirmware())
 	}
+	if n := h.GetNetworks(); n > 1 {
+		words = append(words, fmt.Sprintf("%d networks", n))
+	}
 	return strings.Join(words, ", ")
 }
 

@@ -28,6 +28,9 @@ func (g *Given) options(d disk) string {
 // measure checks a disk, and finds its size. What would make QEMU open other
 // files of this server is refused before QEMU gets to see it.
 func (s *Store) measure(ctx context.Context, g *Given, d *disk) error {
+	if d.empty {
+		return checkSize(uint64(d.virtual))
+	}
 	content := io.NewSectionReader(g.file, d.off, d.size)
 	virtual, err := inspect(content, d, g.trusted)
 	if err != nil {

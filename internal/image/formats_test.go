@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -133,21 +134,23 @@ func TestFormats(t *testing.T) {
 	}{
 		"qcow2 that ends within a sector":          {odd, QCOW2},
 		"ova of a qcow2 that ends within a sector": {tarOf(t, entry{"web.ovf", ovf("d")}, entry{"d", odd}), OVA},
-		"vmdk":                  {convert(t, disk, "vmdk"), VMDK},
-		"vmdk, streamOptimized": {stream, VMDK},
-		"vdi":                   {convert(t, disk, "vdi"), VDI},
-		"vdi, static":           {convert(t, disk, "vdi", "-o", "static=on"), VDI},
-		"vhdx":                  {convert(t, disk, "vhdx"), VHDX},
-		"ova":                   {ova, OVA},
-		"raw.gz":                {pack(t, "gzip", disk), Raw},
-		"raw.xz":                {pack(t, "xz", disk), Raw},
-		"raw.bz2":               {pack(t, "bzip2", disk), Raw},
-		"raw.zst":               {zst.Bytes(), Raw},
-		"raw.gz, two streams":   {append(pack(t, "gzip", disk[:mib]), pack(t, "gzip", disk[mib:])...), Raw},
-		"raw.xz, two streams":   {append(pack(t, "xz", disk[:mib]), pack(t, "xz", disk[mib:])...), Raw},
-		"qcow2.gz":              {pack(t, "gzip", toQCOW2(t, disk)), QCOW2},
-		"vmdk.xz":               {pack(t, "xz", stream), VMDK},
-		"ova.gz":                {pack(t, "gzip", ova), OVA},
+		"vmdk": {convert(t, disk, "vmdk"), VMDK},
+		"tar.gz of a raw disk, as clouds have it": {pack(t, "gzip", sparseTar(t, disk)), Raw},
+		"tar.xz of a qcow2":                       {pack(t, "xz", tarOf(t, entry{"./disk.qcow2", odd})), QCOW2},
+		"vmdk, streamOptimized":                   {stream, VMDK},
+		"vdi":                                     {convert(t, disk, "vdi"), VDI},
+		"vdi, static":                             {convert(t, disk, "vdi", "-o", "static=on"), VDI},
+		"vhdx":                                    {convert(t, disk, "vhdx"), VHDX},
+		"ova":                                     {ova, OVA},
+		"raw.gz":                                  {pack(t, "gzip", disk), Raw},
+		"raw.xz":                                  {pack(t, "xz", disk), Raw},
+		"raw.bz2":                                 {pack(t, "bzip2", disk), Raw},
+		"raw.zst":                                 {zst.Bytes(), Raw},
+		"raw.gz, two streams":                     {append(pack(t, "gzip", disk[:mib]), pack(t, "gzip", disk[mib:])...), Raw},
+		"raw.xz, two streams":                     {append(pack(t, "xz", disk[:mib]), pack(t, "xz", disk[mib:])...), Raw},
+		"qcow2.gz":                                {pack(t, "gzip", toQCOW2(t, disk)), QCOW2},
+		"vmdk.xz":                                 {pack(t, "xz", stream), VMDK},
+		"ova.gz":                                  {pack(t, "gzip", ova), OVA},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(t)
@@ -162,7 +165,7 @@ func TestFormats(t *testing.T) {
 			if got := mustRead(t, filepath.Join(s.dir, "A.raw")); !bytes.Equal(got, disk) {
 				t.Error("the stored bytes differ")
 			}
-			if want := (Hints{3, 1536 * mib, "uefi"}); c.format == OVA && staged.Hints != want {
+			if want := (Hints{CPUs: 3, MemoryBytes: 1536 * mib, Firmware: "uefi"}); c.format == OVA && staged.Hints != want {
 				t.Errorf("the OVA's machine had %+v, want %+v", staged.Hints, want)
 			}
 		})
@@ -208,6 +211,28 @@ func TestRawThatIsSaid(t *testing.T) {
 			t.Errorf("%s: the stored bytes differ", name)
 		}
 	}
+}
+
+// sparseTar is disk.raw in an archive of GNU's old kind, with its holes.
+func sparseTar(t *testing.T, disk []byte) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "disk.raw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &sparseWriter{f: f}
+	if _, err := w.Write(disk); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(w.finish(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("tar", "--format=oldgnu", "-Scf", "-", "-C", dir, "disk.raw").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // TestDisksOfOVA: in the order that the machine has them, not that of the
@@ -348,7 +373,6 @@ func TestFormatsThatLie(t *testing.T) {
 		"vhdx, only a mark":                  {vhdx[:64<<10], "damaged or truncated"},
 		"vhdx, cut":                          {vhdx[:11*mib], "damaged or truncated"},
 		"vhdx, no headers":                   {patch(vhdx, 64<<10, make([]byte, 128<<10)...), "damaged or truncated"},
-		"ova, no description":                {tarOf(t, good), "no .ovf"},
 		"ova, no disk":                       {tarOf(t, entry{"a.ovf", ovf()}), "no disk"},
 		"ova, disk not there":                {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}), "does not hold"},
 		"ova, disk of another directory":     {tarOf(t, entry{"a.ovf", ovf("../../d.vmdk")}, entry{"../../d.vmdk", stream}), "has no path"},
@@ -362,6 +386,13 @@ func TestFormatsThatLie(t *testing.T) {
 		"ova, wrong manifest":                {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, manifest(entry{"d.vmdk", disk}), good), "manifest"},
 		"ova, manifest that repeats itself":  {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, manifest(good, good), good), "twice"},
 		"ova, manifest of more":              {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, manifest(entry{"e.vmdk", disk}), good), "not whole"},
+		"ova, manifest of an unknown kind":   {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, entry{"a.mf", []byte("MD5(d.vmdk)= 00")}, good), "of kind \"MD5\""},
+		"ova, manifest that is none":         {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, entry{"a.mf", []byte("hello")}, good), "manifest can't be read"},
+		"ova, wrong SHA-512":                 {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, entry{"a.mf", fmt.Appendf(nil, "SHA512(d.vmdk)= %x", sha512.Sum512(disk))}, good), "manifest"},
+		"tar of nothing that is known":       {tarOf(t, entry{"disk.raw", make([]byte, mib)}), "neither qcow2"},
+		"tar of a tar":                       {tarOf(t, entry{"disk.raw", tarOf(t, good)}), "holds an archive"},
+		"tar, cut":                           {tarOf(t, entry{"disk.raw", disk})[:mib], "truncated"},
+		"tar of two disks":                   {tarOf(t, entry{"a.raw", disk}, entry{"b.raw", disk}), "no .ovf"},
 		"ova in an ova":                      {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, entry{"d.vmdk", tarOf(t, good)}), "archive"},
 		"ova, disk with other files":         {tarOf(t, entry{"a.ovf", ovf("d.vmdk")}, entry{"d.vmdk", []byte(elsewhere)}), "in other files"},
 		"ova, link":                          {link(t, secret), "not an ordinary file"},
@@ -519,13 +550,15 @@ func FuzzFormats(f *testing.F) {
 		if n, err := checkVDI(r, size); err == nil && (n == 0 || n > MaxSize) {
 			t.Errorf("vdi: size %d let through", n)
 		}
-		disks, _, err := readOVA(t.Context(), r, size)
-		for _, d := range disks {
-			if err == nil && (d.off < 0 || d.size < 0 || d.off+d.size > size) {
-				t.Errorf("ova: %+v of %d bytes let through", d, size)
+		if held, err := readOVA(t.Context(), r, size); err == nil {
+			for _, d := range held.disks {
+				if d.off < 0 || d.size < 0 || d.off+d.size > size || d.virtual < 0 || d.virtual > MaxSize {
+					t.Errorf("ova: %+v of %d bytes let through", d, size)
+				}
 			}
 		}
-		_, _, _ = parseOVF(b, map[string]section{"d.vmdk": {0, size}}, r)
+		_, _ = holdsOneFile(r, size)
+		_, _ = parseOVF(b, map[string]section{"d.vmdk": {0, size}}, r)
 		_, _ = io.Copy(io.Discard, newXZWatch(fewBytes{r}))
 		_ = readDescription(string(b))
 	})

@@ -82,6 +82,9 @@ func (s *Store) Import(ctx context.Context, id string, r Request, progress func(
 	if n := len(g.Disks()); n != 1 {
 		return nil, refuse("the OVA holds %d disks, and an image is one: `argon machine import` takes them all", n)
 	}
+	if g.disks[0].empty {
+		return nil, refuse("the OVA's only disk is empty: there is nothing to make an image of")
+	}
 	raw, size, err := g.raw(ctx, progress)
 	if err != nil {
 		return nil, s.explain(err)
@@ -105,8 +108,10 @@ func (s *Store) Import(ctx context.Context, id string, r Request, progress func(
 // its compression.
 type Given struct {
 	Format Format
-	// Hints are those of an OVA.
+	// Hints are those of an OVA, and MACs the addresses of its machine's network
+	// cards; empty where one is not said.
 	Hints Hints
+	MACs  []string
 
 	store *Store
 	file  *os.File
@@ -120,6 +125,8 @@ type disk struct {
 	format Format
 	section
 	virtual int64 // bytes
+	// empty: it has no file, and holds nothing.
+	empty bool
 }
 
 // Receive takes a file in for as long as it is needed: until Close. See Import
@@ -225,10 +232,20 @@ func (s *Store) take(ctx context.Context, g *Given, r Request, progress func(Pro
 		}
 	}
 	g.disks = []disk{{format: g.Format, section: section{0, size}}}
-	if g.Format == OVA {
-		g.disks, g.Hints, err = readOVA(ctx, g.file, size)
+	if g.Format != OVA {
+		return nil
 	}
-	return err
+	if lone, err := holdsOneFile(g.file, size); err != nil {
+		return err
+	} else if lone {
+		return s.takeOut(ctx, g, size)
+	}
+	held, err := readOVA(ctx, g.file, size)
+	if err != nil {
+		return err
+	}
+	g.disks, g.Hints, g.MACs = held.disks, held.hints, held.macs
+	return nil
 }
 
 // copyIn writes the file as it is, or what is inside if it is compressed.

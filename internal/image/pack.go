@@ -23,7 +23,8 @@ type Source struct {
 type Description struct {
 	Name string
 	Hints
-	Networks int
+	// MACs are those of its network cards; of one without, it is empty.
+	MACs []string
 }
 
 // Packed is a file made of disks: qcow2 of one, or an OVA of all. It needs room
@@ -193,6 +194,9 @@ func (g *Given) WriteDisk(ctx context.Context, i int, uri string, progress func(
 	if i < 0 || i >= len(g.disks) {
 		return errors.New("there is no such disk in the file")
 	}
+	if g.disks[i].empty {
+		return nil
+	}
 	return g.store.convertTo(ctx, g, g.disks[i], "nbd", uri, progress)
 }
 
@@ -226,11 +230,15 @@ func writeOVF(about Description, disks []Source, files []packedFile) string {
 		"<rasd:ResourceSubType>lsilogic</rasd:ResourceSubType><rasd:ResourceType>6</rasd:ResourceType>")
 	for i := range disks {
 		item(10+i, fmt.Sprintf("disk%d", i+1), fmt.Sprintf("<rasd:AddressOnParent>%d</rasd:AddressOnParent>", i),
-			fmt.Sprintf("<rasd:HostResource>ovf:/disk/vmdisk%d</rasd:HostResource><rasd:Parent>3</rasd:Parent><rasd:ResourceType>%d</rasd:ResourceType>", i+1, ovfDisk))
+			fmt.Sprintf("<rasd:HostResource>ovf:/disk/vmdisk%d</rasd:HostResource><rasd:Parent>3</rasd:Parent><rasd:ResourceType>%d</rasd:ResourceType>", i+1, ovfDrive))
 	}
-	for i := range max(about.Networks, 1) {
-		item(40+i, fmt.Sprintf("network%d", i+1), "<rasd:AutomaticAllocation>true</rasd:AutomaticAllocation><rasd:Connection>network</rasd:Connection>",
-			"<rasd:ResourceSubType>E1000</rasd:ResourceSubType><rasd:ResourceType>10</rasd:ResourceType>")
+	for i, mac := range about.MACs {
+		address := ""
+		if mac != "" {
+			address = "<rasd:Address>" + mac + "</rasd:Address>"
+		}
+		item(40+i, fmt.Sprintf("network%d", i+1), address+"<rasd:AutomaticAllocation>true</rasd:AutomaticAllocation><rasd:Connection>network</rasd:Connection>",
+			fmt.Sprintf("<rasd:ResourceSubType>E1000</rasd:ResourceSubType><rasd:ResourceType>%d</rasd:ResourceType>", ovfEthernet))
 	}
 	if about.Firmware == "uefi" {
 		b.WriteString("      <vmw:Config ovf:required=\"false\" vmw:key=\"firmware\" vmw:value=\"efi\"/>\n")

@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -21,7 +22,7 @@ func TestPackedOVA(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := &Packed{ova: true, files: []packedFile{{name: "web-disk1.vmdk", file: f}}}
-	about := Description{Name: "web", Hints: Hints{3, 1536 * mib, "uefi"}, Networks: 2}
+	about := Description{Name: "web", Hints: Hints{CPUs: 3, MemoryBytes: 1536 * mib, Firmware: "uefi", Networks: 2}, MACs: []string{"52:54:00:12:34:56", ""}}
 	if err := p.describe(about, []Source{{Size: 4 * mib}}); err != nil {
 		t.Fatal(err)
 	}
@@ -31,6 +32,14 @@ func TestPackedOVA(t *testing.T) {
 	}
 	p.Close()
 	s := newStore(t)
+	g, err := s.Receive(t.Context(), Request{Data: bytes.NewReader(out.Bytes())}, ignore)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if !slices.Equal(g.MACs, about.MACs) {
+		t.Errorf("the cards have %q", g.MACs)
+	}
 	staged, err := s.Import(t.Context(), "A", Request{Data: &out}, ignore)
 	if err != nil {
 		t.Fatal(err)
@@ -42,7 +51,7 @@ func TestPackedOVA(t *testing.T) {
 
 // A name can't break out of its place, and the text is XML.
 func TestOVFText(t *testing.T) {
-	text := writeOVF(Description{Name: `a"<&>`, Hints: Hints{1, mib, "bios"}}, []Source{{Size: mib}, {Size: mib}}, []packedFile{{name: "a"}, {name: "b"}})
+	text := writeOVF(Description{Name: `a"<&>`, Hints: Hints{CPUs: 1, MemoryBytes: mib, Firmware: "bios"}}, []Source{{Size: mib}, {Size: mib}}, []packedFile{{name: "a"}, {name: "b"}})
 	var any struct{}
 	if err := xml.Unmarshal([]byte(text), &any); err != nil {
 		t.Errorf("%v:\n%s", err, text)

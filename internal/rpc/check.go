@@ -136,8 +136,6 @@ func checkMachine(req *argonv1.CreateMachineRequest) error {
 		return invalid("machine %s: acceleration %q: use auto, kvm or tcg", name, req.GetAcceleration())
 	case len(req.GetVolumes()) > maxDisks || req.GetImage() != "" && len(req.GetVolumes()) == maxDisks:
 		return invalid("machine %s: %d disks: at most %d", name, len(req.GetVolumes())+min(len(req.GetImage()), 1), maxDisks)
-	case req.GetNetworks() > maxNetworks:
-		return invalid("machine %s: %d networks: at most %d", name, req.GetNetworks(), maxNetworks)
 	case !slices.Contains([]string{"", "bios", "uefi"}, req.GetFirmware()):
 		return invalid("machine %s: firmware %q: use bios or uefi", name, req.GetFirmware())
 	case req.GetImage() == "" && len(req.GetVolumes()) == 0:
@@ -150,7 +148,7 @@ func checkMachine(req *argonv1.CreateMachineRequest) error {
 			return invalid("machine %s: volume %s is given twice", name, v)
 		}
 	}
-	if err := checkFirstBoot(name, req.GetFirstBoot()); err != nil {
+	if err := cmp.Or(checkNetworks(req), checkFirstBoot(name, req.GetFirstBoot())); err != nil {
 		return err
 	}
 	if err := checkSchedule(name, req.GetCheckpointEverySeconds(), req.GetCheckpointsKept()); err != nil {

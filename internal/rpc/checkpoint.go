@@ -355,7 +355,7 @@ func (p *Parts) planClone(st *catalog.State, txn *catalog.Txn, req *argonv1.Clon
 		Status: &argonv1.MachineStatus{State: argonv1.MachineState_MACHINE_STATE_PENDING, Since: timestamppb.New(p.Now())},
 	}
 	asThen(m, c)
-	m.Networks = networks(m.GetMeta().GetId(), uint32(max(1, len(c.GetMachine().GetNetworks()))))
+	m.Networks = networks(m.GetMeta().GetId(), uint32(max(1, len(c.GetMachine().GetNetworks()))), nil)
 	m.VolumeIds = nil
 	for i, id := range c.GetMachine().GetVolumeIds() {
 		parent := st.Volumes[id]

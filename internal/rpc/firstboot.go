@@ -2,8 +2,6 @@ package rpc
 
 import (
 	"context"
-	"crypto/sha256"
-	"fmt"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -12,9 +10,6 @@ import (
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/image/seed"
 )
-
-// maxNetworks is what the places on a guest's PCI bus leave.
-const maxNetworks = 8
 
 // SetFirstBoot answers once it is recorded; the machine gets it when it starts
 // next, and cloud-init takes it for that of a new machine.
@@ -63,18 +58,6 @@ func withoutSecrets(m *argonv1.Machine) *argonv1.Machine {
 	return m
 }
 
-// networks are a new machine's interfaces. Their addresses are its own, and the
-// same whenever they are made.
-func networks(machineID string, n uint32) []*argonv1.NetworkInterface {
-	var list []*argonv1.NetworkInterface
-	for i := range max(n, 1) {
-		sum := sha256.Sum256(fmt.Appendf(nil, "%s/%d", machineID, i))
-		// 52:54:00 is what QEMU's guests have.
-		list = append(list, &argonv1.NetworkInterface{Mac: fmt.Sprintf("52:54:00:%02x:%02x:%02x", sum[0], sum[1], sum[2])})
-	}
-	return list
-}
-
 // takeHints gives a new machine what the image's own machine had, as far as the
 // caller says nothing and it can be had here.
 func (p *Parts) takeHints(ctx context.Context, req *argonv1.CreateMachineRequest) error {
@@ -99,5 +82,8 @@ func applyHints(req *argonv1.CreateMachineRequest, h *argonv1.MachineHints) {
 	}
 	if req.GetFirmware() == "" {
 		req.Firmware = h.GetFirmware()
+	}
+	if req.GetNetworks() == 0 {
+		req.Networks = min(h.GetNetworks(), maxNetworks)
 	}
 }

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
@@ -105,5 +106,42 @@ func TestOnlyViewsAreWithoutSecrets(t *testing.T) {
 	_ = machineView(&catalog.State{}, m)
 	if m.GetFirstBoot().GetPasswordHash() == "" {
 		t.Error("the record itself was changed")
+	}
+}
+
+// A machine may come with its hardware addresses; nobody gets another one's.
+func TestHardwareAddresses(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.importImage(&argonv1.ImportImageRequest_Header{Name: "debian"}, disk(2*mib))
+	w.must(err)
+	create := func(name string, networks uint32, macs ...string) ([]*argonv1.NetworkInterface, error) {
+		res, err := call(t, w.machines.CreateMachine, &argonv1.CreateMachineRequest{Name: name, Image: "debian", Networks: networks, Macs: macs})
+		return res.GetMachine().GetMachine().GetNetworks(), err
+	}
+	got, err := create("a", 3, "00:50:56:AA:BB:CC", "")
+	w.must(err)
+	if len(got) != 3 || got[0].GetMac() != "00:50:56:aa:bb:cc" || got[1].GetMac() == "" || got[1].GetMac() == got[2].GetMac() {
+		t.Errorf("got %v", got)
+	}
+	for _, c := range []struct {
+		networks uint32
+		macs     []string
+		code     connect.Code
+		says     string
+	}{
+		{0, []string{"00:50:56:aa:bb:cc"}, connect.CodeFailedPrecondition, "machine a has the hardware address"},
+		{1, []string{"", ""}, connect.CodeInvalidArgument, "2 hardware addresses for 1"},
+		{0, []string{"01:50:56:aa:bb:cc"}, connect.CodeInvalidArgument, "not the hardware address of a network card"},
+		{0, []string{"nonsense"}, connect.CodeInvalidArgument, "not the hardware address"},
+		{0, []string{"00:50:56:00:00:01", "00-50-56-00-00-01"}, connect.CodeInvalidArgument, "given twice"},
+	} {
+		_, err := create("b", c.networks, c.macs...)
+		wantError(t, err, c.code, c.says)
+	}
+	st, err := w.parts.fresh(t.Context())
+	w.must(err)
+	free, warnings := keepFreeMACs(st, []string{"00:50:56:aa:bb:cc", "00:50:56:00:00:01"})
+	if !slices.Equal(free, []string{"", "00:50:56:00:00:01"}) || len(warnings) != 1 {
+		t.Errorf("of an import: %q, %q", free, warnings)
 	}
 }

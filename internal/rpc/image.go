@@ -139,7 +139,7 @@ func hints(h image.Hints) *argonv1.MachineHints {
 	if h == (image.Hints{}) {
 		return nil
 	}
-	return &argonv1.MachineHints{Cpus: uint32(h.CPUs), MemoryBytes: uint64(h.MemoryBytes), Firmware: h.Firmware}
+	return &argonv1.MachineHints{Cpus: uint32(h.CPUs), MemoryBytes: uint64(h.MemoryBytes), Firmware: h.Firmware, Networks: uint32(h.Networks)}
 }
 
 func (s imageService) ListImages(ctx context.Context, _ *connect.Request[argonv1.ListImagesRequest]) (*connect.Response[argonv1.ListImagesResponse], error) {

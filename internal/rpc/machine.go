@@ -67,6 +67,9 @@ func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.Cr
 	if err := freePorts(st, name, req.GetPorts()); err != nil {
 		return nil, nil, err
 	}
+	if err := freeMACs(st, name, req.GetMacs()); err != nil {
+		return nil, nil, err
+	}
 	m = &argonv1.Machine{
 		Meta:               &argonv1.Meta{Id: catalog.NewID(), Name: name},
 		Cpus:               req.GetCpus(),
@@ -82,7 +85,7 @@ func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.Cr
 		GenerationId:       catalog.NewGeneration(),
 		Status:             &argonv1.MachineStatus{State: argonv1.MachineState_MACHINE_STATE_PENDING, Since: timestamppb.New(p.Now())},
 	}
-	m.Networks = networks(m.GetMeta().GetId(), req.GetNetworks())
+	m.Networks = networks(m.GetMeta().GetId(), req.GetNetworks(), req.GetMacs())
 	m.CheckpointEverySeconds, m.CheckpointsKept = req.GetCheckpointEverySeconds(), req.GetCheckpointsKept()
 	if req.GetStopped() {
 		m.Wanted, m.Status.State = argonv1.Wanted_WANTED_STOPPED, argonv1.MachineState_MACHINE_STATE_STOPPED

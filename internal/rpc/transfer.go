@@ -107,6 +107,9 @@ func (p *Parts) receiveDisks(ctx context.Context, stream *machineImport, req *ar
 			return given, invalid("%d disks: at most %d", disks, maxDisks)
 		}
 		applyHints(req, hints(g.Hints))
+		if len(req.GetMacs()) == 0 {
+			req.Macs = g.MACs[:min(len(g.MACs), int(req.GetNetworks()))]
+		}
 	}
 	if disks == 0 {
 		return given, invalid("give at least one disk")
@@ -162,6 +165,12 @@ func (r *filesReader) Read(p []byte) (int, error) {
 
 // machineOf makes the volumes, fills them, and makes the machine.
 func (p *Parts) machineOf(ctx context.Context, s machineService, req *argonv1.CreateMachineRequest, given []*image.Given, say func(image.Progress)) (*argonv1.MachineView, []string, error) {
+	var taken []string
+	if st, err := p.fresh(ctx); err != nil {
+		return nil, nil, err
+	} else if len(req.GetMacs()) > 0 {
+		req.Macs, taken = keepFreeMACs(st, req.GetMacs())
+	}
 	names, err := p.makeVolumes(ctx, req, given)
 	if err == nil {
 		err = p.fillVolumes(ctx, names, given, say)
@@ -170,7 +179,7 @@ func (p *Parts) machineOf(ctx context.Context, s machineService, req *argonv1.Cr
 		req.Volumes, req.Replicas = names, 0
 		var res *connect.Response[argonv1.CreateMachineResponse]
 		if res, err = s.CreateMachine(ctx, connect.NewRequest(req)); err == nil {
-			return res.Msg.GetMachine(), res.Msg.GetWarnings(), nil
+			return res.Msg.GetMachine(), append(taken, res.Msg.GetWarnings()...), nil
 		}
 	}
 	return nil, nil, errors.Join(err, p.dropVolumes(context.WithoutCancel(ctx), names))
@@ -316,7 +325,14 @@ func (s machineService) ExportMachine(ctx context.Context, req *connect.Request[
 		}
 		volumes = append(volumes, st.Volumes[id])
 	}
-	about := image.Description{Name: name, Networks: max(len(m.GetNetworks()), 1), Hints: image.Hints{
+	macs := []string{""}
+	if n := m.GetNetworks(); len(n) > 0 {
+		macs = nil
+		for _, card := range n {
+			macs = append(macs, card.GetMac())
+		}
+	}
+	about := image.Description{Name: name, MACs: macs, Hints: image.Hints{
 		CPUs: int(m.GetCpus()), MemoryBytes: int64(m.GetMemoryBytes()), Firmware: cmp.Or(m.GetFirmware(), "bios"),
 	}}
 	var packed *image.Packed

@@ -4230,10 +4230,13 @@ type CreateMachineRequest struct {
 	FirstBoot          *FirstBoot `protobuf:"bytes,30,opt,name=first_boot,json=firstBoot,proto3" json:"first_boot,omitempty"`
 	// "bios" (also when empty) or "uefi".
 	Firmware string `protobuf:"bytes,31,opt,name=firmware,proto3" json:"firmware,omitempty"`
-	// How many network interfaces it has. 0: 1.
-	Networks               uint32 `protobuf:"varint,32,opt,name=networks,proto3" json:"networks,omitempty"`
-	OnLoss                 OnLoss `protobuf:"varint,40,opt,name=on_loss,json=onLoss,proto3,enum=argon.v1.OnLoss" json:"on_loss,omitempty"`
-	CheckpointEverySeconds uint32 `protobuf:"varint,41,opt,name=checkpoint_every_seconds,json=checkpointEverySeconds,proto3" json:"checkpoint_every_seconds,omitempty"`
+	// How many network interfaces it has. 0: 1, or as many as there are macs.
+	Networks uint32 `protobuf:"varint,32,opt,name=networks,proto3" json:"networks,omitempty"`
+	// The hardware addresses of its first interfaces; the others, and those for
+	// which it is empty, get one that is made for them.
+	Macs                   []string `protobuf:"bytes,33,rep,name=macs,proto3" json:"macs,omitempty"`
+	OnLoss                 OnLoss   `protobuf:"varint,40,opt,name=on_loss,json=onLoss,proto3,enum=argon.v1.OnLoss" json:"on_loss,omitempty"`
+	CheckpointEverySeconds uint32   `protobuf:"varint,41,opt,name=checkpoint_every_seconds,json=checkpointEverySeconds,proto3" json:"checkpoint_every_seconds,omitempty"`
 	// 0: 6.
 	CheckpointsKept uint32 `protobuf:"varint,42,opt,name=checkpoints_kept,json=checkpointsKept,proto3" json:"checkpoints_kept,omitempty"`
 	unknownFields   protoimpl.UnknownFields
@@ -4373,6 +4376,13 @@ func (x *CreateMachineRequest) GetNetworks() uint32 {
 		return x.Networks
 	}
 	return 0
+}
+
+func (x *CreateMachineRequest) GetMacs() []string {
+	if x != nil {
+		return x.Macs
+	}
+	return nil
 }
 
 func (x *CreateMachineRequest) GetOnLoss() OnLoss {
@@ -7606,7 +7616,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
 	"serverName\x12!\n" +
 	"\fvolume_names\x18\x03 \x03(\tR\vvolumeNames\x12\x1a\n" +
-	"\bactivity\x18\x04 \x03(\tR\bactivity\"\x91\x05\n" +
+	"\bactivity\x18\x04 \x03(\tR\bactivity\"\xa5\x05\n" +
 	"\x14CreateMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -7625,7 +7635,8 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"first_boot\x18\x1e \x01(\v2\x13.argon.v1.FirstBootR\tfirstBoot\x12\x1a\n" +
 	"\bfirmware\x18\x1f \x01(\tR\bfirmware\x12\x1a\n" +
-	"\bnetworks\x18  \x01(\rR\bnetworks\x12)\n" +
+	"\bnetworks\x18  \x01(\rR\bnetworks\x12\x12\n" +
+	"\x04macs\x18! \x03(\tR\x04macs\x12)\n" +
 	"\aon_loss\x18( \x01(\x0e2\x10.argon.v1.OnLossR\x06onLoss\x128\n" +
 	"\x18checkpoint_every_seconds\x18) \x01(\rR\x16checkpointEverySeconds\x12)\n" +
 	"\x10checkpoints_kept\x18* \x01(\rR\x0fcheckpointsKept\"d\n" +

@@ -1462,7 +1462,9 @@ type MachineHints struct {
 	Cpus        uint32                 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
 	MemoryBytes uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// "bios" or "uefi".
-	Firmware      string `protobuf:"bytes,3,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	Firmware string `protobuf:"bytes,3,opt,name=firmware,proto3" json:"firmware,omitempty"`
+	// How many network cards it had.
+	Networks      uint32 `protobuf:"varint,4,opt,name=networks,proto3" json:"networks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1516,6 +1518,13 @@ func (x *MachineHints) GetFirmware() string {
 		return x.Firmware
 	}
 	return ""
+}
+
+func (x *MachineHints) GetNetworks() uint32 {
+	if x != nil {
+		return x.Networks
+	}
+	return 0
 }
 
 type ImageCopy struct {
@@ -4305,11 +4314,12 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x06source\x18\x05 \x01(\tR\x06source\x12+\n" +
 	"\x06copies\x18\x06 \x03(\v2\x13.argon.v1.ImageCopyR\x06copies\x12\x1a\n" +
 	"\bremoving\x18\a \x01(\bR\bremoving\x12,\n" +
-	"\x05hints\x18\x1e \x01(\v2\x16.argon.v1.MachineHintsR\x05hints\"a\n" +
+	"\x05hints\x18\x1e \x01(\v2\x16.argon.v1.MachineHintsR\x05hints\"}\n" +
 	"\fMachineHints\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x1a\n" +
-	"\bfirmware\x18\x03 \x01(\tR\bfirmware\"\x86\x01\n" +
+	"\bfirmware\x18\x03 \x01(\tR\bfirmware\x12\x1a\n" +
+	"\bnetworks\x18\x04 \x01(\rR\bnetworks\"\x86\x01\n" +
 	"\tImageCopy\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x14\n" +
 	"\x05ready\x18\x02 \x01(\bR\x05ready\x12!\n" +
