@@ -136,6 +136,7 @@ func (a *app) noteRuns(cmd *cobra.Command) {
 
 // prepare runs before every command.
 func (a *app) prepare(cmd *cobra.Command, _ []string) error {
+	a.tellSizes(cmd)
 	local := a.dir != "" || a.socket != ""
 	switch {
 	case local && a.server != "":

@@ -216,6 +216,36 @@ func TestParseBytes(t *testing.T) {
 	}
 }
 
+// TestWholeSizes: a number alone is what people mean by it, what can't be had is
+// made more, and both are said.
+func TestWholeSizes(t *testing.T) {
+	for _, tt := range []struct {
+		size wholeSize
+		text string
+		want uint64
+		note string
+	}{
+		{memorySize(0), "512", 512 << 20, "512 is taken for 512MiB"},
+		{memorySize(0), "1GiB", 1 << 30, ""},
+		{memorySize(0), "0", 0, ""},
+		{diskSize(), "20", 20 << 30, "20 is taken for 20GiB"},
+		{diskSize(), "1.5", 3 << 29, "1.5 is taken for 1.5GiB"},
+		{diskSize(), "10GB", 9537 << 20, "10GB is made 9537 MiB: only whole ones can be had"},
+		{diskSize(), "100B", 1 << 20, "100B is made 1 MiB: only whole ones can be had"},
+	} {
+		if err := tt.size.Set(tt.text); err != nil || tt.size.bytes != tt.want || tt.size.note != tt.note {
+			t.Errorf("%s: %d, %q, %v; want %d, %q", tt.text, tt.size.bytes, tt.size.note, err, tt.want, tt.note)
+		}
+	}
+	if s := diskSize(); s.Set("9999999999999") == nil {
+		t.Errorf("ten trillion GiB are %d", s.bytes)
+	}
+	dir := serveFake(t, &fakeAPI{})
+	if r := runArgon(dir, "", "volume", "resize", "db", "20", "-o", "json"); r.code != 0 || !strings.Contains(r.err, "SIZE: 20 is taken for 20GiB") || !json.Valid([]byte(r.out)) {
+		t.Errorf("volume resize: %+v", r)
+	}
+}
+
 func FuzzParseBytes(f *testing.F) {
 	f.Add("10GiB")
 	f.Add("1.5T")

@@ -59,7 +59,7 @@ default for its image.`,
 // createFlags say what a new machine is to be.
 type createFlags struct {
 	req          argonv1.CreateMachineRequest // what needs no reading
-	memory, disk byteSize
+	memory, disk wholeSize
 	ports        []string
 	stopTimeout  time.Duration
 	boot         bootFlags
@@ -68,14 +68,14 @@ type createFlags struct {
 }
 
 func (c *createFlags) add(a *app, cmd *cobra.Command) {
-	c.memory = 512 << 20
+	c.memory, c.disk = memorySize(512<<20), diskSize()
 	flags := cmd.Flags()
 	flags.StringVar(&c.req.Image, "image", "", "make the boot disk from this image")
-	flags.Var(&c.disk, "disk", "size of that disk (default: the image's)")
+	flags.Var(&c.disk, "disk", "size of that disk, such as 20GiB; a number alone is GiB (default: the image's)")
 	flags.Uint32Var(&c.req.Replicas, "replicas", 2, "how many servers keep a copy of that disk: 1, 2 or 3")
 	flags.StringArrayVar(&c.req.Volumes, "volume", nil, "use this volume; repeated, the first one boots")
 	flags.Uint32Var(&c.req.Cpus, "cpus", 1, "virtual processors")
-	flags.Var(&c.memory, "memory", "such as 1GiB")
+	flags.Var(&c.memory, "memory", "such as 1GiB; a number alone is MiB")
 	flags.StringArrayVarP(&c.ports, "publish", "p", nil, "reach the machine's TCP port at every server's address, `CLUSTER:GUEST`; repeated")
 	flags.StringVar(&c.req.Acceleration, "acceleration", "auto", "auto, kvm or tcg")
 	flags.StringVar(&c.req.Firmware, "firmware", "bios", "bios or uefi")
@@ -94,7 +94,7 @@ func (c *createFlags) add(a *app, cmd *cobra.Command) {
 // request reads the flags. An image's hints count where the user said nothing.
 func (c *createFlags) request(cmd *cobra.Command, name string) (*argonv1.CreateMachineRequest, error) {
 	req := &c.req
-	req.Name, req.DiskBytes, req.Shares, req.CheckpointsKept = name, uint64(c.disk), c.shares.shares(), c.keep.kept
+	req.Name, req.DiskBytes, req.Shares, req.CheckpointsKept = name, c.disk.bytes, c.shares.shares(), c.keep.kept
 	var err error
 	if req.Ports, err = parsePorts(c.ports); err != nil {
 		return nil, usage(cmd, "%v", err)
@@ -111,17 +111,20 @@ func (c *createFlags) request(cmd *cobra.Command, name string) (*argonv1.CreateM
 	switch {
 	case req.GetImage() == "" && len(req.GetVolumes()) == 0:
 		return nil, usage(cmd, "nothing to boot from: give --image or --volume")
-	case req.GetCpus() == 0 || c.memory == 0:
+	case req.GetCpus() == 0 || c.memory.bytes == 0:
 		return nil, usage(cmd, "a machine needs at least one of --cpus and some --memory")
 	}
 	if cmd.Flags().Changed("memory") {
-		req.MemoryBytes = uint64(c.memory)
+		req.MemoryBytes = c.memory.bytes
 	}
 	if !cmd.Flags().Changed("cpus") {
 		req.Cpus = 0
 	}
 	if !cmd.Flags().Changed("firmware") {
 		req.Firmware = ""
+	}
+	if !cmd.Flags().Changed("networks") {
+		req.Networks = 0
 	}
 	return req, checkReplicas(cmd, req.GetReplicas())
 }

@@ -65,7 +65,7 @@ func (c *cpuCap) Set(text string) error {
 func (a *app) machineSetCommand() *cobra.Command {
 	var shares shareFlags
 	var cpus uint32
-	var memory byteSize
+	memory := memorySize(0)
 	var stopTimeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "set NAME",
@@ -84,7 +84,7 @@ next start, and the command says so. What no server could give is refused.`,
 	flags := cmd.Flags()
 	shares.add(flags)
 	flags.Uint32Var(&cpus, "cpus", 0, "virtual processors")
-	flags.Var(&memory, "memory", "such as 1GiB")
+	flags.Var(&memory, "memory", "such as 1GiB; a number alone is MiB")
 	flags.DurationVar(&stopTimeout, "stop-timeout", 0, "how long a stop may take before it is forced")
 	var keep keeping
 	keep.add(cmd, keeping{})
@@ -96,7 +96,7 @@ next start, and the command says so. What no server could give is refused.`,
 			return flags.Changed(name)
 		}
 		give(given("cpus"), &req.Cpus, cpus)
-		give(given("memory"), &req.MemoryBytes, uint64(memory))
+		give(given("memory"), &req.MemoryBytes, memory.bytes)
 		give(given("cpu-cap"), &req.CpuPercent, uint32(shares.cap))
 		give(given("cpu-weight"), &req.CpuWeight, shares.weight)
 		give(given("disk-iops"), &req.DiskIops, shares.iops)

@@ -17,7 +17,7 @@ import (
 
 func (a *app) machineImportCommand() *cobra.Command {
 	req := &argonv1.CreateMachineRequest{}
-	memory := byteSize(0)
+	memory := memorySize(0)
 	var format string
 	cmd := &cobra.Command{
 		Use:   "import NAME FILE...",
@@ -51,7 +51,7 @@ may be in any format that images may be (see "argon image import").`,
 		return cmp.Or(checkImageFormat(cmd, format), checkReplicas(cmd, req.GetReplicas()))
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		req.Name, req.MemoryBytes, req.Stopped = args[0], uint64(memory), true
+		req.Name, req.MemoryBytes, req.Stopped = args[0], memory.bytes, true
 		disks, err := a.openSources(args[1:])
 		if err != nil {
 			return fmt.Errorf("machine import: %w", err)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -36,6 +38,58 @@ func (s *byteSize) Set(text string) error {
 	n, err := parseBytes(text)
 	*s = byteSize(n)
 	return err
+}
+
+// wholeSize is a flag's value: a size in whole MiB, as memory and disks have it.
+// What it was not written as, it says: see note.
+type wholeSize struct {
+	bytes uint64
+	// bare is the unit of a number without one: MiB of memory, GiB of a disk, as
+	// those who come from elsewhere expect.
+	bare string
+	note string
+}
+
+func memorySize(bytes uint64) wholeSize { return wholeSize{bytes: bytes, bare: "MiB"} }
+
+func diskSize() wholeSize { return wholeSize{bare: "GiB"} }
+
+func (s *wholeSize) Type() string { return "SIZE" }
+
+func (s *wholeSize) String() string { return (*byteSize)(&s.bytes).String() }
+
+func (s *wholeSize) Set(text string) error {
+	s.note = ""
+	if m := sizePattern.FindStringSubmatch(strings.TrimSpace(text)); m != nil && m[2] == "" && strings.Trim(m[1], "0.") != "" {
+		text = m[1] + s.bare
+		s.note = fmt.Sprintf("%s is taken for %s", m[1], text)
+	}
+	n, err := parseBytes(text)
+	if err != nil {
+		return err
+	}
+	const mib = 1 << 20
+	if rest := n % mib; rest > 0 {
+		n += mib - rest
+		s.note = fmt.Sprintf("%s is made %d MiB: only whole ones can be had", text, n/mib)
+	}
+	s.bytes = n
+	return nil
+}
+
+// tellSizes says what the sizes among a command's flags were taken for.
+func (a *app) tellSizes(cmd *cobra.Command) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if s, ok := f.Value.(*wholeSize); ok {
+			a.tellSize("--"+f.Name, *s)
+		}
+	})
+}
+
+func (a *app) tellSize(what string, s wholeSize) {
+	if s.note != "" {
+		fmt.Fprintf(a.err, "%s: %s\n", what, s.note)
+	}
 }
 
 // parseBytes reads a size; it must come to whole bytes and fit 63 bits.

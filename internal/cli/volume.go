@@ -27,7 +27,7 @@ func (a *app) volumeCommand() *cobra.Command {
 
 func (a *app) volumeCreateCommand() *cobra.Command {
 	req := &argonv1.CreateVolumeRequest{}
-	var size byteSize
+	size := diskSize()
 	cmd := &cobra.Command{
 		Use:   "create NAME",
 		Short: "Make a volume: empty, or a clone of an image or a snapshot",
@@ -42,14 +42,14 @@ the clone is detached (argon volume detach-base).`,
 	}
 	var snapshot string
 	f := addFormat(cmd)
-	cmd.Flags().Var(&size, "size", "such as 20GiB (default: the image's or the snapshot's size)")
+	cmd.Flags().Var(&size, "size", "such as 20GiB; a number alone is GiB (default: the image's or the snapshot's size)")
 	cmd.Flags().Uint32Var(&req.Replicas, "replicas", 2, "how many servers keep a copy: 1, 2 or 3")
 	cmd.Flags().StringVar(&req.Image, "image", "", "a clone of this image")
 	cmd.Flags().StringVar(&snapshot, "snapshot", "", "a clone of this snapshot, `VOLUME/NAME`")
 	a.completeFlag(cmd, "image", imageNames)
 	a.completeFlag(cmd, "snapshot", snapshotPaths)
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
-		if size == 0 && req.GetImage() == "" && snapshot == "" {
+		if size.bytes == 0 && req.GetImage() == "" && snapshot == "" {
 			return usage(cmd, "--size is missing (only a clone of an --image or a --snapshot has a size of its own)")
 		}
 		if snapshot != "" {
@@ -61,7 +61,7 @@ the clone is detached (argon volume detach-base).`,
 		return cmp.Or(exclusive(cmd, "image", "snapshot"), checkReplicas(cmd, req.GetReplicas()))
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		req.Name, req.SizeBytes = args[0], uint64(size)
+		req.Name, req.SizeBytes = args[0], size.bytes
 		res, err := waiting(ctx, a, "making volume "+req.GetName(), c.Volumes.CreateVolume, req)
 		if err != nil {
 			return err

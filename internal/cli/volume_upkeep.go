@@ -18,7 +18,7 @@ import (
 
 func (a *app) volumeResizeCommand() *cobra.Command {
 	req := &argonv1.ResizeVolumeRequest{}
-	var size byteSize
+	size := diskSize()
 	cmd := &cobra.Command{
 		Use:   "resize NAME SIZE",
 		Short: "Let a volume grow, also while it is used",
@@ -33,10 +33,11 @@ beyond the new end would be lost.`,
 		if err := size.Set(args[1]); err != nil {
 			return usage(cmd, "SIZE %v", err)
 		}
+		a.tellSize("SIZE", size)
 		return nil
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		req.Name, req.SizeBytes = args[0], uint64(size)
+		req.Name, req.SizeBytes = args[0], size.bytes
 		res, err := waiting(ctx, a, "volume "+req.GetName()+" is growing", c.Volumes.ResizeVolume, req)
 		if err != nil {
 			return err
