@@ -82,7 +82,7 @@ func (m *Member) admit(ctx context.Context, p *parts, tok token, req *argonv1.Ad
 	return &argonv1.AdmitResponse{
 		Cluster: p.cluster, Server: server,
 		CertificatePem: string(encodeCertificate(cert)),
-		EtcdEndpoints:  endpointsOf(servers),
+		EtcdEndpoints:  endpointsOf(remembered(servers)),
 	}, nil
 }
 
@@ -161,23 +161,4 @@ func (p *parts) authority(ctx context.Context) (*authority, error) {
 		return nil, err
 	}
 	return parseAuthority(encodeCertificate(p.creds.ca), key)
-}
-
-// maxEndpoints bounds how many servers that do not vote are remembered.
-const maxEndpoints = 16
-
-// endpointsOf are the places to look for etcd: the voters, then some that may
-// become voters.
-func endpointsOf(servers []*argonv1.Server) []string {
-	var voters, others []string
-	for _, s := range servers {
-		url := urlString(s.GetAddress(), int(s.GetEtcdPort()))
-		switch {
-		case s.GetVoterRole() == argonv1.VoterRole_VOTER_ROLE_VOTER:
-			voters = append(voters, url)
-		case len(others) < maxEndpoints:
-			others = append(others, url)
-		}
-	}
-	return append(voters, others...)
 }

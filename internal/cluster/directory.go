@@ -29,6 +29,8 @@ type identity struct {
 	// Endpoints of etcd, as last known: the voters first, then servers that
 	// may have become voters since.
 	Endpoints []string `json:"endpoints"`
+	// Servers are those that the endpoints are of, and where they are.
+	Servers []whereabouts `json:"servers,omitempty"`
 }
 
 // directory is what this package keeps on disk.

@@ -32,7 +32,7 @@ func (m *Member) LeadVoters(ctx context.Context, view *catalog.View) error {
 	if err != nil {
 		return err
 	}
-	l := &voterLeader{parts: p, member: m, view: view, missing: map[string]time.Duration{}}
+	l := &voterLeader{parts: p, member: m, view: view, missing: map[string]time.Duration{}, told: map[uint64]string{}}
 	trouble := complaint{log: m.opts.Log, about: "the voters can't be changed; trying again"}
 	for ctx.Err() == nil {
 		changed := view.Changed()
@@ -61,6 +61,8 @@ type voterLeader struct {
 	// missing is since when, on the boottime clock, this leader sees a server
 	// without a lease.
 	missing map[string]time.Duration
+	// told is where this leader has told etcd that members are, by their ids.
+	told map[uint64]string
 }
 
 // pass takes one step. again: there is more to do that no record will tell of.
@@ -75,7 +77,7 @@ func (l *voterLeader) pass(ctx context.Context) (again bool, err error) {
 	if err != nil {
 		return true, fmt.Errorf("list etcd's members: %w", err)
 	}
-	members := membersOf(list.Members, st.Servers)
+	members := membersOf(list.Members, st.Servers, l.told)
 	if err := l.record(ctx, st, members); err != nil {
 		return true, err
 	}
@@ -108,8 +110,9 @@ func learning(members []member) bool {
 
 // membersOf says whose each member is: by its name, which is the server's id and
 // which it has once it has started; before that by the record, or by the address
-// that it was added with.
-func membersOf(list []*etcdserverpb.Member, servers map[string]*argonv1.Server) []member {
+// that it was added with. told is where etcd has been told that members are which
+// have moved: what its list says is only what the one member knows that was asked.
+func membersOf(list []*etcdserverpb.Member, servers map[string]*argonv1.Server, told map[uint64]string) []member {
 	byPeer, byMember := make(map[string]string, len(servers)), make(map[uint64]string, len(servers))
 	for id, s := range servers {
 		byPeer[peerURL(s)] = id
@@ -132,7 +135,7 @@ func membersOf(list []*etcdserverpb.Member, servers map[string]*argonv1.Server) 
 		}
 		members[i] = member{
 			id: m.ID, server: owner, learner: m.IsLearner, started: m.Name != "",
-			moved: s != nil && !slices.Equal(m.PeerURLs, []string{peerURL(s)}),
+			moved: s != nil && (s.GetMoves() > 0 && told[m.ID] != peerURL(s) || !slices.Equal(m.PeerURLs, []string{peerURL(s)})),
 		}
 	}
 	return members
@@ -168,7 +171,10 @@ func (l *voterLeader) carryOut(ctx context.Context, st *catalog.State, step vote
 	case addLearner:
 		_, err = l.parts.client.MemberAddAsLearner(ctx, []string{peerURL(st.Servers[step.server])})
 	case readdress:
-		_, err = l.parts.client.MemberUpdate(ctx, step.member, []string{peerURL(st.Servers[step.server])})
+		url := peerURL(st.Servers[step.server])
+		if _, err = l.parts.client.MemberUpdate(ctx, step.member, []string{url}); err == nil {
+			l.told[step.member] = url
+		}
 	case promote:
 		_, err = l.parts.client.MemberPromote(ctx, step.member)
 	case remove:

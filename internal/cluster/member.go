@@ -78,6 +78,8 @@ type Member struct {
 	identity *identity
 	creds    *credentials
 	parts    *parts
+	// learnedNews is closed when another server is found elsewhere.
+	learnedNews chan struct{}
 
 	// etcd is nil where none runs. etcdID is the member whose data the directory
 	// has, 0 if that is not known. Their own lock, since stopping takes time.
@@ -167,6 +169,25 @@ func (m *Member) Address() (string, Ports) {
 	return id.Address, id.Ports
 }
 
+// Readdress keeps another address for the next start.
+func (m *Member) Readdress(address string) error {
+	if !reachable(address) {
+		return fmt.Errorf("address %q: others cannot reach this server there", address)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.identity == nil {
+		return ErrUnconfigured
+	}
+	changed := *m.identity
+	changed.Address = address
+	if err := m.dir.saveIdentity(&changed); err != nil {
+		return err
+	}
+	m.identity = &changed
+	return nil
+}
+
 func (m *Member) about() identity {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -205,7 +226,7 @@ func (m *Member) start(ctx context.Context) (err error) {
 		return err
 	}
 	if whole {
-		if err := m.startEtcd(ctx, m.etcdConfig(id)); err != nil {
+		if err := m.startKnownEtcd(ctx); err != nil {
 			return err
 		}
 		defer func() {
@@ -214,16 +235,15 @@ func (m *Member) start(ctx context.Context) (err error) {
 			}
 		}()
 	}
-	endpoints := slices.Clone(id.Endpoints)
-	if own := urlString(id.Address, id.Ports.Etcd); m.runsEtcd() && !slices.Contains(endpoints, own) {
-		endpoints = append(endpoints, own)
-	}
+	m.mu.Lock()
+	endpoints := m.endpointsLocked()
+	m.mu.Unlock()
 	cli, err := newEtcdClient(creds, endpoints)
 	if err != nil {
 		return err
 	}
 	p := &parts{id: id, creds: creds, client: cli}
-	if err := p.open(ctx); err != nil {
+	if err := m.open(ctx, p); err != nil {
 		return errors.Join(err, cli.Close())
 	}
 	m.mu.Lock()
@@ -232,25 +252,88 @@ func (m *Member) start(ctx context.Context) (err error) {
 	return nil
 }
 
+// startKnownEtcd starts the etcd that this server has the data of, with what is
+// known of where the others are.
+func (m *Member) startKnownEtcd(ctx context.Context) error {
+	id := m.about()
+	if err := m.dir.readdressMembers(append(slices.Clone(id.Servers), id.self())); err != nil {
+		return err
+	}
+	return m.startEtcd(ctx, m.etcdConfig(&id))
+}
+
 const (
 	openAttempt = 5 * time.Second
 	openPause   = 100 * time.Millisecond
 )
 
 // open opens the catalog as soon as a majority answers, and checks that this
-// server belongs to it.
-func (p *parts) open(ctx context.Context) error {
+// server belongs to it. Meanwhile it looks for the others, which may have moved.
+func (m *Member) open(ctx context.Context, p *parts) error {
+	seeking, found := context.WithCancel(ctx)
+	var seeker sync.WaitGroup
+	seeker.Go(func() { m.seek(seeking) })
+	defer seeker.Wait()
+	defer found()
 	for {
-		bounded, cancel := context.WithTimeout(ctx, openAttempt)
-		err := p.tryOpen(bounded)
-		cancel()
-		if err == nil || !catalog.Unavailable(err) && !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		news := m.whenLearned()
+		err := p.tryOpenUntil(ctx, news)
+		if err == nil || !catalog.Unavailable(err) && !errors.Is(err, context.DeadlineExceeded) && !isClosed(news) || ctx.Err() != nil {
 			return err
+		}
+		if isClosed(news) {
+			// Not sooner: an attempt has made the client ready for it.
+			m.mu.Lock()
+			p.client.SetEndpoints(m.endpointsLocked()...)
+			m.mu.Unlock()
+			if err := m.restartLoneEtcd(ctx); err != nil {
+				return err
+			}
 		}
 		if err := sleep(ctx, openPause); err != nil {
 			return err
 		}
 	}
+}
+
+// restartLoneEtcd starts an etcd that has no leader anew, so that it looks for the
+// others where they are now.
+func (m *Member) restartLoneEtcd(ctx context.Context) error {
+	m.etcdMu.Lock()
+	alone := m.etcd != nil && m.etcd.etcd.Server.Leader() == 0
+	m.etcdMu.Unlock()
+	if !alone {
+		return nil
+	}
+	m.stopEtcd()
+	return m.startKnownEtcd(ctx)
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// tryOpenUntil is an attempt that ends early when stop is closed.
+func (p *parts) tryOpenUntil(ctx context.Context, stop <-chan struct{}) error {
+	ctx, cancel := context.WithTimeout(ctx, openAttempt)
+	defer cancel()
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	err := p.tryOpen(ctx)
+	cancel()
+	watching.Wait()
+	return err
 }
 
 func (p *parts) tryOpen(ctx context.Context) error {

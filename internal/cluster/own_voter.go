@@ -79,6 +79,7 @@ func (p *parts) keepAddress(ctx context.Context, log *slog.Logger, st *catalog.S
 			return catalog.ErrUnchanged
 		}
 		s.Address = p.id.Address
+		s.Moves++
 		return nil
 	})
 	if err != nil {
@@ -148,7 +149,7 @@ func (m *Member) followRecord(ctx context.Context, p *parts, st *catalog.State) 
 	if err != nil {
 		return fmt.Errorf("list etcd's members: %w", err)
 	}
-	members := membersOf(list.Members, st.Servers)
+	members := membersOf(list.Members, st.Servers, nil)
 	mine := slices.IndexFunc(members, func(m member) bool { return m.server == p.id.ServerID })
 	switch {
 	case mine >= 0 && members[mine].id == running && !failed:
@@ -183,7 +184,8 @@ func (m *Member) joinEtcd(ctx context.Context, p *parts, members []*etcdserverpb
 			peers = append(peers, name+"="+url)
 		}
 	}
-	c := m.etcdConfig(p.id)
+	id := m.about()
+	c := m.etcdConfig(&id)
 	c.peers, c.joining = strings.Join(peers, ","), true
 	// Not bounded: etcd keeps it.
 	return m.startEtcd(context.WithoutCancel(ctx), c)
@@ -204,17 +206,5 @@ func (m *Member) followVoters(p *parts, st *catalog.State) error {
 	if len(voters) > 0 && !slices.Equal(voters, p.client.Endpoints()) {
 		p.client.SetEndpoints(voters...)
 	}
-	all := endpointsOf(servers)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.identity == nil || slices.Equal(all, m.identity.Endpoints) {
-		return nil
-	}
-	changed := *m.identity
-	changed.Endpoints = all
-	if err := m.dir.saveIdentity(&changed); err != nil {
-		return err
-	}
-	m.identity = &changed
-	return nil
+	return m.remember(remembered(servers))
 }

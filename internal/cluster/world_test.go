@@ -69,6 +69,7 @@ type testServer struct {
 	options Options
 	member  *Member
 
+	ctx    context.Context
 	cancel context.CancelFunc
 	loops  sync.WaitGroup
 	view   *catalog.View
@@ -110,29 +111,48 @@ func (s *testServer) open() {
 // up runs what a daemon runs, from Start on.
 func (s *testServer) up() {
 	s.w.t.Helper()
-	ctx, cancel := context.WithTimeout(s.w.t.Context(), patience)
-	defer cancel()
-	if err := s.member.Start(ctx); err != nil {
-		s.w.t.Fatal(err)
-	}
-	s.view = catalog.NewView(s.member.Store(), s.options.Log)
-	ctx, s.cancel = context.WithCancel(context.Background())
+	s.serve()
+	s.join()
+}
+
+// serve runs what others reach before the member has found its cluster.
+func (s *testServer) serve() {
+	s.w.t.Helper()
+	s.ctx, s.cancel = context.WithCancel(context.Background())
 	listener, err := net.Listen("tcp", net.JoinHostPort(s.options.Address, "7440"))
 	if err != nil {
 		s.w.t.Fatal(err)
 	}
 	api := s.api()
+	s.loops.Go(func() {
+		_ = api.Serve(tls.NewListener(listener, s.member.ServerTLS(tls.VerifyClientCertIfGiven, "h2")))
+	})
+	s.loops.Go(func() { <-s.ctx.Done(); _ = api.Close() })
+}
+
+// join runs the rest.
+func (s *testServer) join() {
+	s.w.t.Helper()
+	ctx, cancel := context.WithTimeout(s.ctx, patience)
+	defer cancel()
+	if err := s.member.Start(ctx); err != nil {
+		s.w.t.Error(err)
+		return
+	}
+	s.view = catalog.NewView(s.member.Store(), s.options.Log)
+	ctx = s.ctx
 	for _, loop := range []func() error{
 		func() error { return s.view.Run(ctx) },
 		func() error { return s.member.KeepLease(ctx, nil, s.renewed) },
 		func() error { return s.member.RunVoters(ctx, s.view) },
 		func() error {
-			return s.member.Lead(ctx, func(ctx context.Context) error { return s.member.LeadVoters(ctx, s.view) })
+			return s.member.Lead(ctx, func(ctx context.Context) error {
+				var all sync.WaitGroup
+				defer all.Wait()
+				all.Go(func() { _ = s.member.LeadIntroductions(ctx, s.view) })
+				return s.member.LeadVoters(ctx, s.view)
+			})
 		},
-		func() error {
-			return api.Serve(tls.NewListener(listener, s.member.ServerTLS(tls.VerifyClientCertIfGiven, "h2")))
-		},
-		func() error { <-ctx.Done(); return api.Close() },
 	} {
 		s.loops.Go(func() { _ = loop() })
 	}
@@ -158,12 +178,36 @@ func (a admission) Admit(ctx context.Context, req *connect.Request[argonv1.Admit
 	return connect.NewResponse(res), nil
 }
 
+// introduction is the part of the API that servers meet by.
+type introduction struct {
+	argonv1connect.UnimplementedServerServiceHandler
+	member *Member
+}
+
+type peerKey struct{}
+
+func (i introduction) Introduce(ctx context.Context, req *connect.Request[argonv1.IntroduceRequest]) (*connect.Response[argonv1.IntroduceResponse], error) {
+	who, err := PeerIdentity(*ctx.Value(peerKey{}).(*tls.ConnectionState))
+	if err != nil {
+		return nil, err
+	}
+	res, err := i.member.Introduce(who, req.Msg)
+	if err != nil {
+		return nil, connect.NewError(connect.CodePermissionDenied, err)
+	}
+	return connect.NewResponse(res), nil
+}
+
 func (s *testServer) api() *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle(argonv1connect.NewClusterServiceHandler(admission{member: s.member}))
+	mux.Handle(argonv1connect.NewServerServiceHandler(introduction{member: s.member}))
 	var protocols http.Protocols
 	protocols.SetHTTP2(true)
-	return &http.Server{Handler: mux, Protocols: &protocols, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	known := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, r.TLS)))
+	})
+	return &http.Server{Handler: known, Protocols: &protocols, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 }
 
 // down stops it, as the end of the process would.

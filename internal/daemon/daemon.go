@@ -125,11 +125,15 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	started := o.Address
 	member, err := openMember(&o, has)
 	if err != nil {
 		return err
 	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	s := &server{
+		started: started, restart: func() { end(ErrRestart) },
 		Options: o, paths: p, member: member, resources: has,
 		listening: make(chan struct{}), configured: make(chan struct{}), ready: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -150,6 +154,10 @@ type server struct {
 	// not to come.
 	listening, configured, ready, stopped chan struct{}
 	ports                                 *listeners // see listening
+	// started is the address that the server was started with; empty if it was
+	// left open. restart ends this daemon, so that another one follows.
+	started string
+	restart func()
 
 	// configuring lets one Init or Join at a time through.
 	configuring sync.Mutex

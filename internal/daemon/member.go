@@ -97,6 +97,7 @@ func (s *server) runAbove(ctx context.Context, m *memberParts) error {
 func (s *server) lead(ctx context.Context, m *memberParts) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.member.LeadVoters(ctx, m.view) })
+	g.Go(func() error { return s.member.LeadIntroductions(ctx, m.view) })
 	g.Go(func() error {
 		return controller.Run(ctx, controller.Options{
 			ServerID: s.member.ID(), Store: s.member.Store(), Observer: m.observer, Log: s.Log,

@@ -82,6 +82,15 @@ func (p *peers) Volumes(serverID string) (argonv1connect.VolumeServiceClient, er
 	return argonv1connect.NewVolumeServiceClient(c.http, c.url), nil
 }
 
+// Servers implements rpc.Peers.
+func (p *peers) Servers(serverID string) (argonv1connect.ServerServiceClient, error) {
+	c, err := p.api(serverID)
+	if err != nil {
+		return nil, err
+	}
+	return argonv1connect.NewServerServiceClient(c.http, c.url), nil
+}
+
 func (p *peers) images(serverID string) (argonv1connect.ImageServiceClient, error) {
 	c, err := p.api(serverID)
 	if err != nil {

@@ -79,6 +79,21 @@ func (l *fakeLocal) Join(context.Context, *argonv1.JoinRequest) (*argonv1.JoinRe
 	return &argonv1.JoinResponse{}, nil
 }
 
+func (l *fakeLocal) Introduce(who Caller, _ *argonv1.IntroduceRequest) (*argonv1.IntroduceResponse, error) {
+	return &argonv1.IntroduceResponse{Self: &argonv1.Whereabouts{ServerId: who.ID}}, nil
+}
+
+func (l *fakeLocal) Meet(context.Context, []string) ([]*argonv1.Whereabouts, error) {
+	return nil, errors.New("nobody answers there")
+}
+
+func (l *fakeLocal) Readdress(_ context.Context, address string) error {
+	if address == "192.0.2.1" {
+		return errors.New("it is not an address of this host")
+	}
+	return nil
+}
+
 func (l *fakeLocal) Version() string { return "test" }
 
 func newWorld(t *testing.T) *world {

@@ -109,6 +109,8 @@ func (a *API) authorize(ctx context.Context, procedure string) error {
 		}
 	case argonv1connect.ClusterServiceAdmitProcedure:
 		return nil // the token is the credential
+	case argonv1connect.ServerServiceIntroduceProcedure:
+		return a.mayIntroduce(c)
 	case argonv1connect.ImageServiceFetchImageProcedure:
 		if c.Kind == Client {
 			return connect.NewError(connect.CodePermissionDenied, errors.New("only servers fetch images"))
@@ -131,21 +133,23 @@ func (a *API) stillServer(ctx context.Context, c Caller) error {
 	if err != nil {
 		return err
 	}
-	known := func(st *catalog.State) bool {
-		s := st.Servers[c.ID]
-		return s != nil && s.GetCertificateSerial() == c.Serial
-	}
-	if known(p.View.State()) {
+	if stillKnown(p.View.State(), c) {
 		return nil
 	}
 	st, err := p.fresh(ctx)
 	if err != nil {
 		return err
 	}
-	if !known(st) {
+	if !stillKnown(st, c) {
 		return connect.NewError(connect.CodePermissionDenied, fmt.Errorf("server %s is not part of this cluster any more", c.ID))
 	}
 	return nil
+}
+
+// stillKnown tells whether the records have the server with this certificate.
+func stillKnown(st *catalog.State, c Caller) bool {
+	s := st.Servers[c.ID]
+	return s != nil && s.GetCertificateSerial() == c.Serial
 }
 
 // interceptor authorizes each call and gives each error its code.

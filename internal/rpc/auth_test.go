@@ -43,12 +43,31 @@ func TestWhoMayCall(t *testing.T) {
 		{argonv1connect.MachineServiceConsoleProcedure, server, 0},
 		{argonv1connect.MachineServiceConsoleProcedure, removed, connect.CodePermissionDenied},
 		{argonv1connect.MachineServiceConsoleProcedure, replaced, connect.CodePermissionDenied},
+		{argonv1connect.ServerServiceIntroduceProcedure, server, 0},
+		{argonv1connect.ServerServiceIntroduceProcedure, removed, connect.CodePermissionDenied},
+		{argonv1connect.ServerServiceIntroduceProcedure, replaced, connect.CodePermissionDenied},
+		{argonv1connect.ServerServiceIntroduceProcedure, admin, connect.CodePermissionDenied},
+		{argonv1connect.ServerServiceIntroduceProcedure, client, connect.CodePermissionDenied},
+		{argonv1connect.ServerServiceIntroduceProcedure, nobody, connect.CodePermissionDenied},
 		{argonv1connect.ImageServiceFetchImageProcedure, server, 0},
 		{argonv1connect.ImageServiceFetchImageProcedure, client, connect.CodePermissionDenied},
 		{argonv1connect.ImageServiceFetchImageProcedure, nobody, connect.CodeUnauthenticated},
 	} {
 		ctx := context.WithValue(t.Context(), callerKey{}, c.caller)
 		wantError(t, api.authorize(ctx, c.procedure), c.want, "")
+	}
+}
+
+// Servers that wait for a majority meet all the same: without it they may not find
+// each other.
+func TestIntroductionsNeedNoCatalog(t *testing.T) {
+	api := New(&fakeLocal{}, slog.New(slog.DiscardHandler))
+	for _, c := range []struct {
+		caller Caller
+		want   connect.Code
+	}{{Caller{Kind: Server, ID: "B", Serial: "1"}, 0}, {Caller{Kind: Client, ID: "alice"}, connect.CodePermissionDenied}} {
+		ctx := context.WithValue(t.Context(), callerKey{}, c.caller)
+		wantError(t, api.authorize(ctx, argonv1connect.ServerServiceIntroduceProcedure), c.want, "")
 	}
 }
 

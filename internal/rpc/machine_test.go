@@ -290,7 +290,10 @@ func echo(t *testing.T, stream *connect.BidiStreamForClient[argonv1.ConsoleReque
 type onePeer struct {
 	machines argonv1connect.MachineServiceClient
 	volumes  argonv1connect.VolumeServiceClient
+	servers  argonv1connect.ServerServiceClient
 }
+
+func (p onePeer) Servers(string) (argonv1connect.ServerServiceClient, error) { return p.servers, nil }
 
 func (p onePeer) Volumes(string) (argonv1connect.VolumeServiceClient, error) { return p.volumes, nil }
 

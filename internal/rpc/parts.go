@@ -26,6 +26,12 @@ type Local interface {
 	// Init and Join configure this server. They fail if it is configured.
 	Init(ctx context.Context, req *argonv1.InitRequest) (*argonv1.InitResponse, error)
 	Join(ctx context.Context, req *argonv1.JoinRequest) (*argonv1.JoinResponse, error)
+	// Introduce hears from another server where it is.
+	Introduce(who Caller, req *argonv1.IntroduceRequest) (*argonv1.IntroduceResponse, error)
+	// Meet leads this server to others of its cluster, and them to it.
+	Meet(ctx context.Context, addresses []string) ([]*argonv1.Whereabouts, error)
+	// Readdress has others reach this server at another address, soon.
+	Readdress(ctx context.Context, address string) error
 	Version() string
 }
 
@@ -124,4 +130,5 @@ type Guests interface {
 type Peers interface {
 	Machines(serverID string) (argonv1connect.MachineServiceClient, error)
 	Volumes(serverID string) (argonv1connect.VolumeServiceClient, error)
+	Servers(serverID string) (argonv1connect.ServerServiceClient, error)
 }

@@ -890,9 +890,13 @@ type Server struct {
 	Containment string `protobuf:"bytes,20,opt,name=containment,proto3" json:"containment,omitempty"`
 	Confinement string `protobuf:"bytes,21,opt,name=confinement,proto3" json:"confinement,omitempty"`
 	// Absent: it takes machines and replicas like any other.
-	Drain         *Drain `protobuf:"bytes,22,opt,name=drain,proto3" json:"drain,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Drain *Drain `protobuf:"bytes,22,opt,name=drain,proto3" json:"drain,omitempty"`
+	// How often its address changed.
+	Moves uint32 `protobuf:"varint,30,opt,name=moves,proto3" json:"moves,omitempty"`
+	// When its certificate ends; absent: not known yet.
+	CertificateExpires *timestamppb.Timestamp `protobuf:"bytes,31,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Server) Reset() {
@@ -1047,6 +1051,20 @@ func (x *Server) GetConfinement() string {
 func (x *Server) GetDrain() *Drain {
 	if x != nil {
 		return x.Drain
+	}
+	return nil
+}
+
+func (x *Server) GetMoves() uint32 {
+	if x != nil {
+		return x.Moves
+	}
+	return 0
+}
+
+func (x *Server) GetCertificateExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CertificateExpires
 	}
 	return nil
 }
@@ -1350,6 +1368,112 @@ func (x *Token) GetRevision() int64 {
 	return 0
 }
 
+// ClientCertificate is what was signed for a remote administrator. It is kept
+// until it expires, also once it is revoked.
+type ClientCertificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its serial number, hex; also its id.
+	Serial  string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Client  string                 `protobuf:"bytes,2,opt,name=client,proto3" json:"client,omitempty"`
+	Created *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created,proto3" json:"created,omitempty"`
+	Expires *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
+	// Who had it signed: "client alice", "server s1" (by its local socket). Empty:
+	// it was signed before this was written down, and has been used since.
+	IssuedBy string `protobuf:"bytes,5,opt,name=issued_by,json=issuedBy,proto3" json:"issued_by,omitempty"`
+	// Absent: it is good.
+	Revoked       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	RevokedBy     string                 `protobuf:"bytes,7,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
+	Revision      int64                  `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClientCertificate) Reset() {
+	*x = ClientCertificate{}
+	mi := &file_argon_v1_records_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientCertificate) ProtoMessage() {}
+
+func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientCertificate.ProtoReflect.Descriptor instead.
+func (*ClientCertificate) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ClientCertificate) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *ClientCertificate) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *ClientCertificate) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *ClientCertificate) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *ClientCertificate) GetIssuedBy() string {
+	if x != nil {
+		return x.IssuedBy
+	}
+	return ""
+}
+
+func (x *ClientCertificate) GetRevoked() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+func (x *ClientCertificate) GetRevokedBy() string {
+	if x != nil {
+		return x.RevokedBy
+	}
+	return ""
+}
+
+func (x *ClientCertificate) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type Image struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Meta  *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
@@ -1372,7 +1496,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_argon_v1_records_proto_msgTypes[8]
+	mi := &file_argon_v1_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1508,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[8]
+	mi := &file_argon_v1_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1521,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Image) GetMeta() *Meta {
@@ -1471,7 +1595,7 @@ type MachineHints struct {
 
 func (x *MachineHints) Reset() {
 	*x = MachineHints{}
-	mi := &file_argon_v1_records_proto_msgTypes[9]
+	mi := &file_argon_v1_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1607,7 @@ func (x *MachineHints) String() string {
 func (*MachineHints) ProtoMessage() {}
 
 func (x *MachineHints) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[9]
+	mi := &file_argon_v1_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1620,7 @@ func (x *MachineHints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineHints.ProtoReflect.Descriptor instead.
 func (*MachineHints) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MachineHints) GetCpus() uint32 {
@@ -1542,7 +1666,7 @@ type ImageCopy struct {
 
 func (x *ImageCopy) Reset() {
 	*x = ImageCopy{}
-	mi := &file_argon_v1_records_proto_msgTypes[10]
+	mi := &file_argon_v1_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1678,7 @@ func (x *ImageCopy) String() string {
 func (*ImageCopy) ProtoMessage() {}
 
 func (x *ImageCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[10]
+	mi := &file_argon_v1_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1691,7 @@ func (x *ImageCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCopy.ProtoReflect.Descriptor instead.
 func (*ImageCopy) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ImageCopy) GetServerId() string {
@@ -1630,7 +1754,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_argon_v1_records_proto_msgTypes[11]
+	mi := &file_argon_v1_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +1766,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[11]
+	mi := &file_argon_v1_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +1779,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Replica) GetId() uint32 {
@@ -1766,7 +1890,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_argon_v1_records_proto_msgTypes[12]
+	mi := &file_argon_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +1902,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[12]
+	mi := &file_argon_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +1915,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Snapshot) GetId() uint32 {
@@ -1889,7 +2013,7 @@ type Base struct {
 
 func (x *Base) Reset() {
 	*x = Base{}
-	mi := &file_argon_v1_records_proto_msgTypes[13]
+	mi := &file_argon_v1_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +2025,7 @@ func (x *Base) String() string {
 func (*Base) ProtoMessage() {}
 
 func (x *Base) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[13]
+	mi := &file_argon_v1_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +2038,7 @@ func (x *Base) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Base.ProtoReflect.Descriptor instead.
 func (*Base) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{13}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Base) GetImageId() string {
@@ -1963,7 +2087,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_argon_v1_records_proto_msgTypes[14]
+	mi := &file_argon_v1_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2099,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[14]
+	mi := &file_argon_v1_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2112,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{14}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Scrub) GetWanted() uint64 {
@@ -2052,7 +2176,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_argon_v1_records_proto_msgTypes[15]
+	mi := &file_argon_v1_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2188,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[15]
+	mi := &file_argon_v1_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2201,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Attachment) GetServerId() string {
@@ -2158,7 +2282,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_argon_v1_records_proto_msgTypes[16]
+	mi := &file_argon_v1_records_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2294,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[16]
+	mi := &file_argon_v1_records_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2307,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{16}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Volume) GetMeta() *Meta {
@@ -2342,7 +2466,7 @@ type VolumeStatus struct {
 
 func (x *VolumeStatus) Reset() {
 	*x = VolumeStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[17]
+	mi := &file_argon_v1_records_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2478,7 @@ func (x *VolumeStatus) String() string {
 func (*VolumeStatus) ProtoMessage() {}
 
 func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[17]
+	mi := &file_argon_v1_records_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2491,7 @@ func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
 func (*VolumeStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{17}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *VolumeStatus) GetVolumeId() string {
@@ -2447,7 +2571,7 @@ type ResyncProgress struct {
 
 func (x *ResyncProgress) Reset() {
 	*x = ResyncProgress{}
-	mi := &file_argon_v1_records_proto_msgTypes[18]
+	mi := &file_argon_v1_records_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2583,7 @@ func (x *ResyncProgress) String() string {
 func (*ResyncProgress) ProtoMessage() {}
 
 func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[18]
+	mi := &file_argon_v1_records_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2596,7 @@ func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncProgress.ProtoReflect.Descriptor instead.
 func (*ResyncProgress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{18}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResyncProgress) GetReplicaId() uint32 {
@@ -2529,7 +2653,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_argon_v1_records_proto_msgTypes[19]
+	mi := &file_argon_v1_records_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2541,7 +2665,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[19]
+	mi := &file_argon_v1_records_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2554,7 +2678,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{19}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Usage) GetServerId() string {
@@ -2622,7 +2746,7 @@ type ReplicaUsage struct {
 
 func (x *ReplicaUsage) Reset() {
 	*x = ReplicaUsage{}
-	mi := &file_argon_v1_records_proto_msgTypes[20]
+	mi := &file_argon_v1_records_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2758,7 @@ func (x *ReplicaUsage) String() string {
 func (*ReplicaUsage) ProtoMessage() {}
 
 func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[20]
+	mi := &file_argon_v1_records_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2771,7 @@ func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaUsage.ProtoReflect.Descriptor instead.
 func (*ReplicaUsage) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{20}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReplicaUsage) GetVolumeId() string {
@@ -2695,7 +2819,7 @@ type PublishedPort struct {
 
 func (x *PublishedPort) Reset() {
 	*x = PublishedPort{}
-	mi := &file_argon_v1_records_proto_msgTypes[21]
+	mi := &file_argon_v1_records_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2707,7 +2831,7 @@ func (x *PublishedPort) String() string {
 func (*PublishedPort) ProtoMessage() {}
 
 func (x *PublishedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[21]
+	mi := &file_argon_v1_records_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2720,7 +2844,7 @@ func (x *PublishedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishedPort.ProtoReflect.Descriptor instead.
 func (*PublishedPort) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{21}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PublishedPort) GetClusterPort() uint32 {
@@ -2793,7 +2917,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_argon_v1_records_proto_msgTypes[22]
+	mi := &file_argon_v1_records_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +2929,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[22]
+	mi := &file_argon_v1_records_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +2942,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{22}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Machine) GetMeta() *Meta {
@@ -3022,7 +3146,7 @@ type Wake struct {
 
 func (x *Wake) Reset() {
 	*x = Wake{}
-	mi := &file_argon_v1_records_proto_msgTypes[23]
+	mi := &file_argon_v1_records_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3034,7 +3158,7 @@ func (x *Wake) String() string {
 func (*Wake) ProtoMessage() {}
 
 func (x *Wake) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[23]
+	mi := &file_argon_v1_records_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3047,7 +3171,7 @@ func (x *Wake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wake.ProtoReflect.Descriptor instead.
 func (*Wake) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{23}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Wake) GetCheckpointId() string {
@@ -3112,7 +3236,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_argon_v1_records_proto_msgTypes[24]
+	mi := &file_argon_v1_records_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3124,7 +3248,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[24]
+	mi := &file_argon_v1_records_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3137,7 +3261,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{24}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Checkpoint) GetMeta() *Meta {
@@ -3267,7 +3391,7 @@ type Platform struct {
 
 func (x *Platform) Reset() {
 	*x = Platform{}
-	mi := &file_argon_v1_records_proto_msgTypes[25]
+	mi := &file_argon_v1_records_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3279,7 +3403,7 @@ func (x *Platform) String() string {
 func (*Platform) ProtoMessage() {}
 
 func (x *Platform) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[25]
+	mi := &file_argon_v1_records_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3292,7 +3416,7 @@ func (x *Platform) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Platform.ProtoReflect.Descriptor instead.
 func (*Platform) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{25}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Platform) GetAcceleration() string {
@@ -3340,7 +3464,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_argon_v1_records_proto_msgTypes[26]
+	mi := &file_argon_v1_records_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3352,7 +3476,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[26]
+	mi := &file_argon_v1_records_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3365,7 +3489,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{26}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Migration) GetId() string {
@@ -3442,7 +3566,7 @@ type MigrationProgress struct {
 
 func (x *MigrationProgress) Reset() {
 	*x = MigrationProgress{}
-	mi := &file_argon_v1_records_proto_msgTypes[27]
+	mi := &file_argon_v1_records_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3454,7 +3578,7 @@ func (x *MigrationProgress) String() string {
 func (*MigrationProgress) ProtoMessage() {}
 
 func (x *MigrationProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[27]
+	mi := &file_argon_v1_records_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3591,7 @@ func (x *MigrationProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationProgress.ProtoReflect.Descriptor instead.
 func (*MigrationProgress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MigrationProgress) GetTransferredBytes() uint64 {
@@ -3540,7 +3664,7 @@ type MigrationReport struct {
 
 func (x *MigrationReport) Reset() {
 	*x = MigrationReport{}
-	mi := &file_argon_v1_records_proto_msgTypes[28]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3552,7 +3676,7 @@ func (x *MigrationReport) String() string {
 func (*MigrationReport) ProtoMessage() {}
 
 func (x *MigrationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[28]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3565,7 +3689,7 @@ func (x *MigrationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationReport.ProtoReflect.Descriptor instead.
 func (*MigrationReport) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MigrationReport) GetId() string {
@@ -3672,7 +3796,7 @@ type FirstBoot struct {
 
 func (x *FirstBoot) Reset() {
 	*x = FirstBoot{}
-	mi := &file_argon_v1_records_proto_msgTypes[29]
+	mi := &file_argon_v1_records_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3684,7 +3808,7 @@ func (x *FirstBoot) String() string {
 func (*FirstBoot) ProtoMessage() {}
 
 func (x *FirstBoot) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[29]
+	mi := &file_argon_v1_records_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3697,7 +3821,7 @@ func (x *FirstBoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FirstBoot.ProtoReflect.Descriptor instead.
 func (*FirstBoot) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FirstBoot) GetRevision() uint32 {
@@ -3751,7 +3875,7 @@ type NetworkInterface struct {
 
 func (x *NetworkInterface) Reset() {
 	*x = NetworkInterface{}
-	mi := &file_argon_v1_records_proto_msgTypes[30]
+	mi := &file_argon_v1_records_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3763,7 +3887,7 @@ func (x *NetworkInterface) String() string {
 func (*NetworkInterface) ProtoMessage() {}
 
 func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[30]
+	mi := &file_argon_v1_records_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3776,7 +3900,7 @@ func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInterface.ProtoReflect.Descriptor instead.
 func (*NetworkInterface) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{30}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NetworkInterface) GetMac() string {
@@ -3804,7 +3928,7 @@ type Shares struct {
 
 func (x *Shares) Reset() {
 	*x = Shares{}
-	mi := &file_argon_v1_records_proto_msgTypes[31]
+	mi := &file_argon_v1_records_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3816,7 +3940,7 @@ func (x *Shares) String() string {
 func (*Shares) ProtoMessage() {}
 
 func (x *Shares) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[31]
+	mi := &file_argon_v1_records_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3829,7 +3953,7 @@ func (x *Shares) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shares.ProtoReflect.Descriptor instead.
 func (*Shares) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{31}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Shares) GetCpuPercent() uint32 {
@@ -3881,7 +4005,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_argon_v1_records_proto_msgTypes[32]
+	mi := &file_argon_v1_records_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3893,7 +4017,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[32]
+	mi := &file_argon_v1_records_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3906,7 +4030,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{32}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Move) GetFromServerId() string {
@@ -3959,7 +4083,7 @@ type MachineStatus struct {
 
 func (x *MachineStatus) Reset() {
 	*x = MachineStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[33]
+	mi := &file_argon_v1_records_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3971,7 +4095,7 @@ func (x *MachineStatus) String() string {
 func (*MachineStatus) ProtoMessage() {}
 
 func (x *MachineStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[33]
+	mi := &file_argon_v1_records_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3984,7 +4108,7 @@ func (x *MachineStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineStatus.ProtoReflect.Descriptor instead.
 func (*MachineStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{33}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MachineStatus) GetState() MachineState {
@@ -4069,7 +4193,7 @@ type GuestInfo struct {
 
 func (x *GuestInfo) Reset() {
 	*x = GuestInfo{}
-	mi := &file_argon_v1_records_proto_msgTypes[34]
+	mi := &file_argon_v1_records_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4081,7 +4205,7 @@ func (x *GuestInfo) String() string {
 func (*GuestInfo) ProtoMessage() {}
 
 func (x *GuestInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[34]
+	mi := &file_argon_v1_records_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4094,7 +4218,7 @@ func (x *GuestInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestInfo.ProtoReflect.Descriptor instead.
 func (*GuestInfo) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{34}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GuestInfo) GetHostname() string {
@@ -4139,7 +4263,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_argon_v1_records_proto_msgTypes[35]
+	mi := &file_argon_v1_records_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4151,7 +4275,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[35]
+	mi := &file_argon_v1_records_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4164,7 +4288,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{35}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Event) GetId() string {
@@ -4258,7 +4382,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x13voter_grace_seconds\x18\x03 \x01(\rR\x11voterGraceSeconds\x120\n" +
 	"\x14scrub_interval_hours\x18\x04 \x01(\rR\x12scrubIntervalHours\x12\x1b\n" +
 	"\tscrub_off\x18\x05 \x01(\bR\bscrubOff\x12%\n" +
-	"\x0ecpu_overcommit\x18\x06 \x01(\rR\rcpuOvercommit\"\xe9\x04\n" +
+	"\x0ecpu_overcommit\x18\x06 \x01(\rR\rcpuOvercommit\"\xcc\x05\n" +
 	"\x06Server\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x19\n" +
@@ -4279,7 +4403,9 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x12certificate_serial\x18\x0f \x01(\tR\x11certificateSerial\x12 \n" +
 	"\vcontainment\x18\x14 \x01(\tR\vcontainment\x12 \n" +
 	"\vconfinement\x18\x15 \x01(\tR\vconfinement\x12%\n" +
-	"\x05drain\x18\x16 \x01(\v2\x0f.argon.v1.DrainR\x05drain\"q\n" +
+	"\x05drain\x18\x16 \x01(\v2\x0f.argon.v1.DrainR\x05drain\x12\x14\n" +
+	"\x05moves\x18\x1e \x01(\rR\x05moves\x12K\n" +
+	"\x13certificate_expires\x18\x1f \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\"q\n" +
 	"\x05Drain\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
 	"\bevacuate\x18\x02 \x01(\bR\bevacuate\x12\x1a\n" +
@@ -4304,7 +4430,17 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
 	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x17\n" +
 	"\aused_by\x18\x05 \x01(\tR\x06usedBy\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x03R\brevision\"\x96\x02\n" +
+	"\brevision\x18\x06 \x01(\x03R\brevision\"\xbd\x02\n" +
+	"\x11ClientCertificate\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x16\n" +
+	"\x06client\x18\x02 \x01(\tR\x06client\x124\n" +
+	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
+	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x1b\n" +
+	"\tissued_by\x18\x05 \x01(\tR\bissuedBy\x124\n" +
+	"\arevoked\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x12\x1d\n" +
+	"\n" +
+	"revoked_by\x18\a \x01(\tR\trevokedBy\x12\x1a\n" +
+	"\brevision\x18\b \x01(\x03R\brevision\"\x96\x02\n" +
 	"\x05Image\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x1d\n" +
 	"\n" +
@@ -4667,7 +4803,7 @@ func file_argon_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_argon_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_argon_v1_records_proto_goTypes = []any{
 	(VoterRole)(0),                // 0: argon.v1.VoterRole
 	(ReplicaState)(0),             // 1: argon.v1.ReplicaState
@@ -4687,114 +4823,119 @@ var file_argon_v1_records_proto_goTypes = []any{
 	(*Resources)(nil),             // 15: argon.v1.Resources
 	(*Lease)(nil),                 // 16: argon.v1.Lease
 	(*Token)(nil),                 // 17: argon.v1.Token
-	(*Image)(nil),                 // 18: argon.v1.Image
-	(*MachineHints)(nil),          // 19: argon.v1.MachineHints
-	(*ImageCopy)(nil),             // 20: argon.v1.ImageCopy
-	(*Replica)(nil),               // 21: argon.v1.Replica
-	(*Snapshot)(nil),              // 22: argon.v1.Snapshot
-	(*Base)(nil),                  // 23: argon.v1.Base
-	(*Scrub)(nil),                 // 24: argon.v1.Scrub
-	(*Attachment)(nil),            // 25: argon.v1.Attachment
-	(*Volume)(nil),                // 26: argon.v1.Volume
-	(*VolumeStatus)(nil),          // 27: argon.v1.VolumeStatus
-	(*ResyncProgress)(nil),        // 28: argon.v1.ResyncProgress
-	(*Usage)(nil),                 // 29: argon.v1.Usage
-	(*ReplicaUsage)(nil),          // 30: argon.v1.ReplicaUsage
-	(*PublishedPort)(nil),         // 31: argon.v1.PublishedPort
-	(*Machine)(nil),               // 32: argon.v1.Machine
-	(*Wake)(nil),                  // 33: argon.v1.Wake
-	(*Checkpoint)(nil),            // 34: argon.v1.Checkpoint
-	(*Platform)(nil),              // 35: argon.v1.Platform
-	(*Migration)(nil),             // 36: argon.v1.Migration
-	(*MigrationProgress)(nil),     // 37: argon.v1.MigrationProgress
-	(*MigrationReport)(nil),       // 38: argon.v1.MigrationReport
-	(*FirstBoot)(nil),             // 39: argon.v1.FirstBoot
-	(*NetworkInterface)(nil),      // 40: argon.v1.NetworkInterface
-	(*Shares)(nil),                // 41: argon.v1.Shares
-	(*Move)(nil),                  // 42: argon.v1.Move
-	(*MachineStatus)(nil),         // 43: argon.v1.MachineStatus
-	(*GuestInfo)(nil),             // 44: argon.v1.GuestInfo
-	(*Event)(nil),                 // 45: argon.v1.Event
-	nil,                           // 46: argon.v1.Meta.LabelsEntry
-	nil,                           // 47: argon.v1.Snapshot.LabelsEntry
-	nil,                           // 48: argon.v1.Checkpoint.SnapshotsEntry
-	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
+	(*ClientCertificate)(nil),     // 18: argon.v1.ClientCertificate
+	(*Image)(nil),                 // 19: argon.v1.Image
+	(*MachineHints)(nil),          // 20: argon.v1.MachineHints
+	(*ImageCopy)(nil),             // 21: argon.v1.ImageCopy
+	(*Replica)(nil),               // 22: argon.v1.Replica
+	(*Snapshot)(nil),              // 23: argon.v1.Snapshot
+	(*Base)(nil),                  // 24: argon.v1.Base
+	(*Scrub)(nil),                 // 25: argon.v1.Scrub
+	(*Attachment)(nil),            // 26: argon.v1.Attachment
+	(*Volume)(nil),                // 27: argon.v1.Volume
+	(*VolumeStatus)(nil),          // 28: argon.v1.VolumeStatus
+	(*ResyncProgress)(nil),        // 29: argon.v1.ResyncProgress
+	(*Usage)(nil),                 // 30: argon.v1.Usage
+	(*ReplicaUsage)(nil),          // 31: argon.v1.ReplicaUsage
+	(*PublishedPort)(nil),         // 32: argon.v1.PublishedPort
+	(*Machine)(nil),               // 33: argon.v1.Machine
+	(*Wake)(nil),                  // 34: argon.v1.Wake
+	(*Checkpoint)(nil),            // 35: argon.v1.Checkpoint
+	(*Platform)(nil),              // 36: argon.v1.Platform
+	(*Migration)(nil),             // 37: argon.v1.Migration
+	(*MigrationProgress)(nil),     // 38: argon.v1.MigrationProgress
+	(*MigrationReport)(nil),       // 39: argon.v1.MigrationReport
+	(*FirstBoot)(nil),             // 40: argon.v1.FirstBoot
+	(*NetworkInterface)(nil),      // 41: argon.v1.NetworkInterface
+	(*Shares)(nil),                // 42: argon.v1.Shares
+	(*Move)(nil),                  // 43: argon.v1.Move
+	(*MachineStatus)(nil),         // 44: argon.v1.MachineStatus
+	(*GuestInfo)(nil),             // 45: argon.v1.GuestInfo
+	(*Event)(nil),                 // 46: argon.v1.Event
+	nil,                           // 47: argon.v1.Meta.LabelsEntry
+	nil,                           // 48: argon.v1.Snapshot.LabelsEntry
+	nil,                           // 49: argon.v1.Checkpoint.SnapshotsEntry
+	(*timestamppb.Timestamp)(nil), // 50: google.protobuf.Timestamp
 }
 var file_argon_v1_records_proto_depIdxs = []int32{
-	49, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	46, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
-	49, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
+	50, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	47, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
+	50, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
 	12, // 3: argon.v1.Cluster.settings:type_name -> argon.v1.Settings
 	10, // 4: argon.v1.Server.meta:type_name -> argon.v1.Meta
 	0,  // 5: argon.v1.Server.voter_role:type_name -> argon.v1.VoterRole
 	15, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
 	15, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
 	14, // 8: argon.v1.Server.drain:type_name -> argon.v1.Drain
-	49, // 9: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
-	49, // 10: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
-	49, // 11: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
-	49, // 12: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	10, // 13: argon.v1.Image.meta:type_name -> argon.v1.Meta
-	20, // 14: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
-	19, // 15: argon.v1.Image.hints:type_name -> argon.v1.MachineHints
-	1,  // 16: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
-	49, // 17: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
-	2,  // 18: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
-	49, // 19: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	47, // 20: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
-	49, // 21: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
-	49, // 22: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	10, // 23: argon.v1.Volume.meta:type_name -> argon.v1.Meta
-	21, // 24: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
-	25, // 25: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
-	22, // 26: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
-	23, // 27: argon.v1.Volume.base:type_name -> argon.v1.Base
-	24, // 28: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
-	28, // 29: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
-	49, // 30: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
-	49, // 31: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
-	49, // 32: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
-	30, // 33: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
-	10, // 34: argon.v1.Machine.meta:type_name -> argon.v1.Meta
-	31, // 35: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
-	3,  // 36: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
-	43, // 37: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
-	41, // 38: argon.v1.Machine.shares:type_name -> argon.v1.Shares
-	42, // 39: argon.v1.Machine.move:type_name -> argon.v1.Move
-	39, // 40: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
-	40, // 41: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
-	33, // 42: argon.v1.Machine.wake:type_name -> argon.v1.Wake
-	5,  // 43: argon.v1.Machine.on_loss:type_name -> argon.v1.OnLoss
-	36, // 44: argon.v1.Machine.migration:type_name -> argon.v1.Migration
-	38, // 45: argon.v1.Machine.last_migration:type_name -> argon.v1.MigrationReport
-	10, // 46: argon.v1.Checkpoint.meta:type_name -> argon.v1.Meta
-	6,  // 47: argon.v1.Checkpoint.state:type_name -> argon.v1.CheckpointState
-	7,  // 48: argon.v1.Checkpoint.purpose:type_name -> argon.v1.CheckpointPurpose
-	48, // 49: argon.v1.Checkpoint.snapshots:type_name -> argon.v1.Checkpoint.SnapshotsEntry
-	32, // 50: argon.v1.Checkpoint.machine:type_name -> argon.v1.Machine
-	35, // 51: argon.v1.Checkpoint.platform:type_name -> argon.v1.Platform
-	49, // 52: argon.v1.Checkpoint.taken:type_name -> google.protobuf.Timestamp
-	8,  // 53: argon.v1.Migration.phase:type_name -> argon.v1.MigrationPhase
-	49, // 54: argon.v1.Migration.since:type_name -> google.protobuf.Timestamp
-	49, // 55: argon.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
-	37, // 56: argon.v1.Migration.progress:type_name -> argon.v1.MigrationProgress
-	49, // 57: argon.v1.MigrationReport.since:type_name -> google.protobuf.Timestamp
-	49, // 58: argon.v1.MigrationReport.ended:type_name -> google.protobuf.Timestamp
-	37, // 59: argon.v1.MigrationReport.progress:type_name -> argon.v1.MigrationProgress
-	49, // 60: argon.v1.MigrationReport.paused:type_name -> google.protobuf.Timestamp
-	49, // 61: argon.v1.MigrationReport.resumed:type_name -> google.protobuf.Timestamp
-	49, // 62: argon.v1.MigrationReport.drain_since:type_name -> google.protobuf.Timestamp
-	49, // 63: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
-	4,  // 64: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
-	49, // 65: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
-	44, // 66: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
-	49, // 67: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
-	9,  // 68: argon.v1.Event.severity:type_name -> argon.v1.Severity
-	69, // [69:69] is the sub-list for method output_type
-	69, // [69:69] is the sub-list for method input_type
-	69, // [69:69] is the sub-list for extension type_name
-	69, // [69:69] is the sub-list for extension extendee
-	0,  // [0:69] is the sub-list for field type_name
+	50, // 9: argon.v1.Server.certificate_expires:type_name -> google.protobuf.Timestamp
+	50, // 10: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
+	50, // 11: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
+	50, // 12: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
+	50, // 13: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	50, // 14: argon.v1.ClientCertificate.created:type_name -> google.protobuf.Timestamp
+	50, // 15: argon.v1.ClientCertificate.expires:type_name -> google.protobuf.Timestamp
+	50, // 16: argon.v1.ClientCertificate.revoked:type_name -> google.protobuf.Timestamp
+	10, // 17: argon.v1.Image.meta:type_name -> argon.v1.Meta
+	21, // 18: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
+	20, // 19: argon.v1.Image.hints:type_name -> argon.v1.MachineHints
+	1,  // 20: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
+	50, // 21: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
+	2,  // 22: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
+	50, // 23: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	48, // 24: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
+	50, // 25: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
+	50, // 26: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	10, // 27: argon.v1.Volume.meta:type_name -> argon.v1.Meta
+	22, // 28: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
+	26, // 29: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
+	23, // 30: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
+	24, // 31: argon.v1.Volume.base:type_name -> argon.v1.Base
+	25, // 32: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
+	29, // 33: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
+	50, // 34: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
+	50, // 35: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
+	50, // 36: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
+	31, // 37: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
+	10, // 38: argon.v1.Machine.meta:type_name -> argon.v1.Meta
+	32, // 39: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
+	3,  // 40: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
+	44, // 41: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
+	42, // 42: argon.v1.Machine.shares:type_name -> argon.v1.Shares
+	43, // 43: argon.v1.Machine.move:type_name -> argon.v1.Move
+	40, // 44: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
+	41, // 45: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
+	34, // 46: argon.v1.Machine.wake:type_name -> argon.v1.Wake
+	5,  // 47: argon.v1.Machine.on_loss:type_name -> argon.v1.OnLoss
+	37, // 48: argon.v1.Machine.migration:type_name -> argon.v1.Migration
+	39, // 49: argon.v1.Machine.last_migration:type_name -> argon.v1.MigrationReport
+	10, // 50: argon.v1.Checkpoint.meta:type_name -> argon.v1.Meta
+	6,  // 51: argon.v1.Checkpoint.state:type_name -> argon.v1.CheckpointState
+	7,  // 52: argon.v1.Checkpoint.purpose:type_name -> argon.v1.CheckpointPurpose
+	49, // 53: argon.v1.Checkpoint.snapshots:type_name -> argon.v1.Checkpoint.SnapshotsEntry
+	33, // 54: argon.v1.Checkpoint.machine:type_name -> argon.v1.Machine
+	36, // 55: argon.v1.Checkpoint.platform:type_name -> argon.v1.Platform
+	50, // 56: argon.v1.Checkpoint.taken:type_name -> google.protobuf.Timestamp
+	8,  // 57: argon.v1.Migration.phase:type_name -> argon.v1.MigrationPhase
+	50, // 58: argon.v1.Migration.since:type_name -> google.protobuf.Timestamp
+	50, // 59: argon.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
+	38, // 60: argon.v1.Migration.progress:type_name -> argon.v1.MigrationProgress
+	50, // 61: argon.v1.MigrationReport.since:type_name -> google.protobuf.Timestamp
+	50, // 62: argon.v1.MigrationReport.ended:type_name -> google.protobuf.Timestamp
+	38, // 63: argon.v1.MigrationReport.progress:type_name -> argon.v1.MigrationProgress
+	50, // 64: argon.v1.MigrationReport.paused:type_name -> google.protobuf.Timestamp
+	50, // 65: argon.v1.MigrationReport.resumed:type_name -> google.protobuf.Timestamp
+	50, // 66: argon.v1.MigrationReport.drain_since:type_name -> google.protobuf.Timestamp
+	50, // 67: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
+	4,  // 68: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
+	50, // 69: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
+	45, // 70: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
+	50, // 71: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
+	9,  // 72: argon.v1.Event.severity:type_name -> argon.v1.Severity
+	73, // [73:73] is the sub-list for method output_type
+	73, // [73:73] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_records_proto_init() }
@@ -4808,7 +4949,7 @@ func file_argon_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_records_proto_rawDesc), len(file_argon_v1_records_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -87,6 +87,13 @@ const (
 	// ServerServiceActivateServerProcedure is the fully-qualified name of the ServerService's
 	// ActivateServer RPC.
 	ServerServiceActivateServerProcedure = "/argon.v1.ServerService/ActivateServer"
+	// ServerServiceSetServerProcedure is the fully-qualified name of the ServerService's SetServer RPC.
+	ServerServiceSetServerProcedure = "/argon.v1.ServerService/SetServer"
+	// ServerServiceMeetServersProcedure is the fully-qualified name of the ServerService's MeetServers
+	// RPC.
+	ServerServiceMeetServersProcedure = "/argon.v1.ServerService/MeetServers"
+	// ServerServiceIntroduceProcedure is the fully-qualified name of the ServerService's Introduce RPC.
+	ServerServiceIntroduceProcedure = "/argon.v1.ServerService/Introduce"
 	// ImageServiceImportImageProcedure is the fully-qualified name of the ImageService's ImportImage
 	// RPC.
 	ImageServiceImportImageProcedure = "/argon.v1.ImageService/ImportImage"
@@ -521,6 +528,15 @@ type ServerServiceClient interface {
 	DrainServer(context.Context, *connect.Request[v1.DrainServerRequest]) (*connect.Response[v1.DrainServerResponse], error)
 	// Lets a drained server take machines and replicas again.
 	ActivateServer(context.Context, *connect.Request[v1.ActivateServerRequest]) (*connect.Response[v1.ActivateServerResponse], error)
+	// Changes what others reach a server at. It must be one of its host's
+	// addresses; the daemon there is started anew, its machines run on.
+	SetServer(context.Context, *connect.Request[v1.SetServerRequest]) (*connect.Response[v1.SetServerResponse], error)
+	// Leads this server to others of its cluster that have new addresses, and
+	// them to it. Works without a majority.
+	MeetServers(context.Context, *connect.Request[v1.MeetServersRequest]) (*connect.Response[v1.MeetServersResponse], error)
+	// What one server tells another: where it is, proved by its certificate. It
+	// hears where others may be. For servers; works without a majority.
+	Introduce(context.Context, *connect.Request[v1.IntroduceRequest]) (*connect.Response[v1.IntroduceResponse], error)
 }
 
 // NewServerServiceClient constructs a client for the argon.v1.ServerService service. By default, it
@@ -564,6 +580,24 @@ func NewServerServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(serverServiceMethods.ByName("ActivateServer")),
 			connect.WithClientOptions(opts...),
 		),
+		setServer: connect.NewClient[v1.SetServerRequest, v1.SetServerResponse](
+			httpClient,
+			baseURL+ServerServiceSetServerProcedure,
+			connect.WithSchema(serverServiceMethods.ByName("SetServer")),
+			connect.WithClientOptions(opts...),
+		),
+		meetServers: connect.NewClient[v1.MeetServersRequest, v1.MeetServersResponse](
+			httpClient,
+			baseURL+ServerServiceMeetServersProcedure,
+			connect.WithSchema(serverServiceMethods.ByName("MeetServers")),
+			connect.WithClientOptions(opts...),
+		),
+		introduce: connect.NewClient[v1.IntroduceRequest, v1.IntroduceResponse](
+			httpClient,
+			baseURL+ServerServiceIntroduceProcedure,
+			connect.WithSchema(serverServiceMethods.ByName("Introduce")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -574,6 +608,9 @@ type serverServiceClient struct {
 	removeServer   *connect.Client[v1.RemoveServerRequest, v1.RemoveServerResponse]
 	drainServer    *connect.Client[v1.DrainServerRequest, v1.DrainServerResponse]
 	activateServer *connect.Client[v1.ActivateServerRequest, v1.ActivateServerResponse]
+	setServer      *connect.Client[v1.SetServerRequest, v1.SetServerResponse]
+	meetServers    *connect.Client[v1.MeetServersRequest, v1.MeetServersResponse]
+	introduce      *connect.Client[v1.IntroduceRequest, v1.IntroduceResponse]
 }
 
 // ListServers calls argon.v1.ServerService.ListServers.
@@ -601,6 +638,21 @@ func (c *serverServiceClient) ActivateServer(ctx context.Context, req *connect.R
 	return c.activateServer.CallUnary(ctx, req)
 }
 
+// SetServer calls argon.v1.ServerService.SetServer.
+func (c *serverServiceClient) SetServer(ctx context.Context, req *connect.Request[v1.SetServerRequest]) (*connect.Response[v1.SetServerResponse], error) {
+	return c.setServer.CallUnary(ctx, req)
+}
+
+// MeetServers calls argon.v1.ServerService.MeetServers.
+func (c *serverServiceClient) MeetServers(ctx context.Context, req *connect.Request[v1.MeetServersRequest]) (*connect.Response[v1.MeetServersResponse], error) {
+	return c.meetServers.CallUnary(ctx, req)
+}
+
+// Introduce calls argon.v1.ServerService.Introduce.
+func (c *serverServiceClient) Introduce(ctx context.Context, req *connect.Request[v1.IntroduceRequest]) (*connect.Response[v1.IntroduceResponse], error) {
+	return c.introduce.CallUnary(ctx, req)
+}
+
 // ServerServiceHandler is an implementation of the argon.v1.ServerService service.
 type ServerServiceHandler interface {
 	ListServers(context.Context, *connect.Request[v1.ListServersRequest]) (*connect.Response[v1.ListServersResponse], error)
@@ -612,6 +664,15 @@ type ServerServiceHandler interface {
 	DrainServer(context.Context, *connect.Request[v1.DrainServerRequest]) (*connect.Response[v1.DrainServerResponse], error)
 	// Lets a drained server take machines and replicas again.
 	ActivateServer(context.Context, *connect.Request[v1.ActivateServerRequest]) (*connect.Response[v1.ActivateServerResponse], error)
+	// Changes what others reach a server at. It must be one of its host's
+	// addresses; the daemon there is started anew, its machines run on.
+	SetServer(context.Context, *connect.Request[v1.SetServerRequest]) (*connect.Response[v1.SetServerResponse], error)
+	// Leads this server to others of its cluster that have new addresses, and
+	// them to it. Works without a majority.
+	MeetServers(context.Context, *connect.Request[v1.MeetServersRequest]) (*connect.Response[v1.MeetServersResponse], error)
+	// What one server tells another: where it is, proved by its certificate. It
+	// hears where others may be. For servers; works without a majority.
+	Introduce(context.Context, *connect.Request[v1.IntroduceRequest]) (*connect.Response[v1.IntroduceResponse], error)
 }
 
 // NewServerServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -651,6 +712,24 @@ func NewServerServiceHandler(svc ServerServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(serverServiceMethods.ByName("ActivateServer")),
 		connect.WithHandlerOptions(opts...),
 	)
+	serverServiceSetServerHandler := connect.NewUnaryHandler(
+		ServerServiceSetServerProcedure,
+		svc.SetServer,
+		connect.WithSchema(serverServiceMethods.ByName("SetServer")),
+		connect.WithHandlerOptions(opts...),
+	)
+	serverServiceMeetServersHandler := connect.NewUnaryHandler(
+		ServerServiceMeetServersProcedure,
+		svc.MeetServers,
+		connect.WithSchema(serverServiceMethods.ByName("MeetServers")),
+		connect.WithHandlerOptions(opts...),
+	)
+	serverServiceIntroduceHandler := connect.NewUnaryHandler(
+		ServerServiceIntroduceProcedure,
+		svc.Introduce,
+		connect.WithSchema(serverServiceMethods.ByName("Introduce")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/argon.v1.ServerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ServerServiceListServersProcedure:
@@ -663,6 +742,12 @@ func NewServerServiceHandler(svc ServerServiceHandler, opts ...connect.HandlerOp
 			serverServiceDrainServerHandler.ServeHTTP(w, r)
 		case ServerServiceActivateServerProcedure:
 			serverServiceActivateServerHandler.ServeHTTP(w, r)
+		case ServerServiceSetServerProcedure:
+			serverServiceSetServerHandler.ServeHTTP(w, r)
+		case ServerServiceMeetServersProcedure:
+			serverServiceMeetServersHandler.ServeHTTP(w, r)
+		case ServerServiceIntroduceProcedure:
+			serverServiceIntroduceHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -690,6 +775,18 @@ func (UnimplementedServerServiceHandler) DrainServer(context.Context, *connect.R
 
 func (UnimplementedServerServiceHandler) ActivateServer(context.Context, *connect.Request[v1.ActivateServerRequest]) (*connect.Response[v1.ActivateServerResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ServerService.ActivateServer is not implemented"))
+}
+
+func (UnimplementedServerServiceHandler) SetServer(context.Context, *connect.Request[v1.SetServerRequest]) (*connect.Response[v1.SetServerResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ServerService.SetServer is not implemented"))
+}
+
+func (UnimplementedServerServiceHandler) MeetServers(context.Context, *connect.Request[v1.MeetServersRequest]) (*connect.Response[v1.MeetServersResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ServerService.MeetServers is not implemented"))
+}
+
+func (UnimplementedServerServiceHandler) Introduce(context.Context, *connect.Request[v1.IntroduceRequest]) (*connect.Response[v1.IntroduceResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ServerService.Introduce is not implemented"))
 }
 
 // ImageServiceClient is a client for the argon.v1.ImageService service.
