@@ -27,6 +27,8 @@ type State struct {
 	Leases       map[string]*argonv1.Lease
 	Checkpoints  map[string]*argonv1.Checkpoint
 	Usage        map[string]*argonv1.Usage
+	// Clients are the certificates of remote administrators, by serial number.
+	Clients map[string]*argonv1.ClientCertificate
 }
 
 func newState(revision int64) *State {
@@ -40,6 +42,7 @@ func newState(revision int64) *State {
 		Leases:       map[string]*argonv1.Lease{},
 		Checkpoints:  map[string]*argonv1.Checkpoint{},
 		Usage:        map[string]*argonv1.Usage{},
+		Clients:      map[string]*argonv1.ClientCertificate{},
 	}
 }
 
@@ -77,6 +80,8 @@ func (e *edition) apply(put bool, kv *mvccpb.KeyValue) error {
 		return applyTo(e, &e.Machines, e.store.Machines.traits, put, id, kv)
 	case e.store.Checkpoints.kind:
 		return applyTo(e, &e.Checkpoints, e.store.Checkpoints.traits, put, id, kv)
+	case e.store.Clients.kind:
+		return applyTo(e, &e.Clients, e.store.Clients.traits, put, id, kv)
 	case e.store.status.kind:
 		return applyTo(e, &e.VolumeStatus, e.store.status, put, id, kv)
 	case e.store.usage.kind:

@@ -51,6 +51,7 @@ type Store struct {
 	Events   *Events
 
 	Checkpoints *Table[*argonv1.Checkpoint]
+	Clients     *Table[*argonv1.ClientCertificate]
 
 	status traits[*argonv1.VolumeStatus]
 	usage  traits[*argonv1.Usage]
@@ -129,10 +130,11 @@ func newStore(cli *clientv3.Client) *Store {
 		Checkpoints: &Table[*argonv1.Checkpoint]{e, named("checkpoint",
 			func() *argonv1.Checkpoint { return &argonv1.Checkpoint{} },
 			func(r *argonv1.Checkpoint) **argonv1.Meta { return &r.Meta })},
-		Tokens: &Table[*argonv1.Token]{e, tokens()},
-		Events: &Events{etcd: e, now: time.Now},
-		status: volumeStatus(),
-		usage:  usage(),
+		Clients: &Table[*argonv1.ClientCertificate]{e, clients()},
+		Tokens:  &Table[*argonv1.Token]{e, tokens()},
+		Events:  &Events{etcd: e, now: time.Now},
+		status:  volumeStatus(),
+		usage:   usage(),
 	}
 }
 
@@ -147,6 +149,20 @@ func tokens() traits[*argonv1.Token] {
 		revision:     (*argonv1.Token).GetRevision,
 		created:      func(*argonv1.Token) int64 { return 0 },
 		setRevisions: func(r *argonv1.Token, changed, _ int64) { r.Revision = changed },
+	}
+}
+
+// clients are certificates: two of one client have one name.
+func clients() traits[*argonv1.ClientCertificate] {
+	return traits[*argonv1.ClientCertificate]{
+		kind:         "client",
+		prefix:       statePrefix + "client/",
+		fresh:        func() *argonv1.ClientCertificate { return &argonv1.ClientCertificate{} },
+		id:           (*argonv1.ClientCertificate).GetSerial,
+		prepare:      func(*argonv1.ClientCertificate) {},
+		revision:     (*argonv1.ClientCertificate).GetRevision,
+		created:      func(*argonv1.ClientCertificate) int64 { return 0 },
+		setRevisions: func(r *argonv1.ClientCertificate, changed, _ int64) { r.Revision = changed },
 	}
 }
 

@@ -135,6 +135,17 @@ func tokenIDs(ctx context.Context, c *client.Client) ([]string, error) {
 	return ids, err
 }
 
+func clientNames(ctx context.Context, c *client.Client) ([]string, error) {
+	res, err := client.Call(ctx, c.Cluster.ListClients, &argonv1.ListClientsRequest{})
+	var names []string
+	for _, one := range res.GetClients() {
+		if one.GetRevoked() == nil && !slices.Contains(names, one.GetClient()) {
+			names = append(names, one.GetClient())
+		}
+	}
+	return names, err
+}
+
 func machineNames(ctx context.Context, c *client.Client) ([]string, error) {
 	res, err := client.Call(ctx, c.Machines.ListMachines, &argonv1.ListMachinesRequest{})
 	return collect(res.GetMachines(), (*argonv1.MachineView).GetMachine), err

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 )
@@ -73,7 +75,7 @@ func (m *Member) admit(ctx context.Context, p *parts, tok token, req *argonv1.Ad
 	if err != nil {
 		return nil, err
 	}
-	server.CertificateSerial = serialOf(cert)
+	server.CertificateSerial, server.CertificateExpires = serialOf(cert), timestamppb.New(cert.NotAfter)
 	rec.UsedBy = server.GetMeta().GetId()
 	// Addresses are unique: two admissions at once meet at the oldest record.
 	if err := p.store.Txn().Create(server).Put(rec).Put(servers[0]).Commit(ctx); err != nil {
@@ -136,9 +138,10 @@ func checkAddressFree(s *argonv1.Server, servers []*argonv1.Server) error {
 	return nil
 }
 
-// IssueClient signs the certificate of a remote administrator. request is the
-// DER of a PKCS #10 request; life is how long the certificate is good.
-func (m *Member) IssueClient(ctx context.Context, name string, request []byte, life time.Duration) (string, error) {
+// IssueClient signs the certificate of a remote administrator, and writes down that
+// it did. request is the DER of a PKCS #10 request; life is how long the certificate
+// is good; by is who asks for it.
+func (m *Member) IssueClient(ctx context.Context, name string, request []byte, life time.Duration, by string) (string, error) {
 	p, err := m.running()
 	if err != nil {
 		return "", err
@@ -147,11 +150,44 @@ func (m *Member) IssueClient(ctx context.Context, name string, request []byte, l
 	if err != nil {
 		return "", err
 	}
-	cert, err := ca.issueClient(request, name, life, m.opts.Now())
+	now := m.opts.Now()
+	cert, err := ca.issueClient(request, name, life, now)
+	if err != nil {
+		return "", err
+	}
+	if err := p.dropExpiredClients(ctx, now); err != nil {
+		return "", err
+	}
+	err = p.store.Clients.Create(ctx, &argonv1.ClientCertificate{
+		Serial: serialOf(cert), Client: name, Created: timestamppb.New(now), Expires: timestamppb.New(cert.NotAfter), IssuedBy: by,
+	})
 	if err != nil {
 		return "", err
 	}
 	return string(encodeCertificate(cert)), nil
+}
+
+// clientKept is how much longer than it is good a certificate is remembered: for
+// servers whose clock is behind.
+const clientKept = 7 * 24 * time.Hour
+
+// dropExpiredClients forgets certificates that nobody takes any more, revoked ones
+// too.
+func (p *parts) dropExpiredClients(ctx context.Context, now time.Time) error {
+	list, err := p.store.Clients.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, rec := range list {
+		if now.Sub(rec.GetExpires().AsTime()) < clientKept {
+			continue
+		}
+		err := p.store.Clients.Delete(ctx, rec)
+		if err != nil && !errors.Is(err, catalog.ErrNotFound) {
+			return err
+		}
+	}
+	return nil
 }
 
 // authority reads the authority's key; it is kept nowhere but in the catalog.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"time"
 )
 
 // Kind says what a certificate is for.
@@ -25,6 +26,8 @@ type Identity struct {
 	ID string
 	// Serial is the certificate's serial number, hex, as in a server's record.
 	Serial string
+	// Expires is when the certificate ends.
+	Expires time.Time
 }
 
 const identityScheme = "argon"
@@ -53,7 +56,7 @@ func identityOf(cert *x509.Certificate) (Identity, error) {
 		if u.Scheme != identityScheme || id == "" || (kind != KindServer && kind != KindClient) {
 			continue
 		}
-		return Identity{Kind: kind, ID: id, Serial: serialOf(cert)}, nil
+		return Identity{Kind: kind, ID: id, Serial: serialOf(cert), Expires: cert.NotAfter}, nil
 	}
 	return Identity{}, fmt.Errorf("the certificate of %q is neither a server's nor a client's", cert.Subject.CommonName)
 }

@@ -103,7 +103,7 @@ func (m *Member) certifyFirst(ca *authority, server *argonv1.Server) (*credentia
 	if err != nil {
 		return nil, err
 	}
-	server.CertificateSerial = serialOf(cert)
+	server.CertificateSerial, server.CertificateExpires = serialOf(cert), timestamppb.New(cert.NotAfter)
 	keyPEM, err := encodeKey(key)
 	if err != nil {
 		return nil, err

@@ -392,7 +392,7 @@ func TestClientCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	certPEM, err := a.member.IssueClient(t.Context(), "alice", request, time.Hour)
+	certPEM, err := a.member.IssueClient(t.Context(), "alice", request, time.Hour, "server s1")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
@@ -43,7 +45,7 @@ func (m *Member) RunVoters(ctx context.Context, view *catalog.View) error {
 				_ = sleep(ctx, ownVoterRetry)
 				continue
 			}
-			if moved.tell(ctx, p.keepAddress(ctx, m.opts.Log, st)) {
+			if moved.tell(ctx, p.keepRecord(ctx, m.opts.Log, st)) {
 				wait = ownVoterRetry
 			}
 			if follow.tell(ctx, m.followRecord(ctx, p, st)) {
@@ -65,28 +67,33 @@ func (m *Member) RunVoters(ctx context.Context, view *catalog.View) error {
 	return nil
 }
 
-// keepAddress writes into this server's record where it is, if that is not what
-// the record says. Everybody else follows the record.
-func (p *parts) keepAddress(ctx context.Context, log *slog.Logger, st *catalog.State) error {
-	if st.Servers[p.id.ServerID].GetAddress() == p.id.Address {
+// keepRecord writes into this server's record where it is, and until when its
+// certificate is good, if that is not what the record says. Everybody else follows
+// the record.
+func (p *parts) keepRecord(ctx context.Context, log *slog.Logger, st *catalog.State) error {
+	expires := timestamppb.New(p.creds.own.Leaf.NotAfter)
+	if own := st.Servers[p.id.ServerID]; own.GetAddress() == p.id.Address && proto.Equal(own.GetCertificateExpires(), expires) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 	defer cancel()
 	was := ""
 	s, err := p.store.Servers.Update(ctx, p.id.ServerID, func(s *argonv1.Server) error {
-		if was = s.GetAddress(); was == p.id.Address {
+		if was = s.GetAddress(); was == p.id.Address && proto.Equal(s.GetCertificateExpires(), expires) {
 			return catalog.ErrUnchanged
 		}
-		s.Address = p.id.Address
-		s.Moves++
+		s.CertificateExpires = expires
+		if was != p.id.Address {
+			s.Address = p.id.Address
+			s.Moves++
+		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
 	if was == p.id.Address {
-		return nil // the view is behind
+		return nil
 	}
 	log.Info("the cluster was told of this server's new address", "was", was, "address", p.id.Address)
 	return p.store.Events.Append(ctx, &argonv1.Event{

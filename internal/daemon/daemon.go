@@ -238,9 +238,9 @@ func (s *server) identify(state tls.ConnectionState) (rpc.Caller, error) {
 	if err != nil {
 		return rpc.Caller{}, err
 	}
-	c := rpc.Caller{Kind: rpc.Client, ID: id.ID}
+	c := rpc.Caller{Kind: rpc.Client, ID: id.ID, Serial: id.Serial, Expires: id.Expires}
 	if id.Kind == cluster.KindServer {
-		c.Kind, c.Serial = rpc.Server, id.Serial
+		c.Kind = rpc.Server
 	}
 	return c, nil
 }

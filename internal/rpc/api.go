@@ -45,7 +45,7 @@ func (a *API) Handler() http.Handler {
 	mux.Handle(argonv1connect.NewCheckpointServiceHandler(checkpointService{a}, options...))
 	mux.Handle(argonv1connect.NewEventServiceHandler(eventService{a}, options...))
 	mux.HandleFunc("GET /vnc", a.webDisplay)
-	return mux
+	return a.whileGood(mux)
 }
 
 // parts are those of a member, or the error for who calls a server that is

@@ -232,7 +232,7 @@ func (fakeMembers) CreateToken(_ context.Context, ttl time.Duration) (string, *a
 func (fakeMembers) ListTokens(context.Context) ([]*argonv1.Token, error) { return nil, nil }
 func (fakeMembers) DeleteToken(context.Context, string) error            { return catalog.ErrNotFound }
 
-func (fakeMembers) IssueClient(context.Context, string, []byte, time.Duration) (string, error) {
+func (fakeMembers) IssueClient(context.Context, string, []byte, time.Duration, string) (string, error) {
 	return "PEM", nil
 }
 func (fakeMembers) LeaderID(context.Context) string { return "A" }

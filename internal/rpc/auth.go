@@ -19,8 +19,10 @@ type Caller struct {
 	Kind CallerKind
 	// ID is a server's id, or a client certificate's name.
 	ID string
-	// Serial of a server's certificate, as in its record.
+	// Serial of a server's or client's certificate, as in its record.
 	Serial string
+	// Expires is when the certificate does.
+	Expires time.Time
 }
 
 // CallerKind says by what right somebody calls.
@@ -109,6 +111,11 @@ func (a *API) authorize(ctx context.Context, procedure string) error {
 		}
 	case argonv1connect.ClusterServiceAdmitProcedure:
 		return nil // the token is the credential
+	case argonv1connect.ServerServiceMeetServersProcedure:
+		// It works without the catalog, which says who may call.
+		if c.Kind != Admin {
+			return connect.NewError(connect.CodePermissionDenied, errors.New("a server is led to others only through its own unix socket: run the command on that server"))
+		}
 	case argonv1connect.ServerServiceIntroduceProcedure:
 		return a.mayIntroduce(c)
 	case argonv1connect.ImageServiceFetchImageProcedure:
@@ -117,8 +124,10 @@ func (a *API) authorize(ctx context.Context, procedure string) error {
 		}
 	}
 	switch c.Kind {
-	case Admin, Client:
+	case Admin:
 		return nil
+	case Client:
+		return a.stillClient(ctx, c)
 	case Server:
 		return a.stillServer(ctx, c)
 	}

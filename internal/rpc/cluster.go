@@ -110,11 +110,11 @@ func (s clusterService) Status(ctx context.Context, _ *connect.Request[argonv1.S
 	} else {
 		res.LeaderId = p.Members.LeaderID(bounded)
 	}
-	fillStatus(res, p.View.State(), p.ServerID)
+	fillStatus(res, p.View.State(), p.ServerID, p.Now())
 	return connect.NewResponse(res), nil
 }
 
-func fillStatus(res *argonv1.StatusResponse, st *catalog.State, serverID string) {
+func fillStatus(res *argonv1.StatusResponse, st *catalog.State, serverID string, now time.Time) {
 	res.Cluster, res.Server = st.Cluster, st.Servers[serverID]
 	for _, s := range sorted(st.Servers) {
 		res.Servers = append(res.Servers, serverView(st, s))
@@ -127,7 +127,7 @@ func fillStatus(res *argonv1.StatusResponse, st *catalog.State, serverID string)
 			res.VolumesDegraded++
 		}
 	}
-	res.Warnings = warnings(st)
+	res.Warnings = append(warnings(st), certificateWarnings(st, now)...)
 }
 
 // SetCluster changes what is given.
@@ -237,12 +237,14 @@ func (s clusterService) IssueClientCertificate(ctx context.Context, req *connect
 	if err != nil {
 		return nil, err
 	}
-	pem, err := p.Members.IssueClient(ctx, req.Msg.GetName(), req.Msg.GetCertificateRequest(), ttl)
+	by := callerName(st, p.ServerID, callerOf(ctx))
+	pem, err := p.Members.IssueClient(ctx, req.Msg.GetName(), req.Msg.GetCertificateRequest(), ttl, by)
 	if err != nil {
 		return nil, fmt.Errorf("certificate for client %s: %w", req.Msg.GetName(), err)
 	}
+	p.tell(ctx, argonv1.Severity_SEVERITY_INFO, "cluster", "", req.Msg.GetName(), "client-created", "a client certificate was made by "+by)
 	return answer(&argonv1.IssueClientCertificateResponse{
-		CertificatePem: pem, CaCertificatePem: st.Cluster.GetCaCertificatePem(),
+		CertificatePem: pem, CaCertificatePem: st.Cluster.GetCaCertificatePem(), Servers: apiAddresses(st),
 	}, nil)
 }
 

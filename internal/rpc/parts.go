@@ -57,7 +57,7 @@ type Members interface {
 	CreateToken(ctx context.Context, ttl time.Duration) (token string, record *argonv1.Token, err error)
 	ListTokens(ctx context.Context) ([]*argonv1.Token, error)
 	DeleteToken(ctx context.Context, id string) error
-	IssueClient(ctx context.Context, name string, request []byte, ttl time.Duration) (certificatePEM string, err error)
+	IssueClient(ctx context.Context, name string, request []byte, ttl time.Duration, by string) (certificatePEM string, err error)
 	// LeaderID is the server that the controller runs on; empty: none known.
 	LeaderID(ctx context.Context) string
 }

@@ -1042,8 +1042,10 @@ type IssueClientCertificateResponse struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	CertificatePem   string                 `protobuf:"bytes,1,opt,name=certificate_pem,json=certificatePem,proto3" json:"certificate_pem,omitempty"`
 	CaCertificatePem string                 `protobuf:"bytes,2,opt,name=ca_certificate_pem,json=caCertificatePem,proto3" json:"ca_certificate_pem,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// All servers' APIs, "host:port".
+	Servers       []string `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IssueClientCertificateResponse) Reset() {
@@ -1090,6 +1092,182 @@ func (x *IssueClientCertificateResponse) GetCaCertificatePem() string {
 	return ""
 }
 
+func (x *IssueClientCertificateResponse) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+type ListClientsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListClientsRequest) Reset() {
+	*x = ListClientsRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListClientsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListClientsRequest) ProtoMessage() {}
+
+func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
+func (*ListClientsRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{18}
+}
+
+type ListClientsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Clients       []*ClientCertificate   `protobuf:"bytes,1,rep,name=clients,proto3" json:"clients,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListClientsResponse) Reset() {
+	*x = ListClientsResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListClientsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListClientsResponse) ProtoMessage() {}
+
+func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
+func (*ListClientsResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ListClientsResponse) GetClients() []*ClientCertificate {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+type RevokeClientRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A certificate's serial number, or a client's name: all that it has.
+	Client        string `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeClientRequest) Reset() {
+	*x = RevokeClientRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeClientRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeClientRequest) ProtoMessage() {}
+
+func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
+func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RevokeClientRequest) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+type RevokeClientResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revoked       []*ClientCertificate   `protobuf:"bytes,1,rep,name=revoked,proto3" json:"revoked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeClientResponse) Reset() {
+	*x = RevokeClientResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeClientResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeClientResponse) ProtoMessage() {}
+
+func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
+func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RevokeClientResponse) GetRevoked() []*ClientCertificate {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
 // Whereabouts is where a server is reached.
 type Whereabouts struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1108,7 +1286,7 @@ type Whereabouts struct {
 
 func (x *Whereabouts) Reset() {
 	*x = Whereabouts{}
-	mi := &file_argon_v1_api_proto_msgTypes[18]
+	mi := &file_argon_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1298,7 @@ func (x *Whereabouts) String() string {
 func (*Whereabouts) ProtoMessage() {}
 
 func (x *Whereabouts) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[18]
+	mi := &file_argon_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1311,7 @@ func (x *Whereabouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Whereabouts.ProtoReflect.Descriptor instead.
 func (*Whereabouts) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Whereabouts) GetServerId() string {
@@ -1202,7 +1380,7 @@ type SetServerRequest struct {
 
 func (x *SetServerRequest) Reset() {
 	*x = SetServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[19]
+	mi := &file_argon_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1392,7 @@ func (x *SetServerRequest) String() string {
 func (*SetServerRequest) ProtoMessage() {}
 
 func (x *SetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[19]
+	mi := &file_argon_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1405,7 @@ func (x *SetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetServerRequest.ProtoReflect.Descriptor instead.
 func (*SetServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetServerRequest) GetName() string {
@@ -1254,7 +1432,7 @@ type SetServerResponse struct {
 
 func (x *SetServerResponse) Reset() {
 	*x = SetServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[20]
+	mi := &file_argon_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1444,7 @@ func (x *SetServerResponse) String() string {
 func (*SetServerResponse) ProtoMessage() {}
 
 func (x *SetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[20]
+	mi := &file_argon_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1457,7 @@ func (x *SetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetServerResponse.ProtoReflect.Descriptor instead.
 func (*SetServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetServerResponse) GetServer() *ServerView {
@@ -1299,7 +1477,7 @@ type MeetServersRequest struct {
 
 func (x *MeetServersRequest) Reset() {
 	*x = MeetServersRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[21]
+	mi := &file_argon_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1489,7 @@ func (x *MeetServersRequest) String() string {
 func (*MeetServersRequest) ProtoMessage() {}
 
 func (x *MeetServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[21]
+	mi := &file_argon_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1502,7 @@ func (x *MeetServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeetServersRequest.ProtoReflect.Descriptor instead.
 func (*MeetServersRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *MeetServersRequest) GetAddresses() []string {
@@ -1344,7 +1522,7 @@ type MeetServersResponse struct {
 
 func (x *MeetServersResponse) Reset() {
 	*x = MeetServersResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[22]
+	mi := &file_argon_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1534,7 @@ func (x *MeetServersResponse) String() string {
 func (*MeetServersResponse) ProtoMessage() {}
 
 func (x *MeetServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[22]
+	mi := &file_argon_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1547,7 @@ func (x *MeetServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeetServersResponse.ProtoReflect.Descriptor instead.
 func (*MeetServersResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MeetServersResponse) GetMet() []*Whereabouts {
@@ -1388,7 +1566,7 @@ type IntroduceRequest struct {
 
 func (x *IntroduceRequest) Reset() {
 	*x = IntroduceRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[23]
+	mi := &file_argon_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1578,7 @@ func (x *IntroduceRequest) String() string {
 func (*IntroduceRequest) ProtoMessage() {}
 
 func (x *IntroduceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[23]
+	mi := &file_argon_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1591,7 @@ func (x *IntroduceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntroduceRequest.ProtoReflect.Descriptor instead.
 func (*IntroduceRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *IntroduceRequest) GetSelf() *Whereabouts {
@@ -1434,7 +1612,7 @@ type IntroduceResponse struct {
 
 func (x *IntroduceResponse) Reset() {
 	*x = IntroduceResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[24]
+	mi := &file_argon_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1624,7 @@ func (x *IntroduceResponse) String() string {
 func (*IntroduceResponse) ProtoMessage() {}
 
 func (x *IntroduceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[24]
+	mi := &file_argon_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1637,7 @@ func (x *IntroduceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntroduceResponse.ProtoReflect.Descriptor instead.
 func (*IntroduceResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IntroduceResponse) GetSelf() *Whereabouts {
@@ -1498,7 +1676,7 @@ type ServerView struct {
 
 func (x *ServerView) Reset() {
 	*x = ServerView{}
-	mi := &file_argon_v1_api_proto_msgTypes[25]
+	mi := &file_argon_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1688,7 @@ func (x *ServerView) String() string {
 func (*ServerView) ProtoMessage() {}
 
 func (x *ServerView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[25]
+	mi := &file_argon_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1523,7 +1701,7 @@ func (x *ServerView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerView.ProtoReflect.Descriptor instead.
 func (*ServerView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ServerView) GetServer() *Server {
@@ -1590,7 +1768,7 @@ type ListServersRequest struct {
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[26]
+	mi := &file_argon_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +1780,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[26]
+	mi := &file_argon_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +1793,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 type ListServersResponse struct {
@@ -1627,7 +1805,7 @@ type ListServersResponse struct {
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[27]
+	mi := &file_argon_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1817,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[27]
+	mi := &file_argon_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1830,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListServersResponse) GetServers() []*ServerView {
@@ -1671,7 +1849,7 @@ type GetServerRequest struct {
 
 func (x *GetServerRequest) Reset() {
 	*x = GetServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[28]
+	mi := &file_argon_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1861,7 @@ func (x *GetServerRequest) String() string {
 func (*GetServerRequest) ProtoMessage() {}
 
 func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[28]
+	mi := &file_argon_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1874,7 @@ func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerRequest.ProtoReflect.Descriptor instead.
 func (*GetServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetServerRequest) GetName() string {
@@ -1715,7 +1893,7 @@ type GetServerResponse struct {
 
 func (x *GetServerResponse) Reset() {
 	*x = GetServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[29]
+	mi := &file_argon_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1905,7 @@ func (x *GetServerResponse) String() string {
 func (*GetServerResponse) ProtoMessage() {}
 
 func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[29]
+	mi := &file_argon_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1918,7 @@ func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerResponse.ProtoReflect.Descriptor instead.
 func (*GetServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetServerResponse) GetServer() *ServerView {
@@ -1760,7 +1938,7 @@ type RemoveServerRequest struct {
 
 func (x *RemoveServerRequest) Reset() {
 	*x = RemoveServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[30]
+	mi := &file_argon_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1772,7 +1950,7 @@ func (x *RemoveServerRequest) String() string {
 func (*RemoveServerRequest) ProtoMessage() {}
 
 func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[30]
+	mi := &file_argon_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1785,7 +1963,7 @@ func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RemoveServerRequest) GetName() string {
@@ -1810,7 +1988,7 @@ type RemoveServerResponse struct {
 
 func (x *RemoveServerResponse) Reset() {
 	*x = RemoveServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[31]
+	mi := &file_argon_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +2000,7 @@ func (x *RemoveServerResponse) String() string {
 func (*RemoveServerResponse) ProtoMessage() {}
 
 func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[31]
+	mi := &file_argon_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +2013,7 @@ func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 type DrainServerRequest struct {
@@ -1850,7 +2028,7 @@ type DrainServerRequest struct {
 
 func (x *DrainServerRequest) Reset() {
 	*x = DrainServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[32]
+	mi := &file_argon_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +2040,7 @@ func (x *DrainServerRequest) String() string {
 func (*DrainServerRequest) ProtoMessage() {}
 
 func (x *DrainServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[32]
+	mi := &file_argon_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +2053,7 @@ func (x *DrainServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainServerRequest.ProtoReflect.Descriptor instead.
 func (*DrainServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DrainServerRequest) GetName() string {
@@ -1908,7 +2086,7 @@ type DrainServerResponse struct {
 
 func (x *DrainServerResponse) Reset() {
 	*x = DrainServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[33]
+	mi := &file_argon_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +2098,7 @@ func (x *DrainServerResponse) String() string {
 func (*DrainServerResponse) ProtoMessage() {}
 
 func (x *DrainServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[33]
+	mi := &file_argon_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +2111,7 @@ func (x *DrainServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainServerResponse.ProtoReflect.Descriptor instead.
 func (*DrainServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DrainServerResponse) GetServer() *ServerView {
@@ -1952,7 +2130,7 @@ type ActivateServerRequest struct {
 
 func (x *ActivateServerRequest) Reset() {
 	*x = ActivateServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[34]
+	mi := &file_argon_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2142,7 @@ func (x *ActivateServerRequest) String() string {
 func (*ActivateServerRequest) ProtoMessage() {}
 
 func (x *ActivateServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[34]
+	mi := &file_argon_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2155,7 @@ func (x *ActivateServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateServerRequest.ProtoReflect.Descriptor instead.
 func (*ActivateServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ActivateServerRequest) GetName() string {
@@ -1996,7 +2174,7 @@ type ActivateServerResponse struct {
 
 func (x *ActivateServerResponse) Reset() {
 	*x = ActivateServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[35]
+	mi := &file_argon_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2186,7 @@ func (x *ActivateServerResponse) String() string {
 func (*ActivateServerResponse) ProtoMessage() {}
 
 func (x *ActivateServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[35]
+	mi := &file_argon_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2199,7 @@ func (x *ActivateServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateServerResponse.ProtoReflect.Descriptor instead.
 func (*ActivateServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ActivateServerResponse) GetServer() *ServerView {
@@ -2044,7 +2222,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[36]
+	mi := &file_argon_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2056,7 +2234,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[36]
+	mi := &file_argon_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2069,7 +2247,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ImportImageRequest) GetPart() isImportImageRequest_Part {
@@ -2127,7 +2305,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[37]
+	mi := &file_argon_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2317,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[37]
+	mi := &file_argon_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2330,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ImportImageResponse) GetPhase() string {
@@ -2191,7 +2369,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[38]
+	mi := &file_argon_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2203,7 +2381,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[38]
+	mi := &file_argon_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2216,7 +2394,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 type ListImagesResponse struct {
@@ -2228,7 +2406,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[39]
+	mi := &file_argon_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2240,7 +2418,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[39]
+	mi := &file_argon_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2253,7 +2431,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2272,7 +2450,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[40]
+	mi := &file_argon_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2284,7 +2462,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[40]
+	mi := &file_argon_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2297,7 +2475,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -2316,7 +2494,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[41]
+	mi := &file_argon_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2328,7 +2506,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[41]
+	mi := &file_argon_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2341,7 +2519,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -2363,7 +2541,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[42]
+	mi := &file_argon_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2553,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[42]
+	mi := &file_argon_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2566,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -2415,7 +2593,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[43]
+	mi := &file_argon_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2427,7 +2605,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[43]
+	mi := &file_argon_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2440,7 +2618,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RemoveImageResponse) GetWaitsFor() []string {
@@ -2459,7 +2637,7 @@ type FetchImageRequest struct {
 
 func (x *FetchImageRequest) Reset() {
 	*x = FetchImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[44]
+	mi := &file_argon_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2649,7 @@ func (x *FetchImageRequest) String() string {
 func (*FetchImageRequest) ProtoMessage() {}
 
 func (x *FetchImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[44]
+	mi := &file_argon_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2662,7 @@ func (x *FetchImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchImageRequest.ProtoReflect.Descriptor instead.
 func (*FetchImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *FetchImageRequest) GetId() string {
@@ -2505,7 +2683,7 @@ type FetchImageResponse struct {
 
 func (x *FetchImageResponse) Reset() {
 	*x = FetchImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[45]
+	mi := &file_argon_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2695,7 @@ func (x *FetchImageResponse) String() string {
 func (*FetchImageResponse) ProtoMessage() {}
 
 func (x *FetchImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[45]
+	mi := &file_argon_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +2708,7 @@ func (x *FetchImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchImageResponse.ProtoReflect.Descriptor instead.
 func (*FetchImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *FetchImageResponse) GetOffset() uint64 {
@@ -2569,7 +2747,7 @@ type VolumeView struct {
 
 func (x *VolumeView) Reset() {
 	*x = VolumeView{}
-	mi := &file_argon_v1_api_proto_msgTypes[46]
+	mi := &file_argon_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +2759,7 @@ func (x *VolumeView) String() string {
 func (*VolumeView) ProtoMessage() {}
 
 func (x *VolumeView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[46]
+	mi := &file_argon_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +2772,7 @@ func (x *VolumeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeView.ProtoReflect.Descriptor instead.
 func (*VolumeView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *VolumeView) GetVolume() *Volume {
@@ -2671,7 +2849,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[47]
+	mi := &file_argon_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +2861,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[47]
+	mi := &file_argon_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +2874,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -2751,7 +2929,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[48]
+	mi := &file_argon_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2763,7 +2941,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[48]
+	mi := &file_argon_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2776,7 +2954,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *VolumeView {
@@ -2803,7 +2981,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[49]
+	mi := &file_argon_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2815,7 +2993,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[49]
+	mi := &file_argon_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2828,7 +3006,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListVolumesRequest) GetAll() bool {
@@ -2847,7 +3025,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2859,7 +3037,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2872,7 +3050,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*VolumeView {
@@ -2891,7 +3069,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2903,7 +3081,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2916,7 +3094,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -2935,7 +3113,7 @@ type GetVolumeResponse struct {
 
 func (x *GetVolumeResponse) Reset() {
 	*x = GetVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2947,7 +3125,7 @@ func (x *GetVolumeResponse) String() string {
 func (*GetVolumeResponse) ProtoMessage() {}
 
 func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2960,7 +3138,7 @@ func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeResponse.ProtoReflect.Descriptor instead.
 func (*GetVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetVolumeResponse) GetVolume() *VolumeView {
@@ -2979,7 +3157,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2991,7 +3169,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3004,7 +3182,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -3022,7 +3200,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3034,7 +3212,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3047,7 +3225,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 type ConnectVolumeRequest struct {
@@ -3059,7 +3237,7 @@ type ConnectVolumeRequest struct {
 
 func (x *ConnectVolumeRequest) Reset() {
 	*x = ConnectVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3071,7 +3249,7 @@ func (x *ConnectVolumeRequest) String() string {
 func (*ConnectVolumeRequest) ProtoMessage() {}
 
 func (x *ConnectVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3084,7 +3262,7 @@ func (x *ConnectVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ConnectVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ConnectVolumeRequest) GetName() string {
@@ -3104,7 +3282,7 @@ type ConnectVolumeResponse struct {
 
 func (x *ConnectVolumeResponse) Reset() {
 	*x = ConnectVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3116,7 +3294,7 @@ func (x *ConnectVolumeResponse) String() string {
 func (*ConnectVolumeResponse) ProtoMessage() {}
 
 func (x *ConnectVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3129,7 +3307,7 @@ func (x *ConnectVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ConnectVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ConnectVolumeResponse) GetUri() string {
@@ -3151,7 +3329,7 @@ type PromoteReplicaRequest struct {
 
 func (x *PromoteReplicaRequest) Reset() {
 	*x = PromoteReplicaRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3163,7 +3341,7 @@ func (x *PromoteReplicaRequest) String() string {
 func (*PromoteReplicaRequest) ProtoMessage() {}
 
 func (x *PromoteReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3176,7 +3354,7 @@ func (x *PromoteReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteReplicaRequest.ProtoReflect.Descriptor instead.
 func (*PromoteReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *PromoteReplicaRequest) GetVolume() string {
@@ -3211,7 +3389,7 @@ type PromoteReplicaResponse struct {
 
 func (x *PromoteReplicaResponse) Reset() {
 	*x = PromoteReplicaResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3223,7 +3401,7 @@ func (x *PromoteReplicaResponse) String() string {
 func (*PromoteReplicaResponse) ProtoMessage() {}
 
 func (x *PromoteReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +3414,7 @@ func (x *PromoteReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteReplicaResponse.ProtoReflect.Descriptor instead.
 func (*PromoteReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PromoteReplicaResponse) GetVolume() *VolumeView {
@@ -3264,7 +3442,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +3454,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +3467,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -3315,7 +3493,7 @@ type ResizeVolumeResponse struct {
 
 func (x *ResizeVolumeResponse) Reset() {
 	*x = ResizeVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +3505,7 @@ func (x *ResizeVolumeResponse) String() string {
 func (*ResizeVolumeResponse) ProtoMessage() {}
 
 func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +3518,7 @@ func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ResizeVolumeResponse) GetVolume() *VolumeView {
@@ -3359,7 +3537,7 @@ type DetachBaseRequest struct {
 
 func (x *DetachBaseRequest) Reset() {
 	*x = DetachBaseRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3371,7 +3549,7 @@ func (x *DetachBaseRequest) String() string {
 func (*DetachBaseRequest) ProtoMessage() {}
 
 func (x *DetachBaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3384,7 +3562,7 @@ func (x *DetachBaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachBaseRequest.ProtoReflect.Descriptor instead.
 func (*DetachBaseRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *DetachBaseRequest) GetName() string {
@@ -3403,7 +3581,7 @@ type DetachBaseResponse struct {
 
 func (x *DetachBaseResponse) Reset() {
 	*x = DetachBaseResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3415,7 +3593,7 @@ func (x *DetachBaseResponse) String() string {
 func (*DetachBaseResponse) ProtoMessage() {}
 
 func (x *DetachBaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3428,7 +3606,7 @@ func (x *DetachBaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachBaseResponse.ProtoReflect.Descriptor instead.
 func (*DetachBaseResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *DetachBaseResponse) GetVolume() *VolumeView {
@@ -3447,7 +3625,7 @@ type ScrubVolumeRequest struct {
 
 func (x *ScrubVolumeRequest) Reset() {
 	*x = ScrubVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3459,7 +3637,7 @@ func (x *ScrubVolumeRequest) String() string {
 func (*ScrubVolumeRequest) ProtoMessage() {}
 
 func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3472,7 +3650,7 @@ func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ScrubVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ScrubVolumeRequest) GetName() string {
@@ -3493,7 +3671,7 @@ type ScrubVolumeResponse struct {
 
 func (x *ScrubVolumeResponse) Reset() {
 	*x = ScrubVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3505,7 +3683,7 @@ func (x *ScrubVolumeResponse) String() string {
 func (*ScrubVolumeResponse) ProtoMessage() {}
 
 func (x *ScrubVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3518,7 +3696,7 @@ func (x *ScrubVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ScrubVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ScrubVolumeResponse) GetVolume() *VolumeView {
@@ -3550,7 +3728,7 @@ type ExportVolumeRequest struct {
 
 func (x *ExportVolumeRequest) Reset() {
 	*x = ExportVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3562,7 +3740,7 @@ func (x *ExportVolumeRequest) String() string {
 func (*ExportVolumeRequest) ProtoMessage() {}
 
 func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3575,7 +3753,7 @@ func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ExportVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ExportVolumeRequest) GetVolume() string {
@@ -3621,7 +3799,7 @@ type ExportVolumeResponse struct {
 
 func (x *ExportVolumeResponse) Reset() {
 	*x = ExportVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3633,7 +3811,7 @@ func (x *ExportVolumeResponse) String() string {
 func (*ExportVolumeResponse) ProtoMessage() {}
 
 func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3646,7 +3824,7 @@ func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ExportVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ExportVolumeResponse) GetPart() isExportVolumeResponse_Part {
@@ -3734,7 +3912,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3746,7 +3924,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3759,7 +3937,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Progress) GetPhase() string {
@@ -3796,7 +3974,7 @@ type ImportVolumeRequest struct {
 
 func (x *ImportVolumeRequest) Reset() {
 	*x = ImportVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3808,7 +3986,7 @@ func (x *ImportVolumeRequest) String() string {
 func (*ImportVolumeRequest) ProtoMessage() {}
 
 func (x *ImportVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3821,7 +3999,7 @@ func (x *ImportVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ImportVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ImportVolumeRequest) GetPart() isImportVolumeRequest_Part {
@@ -3877,7 +4055,7 @@ type ImportVolumeResponse struct {
 
 func (x *ImportVolumeResponse) Reset() {
 	*x = ImportVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3889,7 +4067,7 @@ func (x *ImportVolumeResponse) String() string {
 func (*ImportVolumeResponse) ProtoMessage() {}
 
 func (x *ImportVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3902,7 +4080,7 @@ func (x *ImportVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ImportVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ImportVolumeResponse) GetProgress() *Progress {
@@ -3941,7 +4119,7 @@ type SnapshotView struct {
 
 func (x *SnapshotView) Reset() {
 	*x = SnapshotView{}
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3953,7 +4131,7 @@ func (x *SnapshotView) String() string {
 func (*SnapshotView) ProtoMessage() {}
 
 func (x *SnapshotView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3966,7 +4144,7 @@ func (x *SnapshotView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotView.ProtoReflect.Descriptor instead.
 func (*SnapshotView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SnapshotView) GetSnapshot() *Snapshot {
@@ -4010,7 +4188,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4022,7 +4200,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4035,7 +4213,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *CreateSnapshotRequest) GetVolume() string {
@@ -4075,7 +4253,7 @@ type CreateSnapshotResponse struct {
 
 func (x *CreateSnapshotResponse) Reset() {
 	*x = CreateSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4087,7 +4265,7 @@ func (x *CreateSnapshotResponse) String() string {
 func (*CreateSnapshotResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4100,7 +4278,7 @@ func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *CreateSnapshotResponse) GetSnapshots() []*SnapshotView {
@@ -4121,7 +4299,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4133,7 +4311,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4146,7 +4324,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -4172,7 +4350,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4184,7 +4362,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4197,7 +4375,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*SnapshotView {
@@ -4217,7 +4395,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4229,7 +4407,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4242,7 +4420,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -4268,7 +4446,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4280,7 +4458,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4293,7 +4471,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *SnapshotView {
@@ -4318,7 +4496,7 @@ type RemoveSnapshotRequest struct {
 
 func (x *RemoveSnapshotRequest) Reset() {
 	*x = RemoveSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4330,7 +4508,7 @@ func (x *RemoveSnapshotRequest) String() string {
 func (*RemoveSnapshotRequest) ProtoMessage() {}
 
 func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4343,7 +4521,7 @@ func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RemoveSnapshotRequest) GetVolume() string {
@@ -4384,7 +4562,7 @@ type RemoveSnapshotResponse struct {
 
 func (x *RemoveSnapshotResponse) Reset() {
 	*x = RemoveSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4396,7 +4574,7 @@ func (x *RemoveSnapshotResponse) String() string {
 func (*RemoveSnapshotResponse) ProtoMessage() {}
 
 func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4409,7 +4587,7 @@ func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RemoveSnapshotResponse) GetWaitsFor() []string {
@@ -4431,7 +4609,7 @@ type RollBackRequest struct {
 
 func (x *RollBackRequest) Reset() {
 	*x = RollBackRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4443,7 +4621,7 @@ func (x *RollBackRequest) String() string {
 func (*RollBackRequest) ProtoMessage() {}
 
 func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4456,7 +4634,7 @@ func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackRequest.ProtoReflect.Descriptor instead.
 func (*RollBackRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RollBackRequest) GetVolume() string {
@@ -4489,7 +4667,7 @@ type RollBackResponse struct {
 
 func (x *RollBackResponse) Reset() {
 	*x = RollBackResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4501,7 +4679,7 @@ func (x *RollBackResponse) String() string {
 func (*RollBackResponse) ProtoMessage() {}
 
 func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4514,7 +4692,7 @@ func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackResponse.ProtoReflect.Descriptor instead.
 func (*RollBackResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RollBackResponse) GetVolumes() []*VolumeView {
@@ -4537,7 +4715,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4549,7 +4727,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4562,7 +4740,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *MachineView) GetMachine() *Machine {
@@ -4631,7 +4809,7 @@ type CreateMachineRequest struct {
 
 func (x *CreateMachineRequest) Reset() {
 	*x = CreateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4643,7 +4821,7 @@ func (x *CreateMachineRequest) String() string {
 func (*CreateMachineRequest) ProtoMessage() {}
 
 func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4656,7 +4834,7 @@ func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineRequest.ProtoReflect.Descriptor instead.
 func (*CreateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *CreateMachineRequest) GetName() string {
@@ -4802,7 +4980,7 @@ type CreateMachineResponse struct {
 
 func (x *CreateMachineResponse) Reset() {
 	*x = CreateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4814,7 +4992,7 @@ func (x *CreateMachineResponse) String() string {
 func (*CreateMachineResponse) ProtoMessage() {}
 
 func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4827,7 +5005,7 @@ func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineResponse.ProtoReflect.Descriptor instead.
 func (*CreateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CreateMachineResponse) GetMachine() *MachineView {
@@ -4852,7 +5030,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4864,7 +5042,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4877,7 +5055,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
 }
 
 type ListMachinesResponse struct {
@@ -4889,7 +5067,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4901,7 +5079,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4914,7 +5092,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -4933,7 +5111,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4945,7 +5123,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4958,7 +5136,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *GetMachineRequest) GetName() string {
@@ -4977,7 +5155,7 @@ type GetMachineResponse struct {
 
 func (x *GetMachineResponse) Reset() {
 	*x = GetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[87]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4989,7 +5167,7 @@ func (x *GetMachineResponse) String() string {
 func (*GetMachineResponse) ProtoMessage() {}
 
 func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[87]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5002,7 +5180,7 @@ func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineResponse.ProtoReflect.Descriptor instead.
 func (*GetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *GetMachineResponse) GetMachine() *MachineView {
@@ -5021,7 +5199,7 @@ type StartMachineRequest struct {
 
 func (x *StartMachineRequest) Reset() {
 	*x = StartMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[88]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5033,7 +5211,7 @@ func (x *StartMachineRequest) String() string {
 func (*StartMachineRequest) ProtoMessage() {}
 
 func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[88]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5046,7 +5224,7 @@ func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineRequest.ProtoReflect.Descriptor instead.
 func (*StartMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *StartMachineRequest) GetName() string {
@@ -5065,7 +5243,7 @@ type StartMachineResponse struct {
 
 func (x *StartMachineResponse) Reset() {
 	*x = StartMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[89]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5077,7 +5255,7 @@ func (x *StartMachineResponse) String() string {
 func (*StartMachineResponse) ProtoMessage() {}
 
 func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[89]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5090,7 +5268,7 @@ func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineResponse.ProtoReflect.Descriptor instead.
 func (*StartMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *StartMachineResponse) GetMachine() *MachineView {
@@ -5110,7 +5288,7 @@ type StopMachineRequest struct {
 
 func (x *StopMachineRequest) Reset() {
 	*x = StopMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[90]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5122,7 +5300,7 @@ func (x *StopMachineRequest) String() string {
 func (*StopMachineRequest) ProtoMessage() {}
 
 func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[90]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5135,7 +5313,7 @@ func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineRequest.ProtoReflect.Descriptor instead.
 func (*StopMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *StopMachineRequest) GetName() string {
@@ -5161,7 +5339,7 @@ type StopMachineResponse struct {
 
 func (x *StopMachineResponse) Reset() {
 	*x = StopMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[91]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5173,7 +5351,7 @@ func (x *StopMachineResponse) String() string {
 func (*StopMachineResponse) ProtoMessage() {}
 
 func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[91]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5186,7 +5364,7 @@ func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineResponse.ProtoReflect.Descriptor instead.
 func (*StopMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *StopMachineResponse) GetMachine() *MachineView {
@@ -5209,7 +5387,7 @@ type RemoveMachineRequest struct {
 
 func (x *RemoveMachineRequest) Reset() {
 	*x = RemoveMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[92]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5221,7 +5399,7 @@ func (x *RemoveMachineRequest) String() string {
 func (*RemoveMachineRequest) ProtoMessage() {}
 
 func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[92]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5234,7 +5412,7 @@ func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RemoveMachineRequest) GetName() string {
@@ -5266,7 +5444,7 @@ type RemoveMachineResponse struct {
 
 func (x *RemoveMachineResponse) Reset() {
 	*x = RemoveMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[93]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5278,7 +5456,7 @@ func (x *RemoveMachineResponse) String() string {
 func (*RemoveMachineResponse) ProtoMessage() {}
 
 func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[93]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5291,7 +5469,7 @@ func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
 }
 
 // What is absent stays as it is.
@@ -5315,7 +5493,7 @@ type SetMachineRequest struct {
 
 func (x *SetMachineRequest) Reset() {
 	*x = SetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5327,7 +5505,7 @@ func (x *SetMachineRequest) String() string {
 func (*SetMachineRequest) ProtoMessage() {}
 
 func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5340,7 +5518,7 @@ func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineRequest.ProtoReflect.Descriptor instead.
 func (*SetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *SetMachineRequest) GetName() string {
@@ -5438,7 +5616,7 @@ type SetMachineResponse struct {
 
 func (x *SetMachineResponse) Reset() {
 	*x = SetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5450,7 +5628,7 @@ func (x *SetMachineResponse) String() string {
 func (*SetMachineResponse) ProtoMessage() {}
 
 func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5463,7 +5641,7 @@ func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineResponse.ProtoReflect.Descriptor instead.
 func (*SetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *SetMachineResponse) GetMachine() *MachineView {
@@ -5491,7 +5669,7 @@ type CheckpointMachineRequest struct {
 
 func (x *CheckpointMachineRequest) Reset() {
 	*x = CheckpointMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5503,7 +5681,7 @@ func (x *CheckpointMachineRequest) String() string {
 func (*CheckpointMachineRequest) ProtoMessage() {}
 
 func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5516,7 +5694,7 @@ func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *CheckpointMachineRequest) GetName() string {
@@ -5542,7 +5720,7 @@ type CheckpointMachineResponse struct {
 
 func (x *CheckpointMachineResponse) Reset() {
 	*x = CheckpointMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5554,7 +5732,7 @@ func (x *CheckpointMachineResponse) String() string {
 func (*CheckpointMachineResponse) ProtoMessage() {}
 
 func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5567,7 +5745,7 @@ func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *CheckpointMachineResponse) GetCheckpoint() *CheckpointView {
@@ -5586,7 +5764,7 @@ type SuspendMachineRequest struct {
 
 func (x *SuspendMachineRequest) Reset() {
 	*x = SuspendMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5598,7 +5776,7 @@ func (x *SuspendMachineRequest) String() string {
 func (*SuspendMachineRequest) ProtoMessage() {}
 
 func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5611,7 +5789,7 @@ func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineRequest.ProtoReflect.Descriptor instead.
 func (*SuspendMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *SuspendMachineRequest) GetName() string {
@@ -5630,7 +5808,7 @@ type SuspendMachineResponse struct {
 
 func (x *SuspendMachineResponse) Reset() {
 	*x = SuspendMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5642,7 +5820,7 @@ func (x *SuspendMachineResponse) String() string {
 func (*SuspendMachineResponse) ProtoMessage() {}
 
 func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5655,7 +5833,7 @@ func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineResponse.ProtoReflect.Descriptor instead.
 func (*SuspendMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *SuspendMachineResponse) GetMachine() *MachineView {
@@ -5678,7 +5856,7 @@ type ResumeMachineRequest struct {
 
 func (x *ResumeMachineRequest) Reset() {
 	*x = ResumeMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5690,7 +5868,7 @@ func (x *ResumeMachineRequest) String() string {
 func (*ResumeMachineRequest) ProtoMessage() {}
 
 func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5703,7 +5881,7 @@ func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineRequest.ProtoReflect.Descriptor instead.
 func (*ResumeMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ResumeMachineRequest) GetName() string {
@@ -5736,7 +5914,7 @@ type ResumeMachineResponse struct {
 
 func (x *ResumeMachineResponse) Reset() {
 	*x = ResumeMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5748,7 +5926,7 @@ func (x *ResumeMachineResponse) String() string {
 func (*ResumeMachineResponse) ProtoMessage() {}
 
 func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5761,7 +5939,7 @@ func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineResponse.ProtoReflect.Descriptor instead.
 func (*ResumeMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ResumeMachineResponse) GetMachine() *MachineView {
@@ -5785,7 +5963,7 @@ type CloneMachineRequest struct {
 
 func (x *CloneMachineRequest) Reset() {
 	*x = CloneMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5797,7 +5975,7 @@ func (x *CloneMachineRequest) String() string {
 func (*CloneMachineRequest) ProtoMessage() {}
 
 func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5810,7 +5988,7 @@ func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineRequest.ProtoReflect.Descriptor instead.
 func (*CloneMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *CloneMachineRequest) GetName() string {
@@ -5852,7 +6030,7 @@ type CloneMachineResponse struct {
 
 func (x *CloneMachineResponse) Reset() {
 	*x = CloneMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5864,7 +6042,7 @@ func (x *CloneMachineResponse) String() string {
 func (*CloneMachineResponse) ProtoMessage() {}
 
 func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5877,7 +6055,7 @@ func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineResponse.ProtoReflect.Descriptor instead.
 func (*CloneMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *CloneMachineResponse) GetMachine() *MachineView {
@@ -5907,7 +6085,7 @@ type MigrateMachineRequest struct {
 
 func (x *MigrateMachineRequest) Reset() {
 	*x = MigrateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5919,7 +6097,7 @@ func (x *MigrateMachineRequest) String() string {
 func (*MigrateMachineRequest) ProtoMessage() {}
 
 func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5932,7 +6110,7 @@ func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineRequest.ProtoReflect.Descriptor instead.
 func (*MigrateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *MigrateMachineRequest) GetName() string {
@@ -5965,7 +6143,7 @@ type MigrateMachineResponse struct {
 
 func (x *MigrateMachineResponse) Reset() {
 	*x = MigrateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5977,7 +6155,7 @@ func (x *MigrateMachineResponse) String() string {
 func (*MigrateMachineResponse) ProtoMessage() {}
 
 func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5990,7 +6168,7 @@ func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineResponse.ProtoReflect.Descriptor instead.
 func (*MigrateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *MigrateMachineResponse) GetMachine() *MachineView {
@@ -6009,7 +6187,7 @@ type CancelMigrationRequest struct {
 
 func (x *CancelMigrationRequest) Reset() {
 	*x = CancelMigrationRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6021,7 +6199,7 @@ func (x *CancelMigrationRequest) String() string {
 func (*CancelMigrationRequest) ProtoMessage() {}
 
 func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6034,7 +6212,7 @@ func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationRequest.ProtoReflect.Descriptor instead.
 func (*CancelMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *CancelMigrationRequest) GetName() string {
@@ -6053,7 +6231,7 @@ type CancelMigrationResponse struct {
 
 func (x *CancelMigrationResponse) Reset() {
 	*x = CancelMigrationResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6065,7 +6243,7 @@ func (x *CancelMigrationResponse) String() string {
 func (*CancelMigrationResponse) ProtoMessage() {}
 
 func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6078,7 +6256,7 @@ func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationResponse.ProtoReflect.Descriptor instead.
 func (*CancelMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *CancelMigrationResponse) GetMachine() *MachineView {
@@ -6099,7 +6277,7 @@ type SetFirstBootRequest struct {
 
 func (x *SetFirstBootRequest) Reset() {
 	*x = SetFirstBootRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6111,7 +6289,7 @@ func (x *SetFirstBootRequest) String() string {
 func (*SetFirstBootRequest) ProtoMessage() {}
 
 func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6124,7 +6302,7 @@ func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootRequest.ProtoReflect.Descriptor instead.
 func (*SetFirstBootRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *SetFirstBootRequest) GetName() string {
@@ -6150,7 +6328,7 @@ type SetFirstBootResponse struct {
 
 func (x *SetFirstBootResponse) Reset() {
 	*x = SetFirstBootResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6162,7 +6340,7 @@ func (x *SetFirstBootResponse) String() string {
 func (*SetFirstBootResponse) ProtoMessage() {}
 
 func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6175,7 +6353,7 @@ func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootResponse.ProtoReflect.Descriptor instead.
 func (*SetFirstBootResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *SetFirstBootResponse) GetMachine() *MachineView {
@@ -6198,7 +6376,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6210,7 +6388,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6223,7 +6401,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ConsoleRequest) GetName() string {
@@ -6256,7 +6434,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6268,7 +6446,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6281,7 +6459,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ConsoleResponse) GetData() []byte {
@@ -6305,7 +6483,7 @@ type CheckpointView struct {
 
 func (x *CheckpointView) Reset() {
 	*x = CheckpointView{}
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6317,7 +6495,7 @@ func (x *CheckpointView) String() string {
 func (*CheckpointView) ProtoMessage() {}
 
 func (x *CheckpointView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6330,7 +6508,7 @@ func (x *CheckpointView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointView.ProtoReflect.Descriptor instead.
 func (*CheckpointView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *CheckpointView) GetCheckpoint() *Checkpoint {
@@ -6371,7 +6549,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6383,7 +6561,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6396,7 +6574,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ListCheckpointsRequest) GetMachine() string {
@@ -6415,7 +6593,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6427,7 +6605,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6440,7 +6618,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*CheckpointView {
@@ -6459,7 +6637,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6471,7 +6649,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6484,7 +6662,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *GetCheckpointRequest) GetName() string {
@@ -6503,7 +6681,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6515,7 +6693,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6528,7 +6706,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() *CheckpointView {
@@ -6547,7 +6725,7 @@ type RemoveCheckpointRequest struct {
 
 func (x *RemoveCheckpointRequest) Reset() {
 	*x = RemoveCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6559,7 +6737,7 @@ func (x *RemoveCheckpointRequest) String() string {
 func (*RemoveCheckpointRequest) ProtoMessage() {}
 
 func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6572,7 +6750,7 @@ func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *RemoveCheckpointRequest) GetName() string {
@@ -6590,7 +6768,7 @@ type RemoveCheckpointResponse struct {
 
 func (x *RemoveCheckpointResponse) Reset() {
 	*x = RemoveCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6602,7 +6780,7 @@ func (x *RemoveCheckpointResponse) String() string {
 func (*RemoveCheckpointResponse) ProtoMessage() {}
 
 func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6615,7 +6793,7 @@ func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
 }
 
 type DisplayRequest struct {
@@ -6628,7 +6806,7 @@ type DisplayRequest struct {
 
 func (x *DisplayRequest) Reset() {
 	*x = DisplayRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6640,7 +6818,7 @@ func (x *DisplayRequest) String() string {
 func (*DisplayRequest) ProtoMessage() {}
 
 func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6653,7 +6831,7 @@ func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayRequest.ProtoReflect.Descriptor instead.
 func (*DisplayRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *DisplayRequest) GetName() string {
@@ -6679,7 +6857,7 @@ type DisplayResponse struct {
 
 func (x *DisplayResponse) Reset() {
 	*x = DisplayResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6691,7 +6869,7 @@ func (x *DisplayResponse) String() string {
 func (*DisplayResponse) ProtoMessage() {}
 
 func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6704,7 +6882,7 @@ func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayResponse.ProtoReflect.Descriptor instead.
 func (*DisplayResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *DisplayResponse) GetData() []byte {
@@ -6723,7 +6901,7 @@ type ScreenshotRequest struct {
 
 func (x *ScreenshotRequest) Reset() {
 	*x = ScreenshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6735,7 +6913,7 @@ func (x *ScreenshotRequest) String() string {
 func (*ScreenshotRequest) ProtoMessage() {}
 
 func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6748,7 +6926,7 @@ func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotRequest.ProtoReflect.Descriptor instead.
 func (*ScreenshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ScreenshotRequest) GetName() string {
@@ -6767,7 +6945,7 @@ type ScreenshotResponse struct {
 
 func (x *ScreenshotResponse) Reset() {
 	*x = ScreenshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6779,7 +6957,7 @@ func (x *ScreenshotResponse) String() string {
 func (*ScreenshotResponse) ProtoMessage() {}
 
 func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6792,7 +6970,7 @@ func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotResponse.ProtoReflect.Descriptor instead.
 func (*ScreenshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ScreenshotResponse) GetData() []byte {
@@ -6811,7 +6989,7 @@ type QuiesceMachineRequest struct {
 
 func (x *QuiesceMachineRequest) Reset() {
 	*x = QuiesceMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[123]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6823,7 +7001,7 @@ func (x *QuiesceMachineRequest) String() string {
 func (*QuiesceMachineRequest) ProtoMessage() {}
 
 func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[123]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6836,7 +7014,7 @@ func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *QuiesceMachineRequest) GetName() string {
@@ -6854,7 +7032,7 @@ type QuiesceMachineResponse struct {
 
 func (x *QuiesceMachineResponse) Reset() {
 	*x = QuiesceMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[124]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6866,7 +7044,7 @@ func (x *QuiesceMachineResponse) String() string {
 func (*QuiesceMachineResponse) ProtoMessage() {}
 
 func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[124]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6879,7 +7057,7 @@ func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{124}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{128}
 }
 
 type ImportMachineRequest struct {
@@ -6896,7 +7074,7 @@ type ImportMachineRequest struct {
 
 func (x *ImportMachineRequest) Reset() {
 	*x = ImportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6908,7 +7086,7 @@ func (x *ImportMachineRequest) String() string {
 func (*ImportMachineRequest) ProtoMessage() {}
 
 func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6921,7 +7099,7 @@ func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ImportMachineRequest) GetPart() isImportMachineRequest_Part {
@@ -6997,7 +7175,7 @@ type ImportMachineResponse struct {
 
 func (x *ImportMachineResponse) Reset() {
 	*x = ImportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7009,7 +7187,7 @@ func (x *ImportMachineResponse) String() string {
 func (*ImportMachineResponse) ProtoMessage() {}
 
 func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7022,7 +7200,7 @@ func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ImportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{126}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *ImportMachineResponse) GetPhase() string {
@@ -7073,7 +7251,7 @@ type ExportMachineRequest struct {
 
 func (x *ExportMachineRequest) Reset() {
 	*x = ExportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[127]
+	mi := &file_argon_v1_api_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7085,7 +7263,7 @@ func (x *ExportMachineRequest) String() string {
 func (*ExportMachineRequest) ProtoMessage() {}
 
 func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[127]
+	mi := &file_argon_v1_api_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7098,7 +7276,7 @@ func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ExportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{127}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *ExportMachineRequest) GetName() string {
@@ -7135,7 +7313,7 @@ type ExportMachineResponse struct {
 
 func (x *ExportMachineResponse) Reset() {
 	*x = ExportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7147,7 +7325,7 @@ func (x *ExportMachineResponse) String() string {
 func (*ExportMachineResponse) ProtoMessage() {}
 
 func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7160,7 +7338,7 @@ func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ExportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{128}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *ExportMachineResponse) GetPhase() string {
@@ -7205,7 +7383,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[129]
+	mi := &file_argon_v1_api_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7217,7 +7395,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[129]
+	mi := &file_argon_v1_api_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7230,7 +7408,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{129}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -7270,7 +7448,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[130]
+	mi := &file_argon_v1_api_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7282,7 +7460,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[130]
+	mi := &file_argon_v1_api_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7295,7 +7473,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{130}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -7317,7 +7495,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[131]
+	mi := &file_argon_v1_api_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7329,7 +7507,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[131]
+	mi := &file_argon_v1_api_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7342,7 +7520,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{131}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -7375,7 +7553,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[132]
+	mi := &file_argon_v1_api_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7387,7 +7565,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[132]
+	mi := &file_argon_v1_api_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7400,7 +7578,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{132}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -7429,7 +7607,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[133]
+	mi := &file_argon_v1_api_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7441,7 +7619,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[133]
+	mi := &file_argon_v1_api_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7454,7 +7632,7 @@ func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest_Header.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{36, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{40, 0}
 }
 
 func (x *ImportImageRequest_Header) GetName() string {
@@ -7512,7 +7690,7 @@ type ExportVolumeResponse_Header struct {
 
 func (x *ExportVolumeResponse_Header) Reset() {
 	*x = ExportVolumeResponse_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[134]
+	mi := &file_argon_v1_api_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7524,7 +7702,7 @@ func (x *ExportVolumeResponse_Header) String() string {
 func (*ExportVolumeResponse_Header) ProtoMessage() {}
 
 func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[134]
+	mi := &file_argon_v1_api_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7537,7 +7715,7 @@ func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeResponse_Header.ProtoReflect.Descriptor instead.
 func (*ExportVolumeResponse_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{66, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{70, 0}
 }
 
 func (x *ExportVolumeResponse_Header) GetVolume() string {
@@ -7583,7 +7761,7 @@ type ImportVolumeRequest_Header struct {
 
 func (x *ImportVolumeRequest_Header) Reset() {
 	*x = ImportVolumeRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[135]
+	mi := &file_argon_v1_api_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7595,7 +7773,7 @@ func (x *ImportVolumeRequest_Header) String() string {
 func (*ImportVolumeRequest_Header) ProtoMessage() {}
 
 func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[135]
+	mi := &file_argon_v1_api_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7608,7 +7786,7 @@ func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeRequest_Header.ProtoReflect.Descriptor instead.
 func (*ImportVolumeRequest_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{68, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{72, 0}
 }
 
 func (x *ImportVolumeRequest_Header) GetName() string {
@@ -7654,7 +7832,7 @@ type ImportMachineRequest_File struct {
 
 func (x *ImportMachineRequest_File) Reset() {
 	*x = ImportMachineRequest_File{}
-	mi := &file_argon_v1_api_proto_msgTypes[137]
+	mi := &file_argon_v1_api_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7666,7 +7844,7 @@ func (x *ImportMachineRequest_File) String() string {
 func (*ImportMachineRequest_File) ProtoMessage() {}
 
 func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[137]
+	mi := &file_argon_v1_api_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7679,7 +7857,7 @@ func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest_File.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest_File) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{125, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{129, 0}
 }
 
 func (x *ImportMachineRequest_File) GetFormat() string {
@@ -7791,10 +7969,18 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12/\n" +
 	"\x13certificate_request\x18\x02 \x01(\fR\x12certificateRequest\x12\x1f\n" +
 	"\vttl_seconds\x18\x03 \x01(\rR\n" +
-	"ttlSeconds\"w\n" +
+	"ttlSeconds\"\x91\x01\n" +
 	"\x1eIssueClientCertificateResponse\x12'\n" +
 	"\x0fcertificate_pem\x18\x01 \x01(\tR\x0ecertificatePem\x12,\n" +
-	"\x12ca_certificate_pem\x18\x02 \x01(\tR\x10caCertificatePem\"\xe0\x01\n" +
+	"\x12ca_certificate_pem\x18\x02 \x01(\tR\x10caCertificatePem\x12\x18\n" +
+	"\aservers\x18\x03 \x03(\tR\aservers\"\x14\n" +
+	"\x12ListClientsRequest\"L\n" +
+	"\x13ListClientsResponse\x125\n" +
+	"\aclients\x18\x01 \x03(\v2\x1b.argon.v1.ClientCertificateR\aclients\"-\n" +
+	"\x13RevokeClientRequest\x12\x16\n" +
+	"\x06client\x18\x01 \x01(\tR\x06client\"M\n" +
+	"\x14RevokeClientResponse\x125\n" +
+	"\arevoked\x18\x01 \x03(\v2\x1b.argon.v1.ClientCertificateR\arevoked\"\xe0\x01\n" +
 	"\vWhereabouts\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -8235,7 +8421,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\"<\n" +
 	"\x13WatchEventsResponse\x12%\n" +
-	"\x05event\x18\x01 \x01(\v2\x0f.argon.v1.EventR\x05event2\x8c\x05\n" +
+	"\x05event\x18\x01 \x01(\v2\x0f.argon.v1.EventR\x05event2\xa7\x06\n" +
 	"\x0eClusterService\x125\n" +
 	"\x04Init\x12\x15.argon.v1.InitRequest\x1a\x16.argon.v1.InitResponse\x125\n" +
 	"\x04Join\x12\x15.argon.v1.JoinRequest\x1a\x16.argon.v1.JoinResponse\x128\n" +
@@ -8245,7 +8431,9 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"ListTokens\x12\x1b.argon.v1.ListTokensRequest\x1a\x1c.argon.v1.ListTokensResponse\x12J\n" +
 	"\vDeleteToken\x12\x1c.argon.v1.DeleteTokenRequest\x1a\x1d.argon.v1.DeleteTokenResponse\x12k\n" +
-	"\x16IssueClientCertificate\x12'.argon.v1.IssueClientCertificateRequest\x1a(.argon.v1.IssueClientCertificateResponse\x12G\n" +
+	"\x16IssueClientCertificate\x12'.argon.v1.IssueClientCertificateRequest\x1a(.argon.v1.IssueClientCertificateResponse\x12J\n" +
+	"\vListClients\x12\x1c.argon.v1.ListClientsRequest\x1a\x1d.argon.v1.ListClientsResponse\x12M\n" +
+	"\fRevokeClient\x12\x1d.argon.v1.RevokeClientRequest\x1a\x1e.argon.v1.RevokeClientResponse\x12G\n" +
 	"\n" +
 	"SetCluster\x12\x1b.argon.v1.SetClusterRequest\x1a\x1c.argon.v1.SetClusterResponse2\xe9\x04\n" +
 	"\rServerService\x12J\n" +
@@ -8329,7 +8517,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 138)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 142)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*SetClusterRequest)(nil),              // 0: argon.v1.SetClusterRequest
 	(*SetClusterResponse)(nil),             // 1: argon.v1.SetClusterResponse
@@ -8349,358 +8537,369 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*DeleteTokenResponse)(nil),            // 15: argon.v1.DeleteTokenResponse
 	(*IssueClientCertificateRequest)(nil),  // 16: argon.v1.IssueClientCertificateRequest
 	(*IssueClientCertificateResponse)(nil), // 17: argon.v1.IssueClientCertificateResponse
-	(*Whereabouts)(nil),                    // 18: argon.v1.Whereabouts
-	(*SetServerRequest)(nil),               // 19: argon.v1.SetServerRequest
-	(*SetServerResponse)(nil),              // 20: argon.v1.SetServerResponse
-	(*MeetServersRequest)(nil),             // 21: argon.v1.MeetServersRequest
-	(*MeetServersResponse)(nil),            // 22: argon.v1.MeetServersResponse
-	(*IntroduceRequest)(nil),               // 23: argon.v1.IntroduceRequest
-	(*IntroduceResponse)(nil),              // 24: argon.v1.IntroduceResponse
-	(*ServerView)(nil),                     // 25: argon.v1.ServerView
-	(*ListServersRequest)(nil),             // 26: argon.v1.ListServersRequest
-	(*ListServersResponse)(nil),            // 27: argon.v1.ListServersResponse
-	(*GetServerRequest)(nil),               // 28: argon.v1.GetServerRequest
-	(*GetServerResponse)(nil),              // 29: argon.v1.GetServerResponse
-	(*RemoveServerRequest)(nil),            // 30: argon.v1.RemoveServerRequest
-	(*RemoveServerResponse)(nil),           // 31: argon.v1.RemoveServerResponse
-	(*DrainServerRequest)(nil),             // 32: argon.v1.DrainServerRequest
-	(*DrainServerResponse)(nil),            // 33: argon.v1.DrainServerResponse
-	(*ActivateServerRequest)(nil),          // 34: argon.v1.ActivateServerRequest
-	(*ActivateServerResponse)(nil),         // 35: argon.v1.ActivateServerResponse
-	(*ImportImageRequest)(nil),             // 36: argon.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),            // 37: argon.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),              // 38: argon.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),             // 39: argon.v1.ListImagesResponse
-	(*GetImageRequest)(nil),                // 40: argon.v1.GetImageRequest
-	(*GetImageResponse)(nil),               // 41: argon.v1.GetImageResponse
-	(*RemoveImageRequest)(nil),             // 42: argon.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),            // 43: argon.v1.RemoveImageResponse
-	(*FetchImageRequest)(nil),              // 44: argon.v1.FetchImageRequest
-	(*FetchImageResponse)(nil),             // 45: argon.v1.FetchImageResponse
-	(*VolumeView)(nil),                     // 46: argon.v1.VolumeView
-	(*CreateVolumeRequest)(nil),            // 47: argon.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),           // 48: argon.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),             // 49: argon.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),            // 50: argon.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),               // 51: argon.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),              // 52: argon.v1.GetVolumeResponse
-	(*RemoveVolumeRequest)(nil),            // 53: argon.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),           // 54: argon.v1.RemoveVolumeResponse
-	(*ConnectVolumeRequest)(nil),           // 55: argon.v1.ConnectVolumeRequest
-	(*ConnectVolumeResponse)(nil),          // 56: argon.v1.ConnectVolumeResponse
-	(*PromoteReplicaRequest)(nil),          // 57: argon.v1.PromoteReplicaRequest
-	(*PromoteReplicaResponse)(nil),         // 58: argon.v1.PromoteReplicaResponse
-	(*ResizeVolumeRequest)(nil),            // 59: argon.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),           // 60: argon.v1.ResizeVolumeResponse
-	(*DetachBaseRequest)(nil),              // 61: argon.v1.DetachBaseRequest
-	(*DetachBaseResponse)(nil),             // 62: argon.v1.DetachBaseResponse
-	(*ScrubVolumeRequest)(nil),             // 63: argon.v1.ScrubVolumeRequest
-	(*ScrubVolumeResponse)(nil),            // 64: argon.v1.ScrubVolumeResponse
-	(*ExportVolumeRequest)(nil),            // 65: argon.v1.ExportVolumeRequest
-	(*ExportVolumeResponse)(nil),           // 66: argon.v1.ExportVolumeResponse
-	(*Progress)(nil),                       // 67: argon.v1.Progress
-	(*ImportVolumeRequest)(nil),            // 68: argon.v1.ImportVolumeRequest
-	(*ImportVolumeResponse)(nil),           // 69: argon.v1.ImportVolumeResponse
-	(*SnapshotView)(nil),                   // 70: argon.v1.SnapshotView
-	(*CreateSnapshotRequest)(nil),          // 71: argon.v1.CreateSnapshotRequest
-	(*CreateSnapshotResponse)(nil),         // 72: argon.v1.CreateSnapshotResponse
-	(*ListSnapshotsRequest)(nil),           // 73: argon.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),          // 74: argon.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),             // 75: argon.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),            // 76: argon.v1.GetSnapshotResponse
-	(*RemoveSnapshotRequest)(nil),          // 77: argon.v1.RemoveSnapshotRequest
-	(*RemoveSnapshotResponse)(nil),         // 78: argon.v1.RemoveSnapshotResponse
-	(*RollBackRequest)(nil),                // 79: argon.v1.RollBackRequest
-	(*RollBackResponse)(nil),               // 80: argon.v1.RollBackResponse
-	(*MachineView)(nil),                    // 81: argon.v1.MachineView
-	(*CreateMachineRequest)(nil),           // 82: argon.v1.CreateMachineRequest
-	(*CreateMachineResponse)(nil),          // 83: argon.v1.CreateMachineResponse
-	(*ListMachinesRequest)(nil),            // 84: argon.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),           // 85: argon.v1.ListMachinesResponse
-	(*GetMachineRequest)(nil),              // 86: argon.v1.GetMachineRequest
-	(*GetMachineResponse)(nil),             // 87: argon.v1.GetMachineResponse
-	(*StartMachineRequest)(nil),            // 88: argon.v1.StartMachineRequest
-	(*StartMachineResponse)(nil),           // 89: argon.v1.StartMachineResponse
-	(*StopMachineRequest)(nil),             // 90: argon.v1.StopMachineRequest
-	(*StopMachineResponse)(nil),            // 91: argon.v1.StopMachineResponse
-	(*RemoveMachineRequest)(nil),           // 92: argon.v1.RemoveMachineRequest
-	(*RemoveMachineResponse)(nil),          // 93: argon.v1.RemoveMachineResponse
-	(*SetMachineRequest)(nil),              // 94: argon.v1.SetMachineRequest
-	(*SetMachineResponse)(nil),             // 95: argon.v1.SetMachineResponse
-	(*CheckpointMachineRequest)(nil),       // 96: argon.v1.CheckpointMachineRequest
-	(*CheckpointMachineResponse)(nil),      // 97: argon.v1.CheckpointMachineResponse
-	(*SuspendMachineRequest)(nil),          // 98: argon.v1.SuspendMachineRequest
-	(*SuspendMachineResponse)(nil),         // 99: argon.v1.SuspendMachineResponse
-	(*ResumeMachineRequest)(nil),           // 100: argon.v1.ResumeMachineRequest
-	(*ResumeMachineResponse)(nil),          // 101: argon.v1.ResumeMachineResponse
-	(*CloneMachineRequest)(nil),            // 102: argon.v1.CloneMachineRequest
-	(*CloneMachineResponse)(nil),           // 103: argon.v1.CloneMachineResponse
-	(*MigrateMachineRequest)(nil),          // 104: argon.v1.MigrateMachineRequest
-	(*MigrateMachineResponse)(nil),         // 105: argon.v1.MigrateMachineResponse
-	(*CancelMigrationRequest)(nil),         // 106: argon.v1.CancelMigrationRequest
-	(*CancelMigrationResponse)(nil),        // 107: argon.v1.CancelMigrationResponse
-	(*SetFirstBootRequest)(nil),            // 108: argon.v1.SetFirstBootRequest
-	(*SetFirstBootResponse)(nil),           // 109: argon.v1.SetFirstBootResponse
-	(*ConsoleRequest)(nil),                 // 110: argon.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),                // 111: argon.v1.ConsoleResponse
-	(*CheckpointView)(nil),                 // 112: argon.v1.CheckpointView
-	(*ListCheckpointsRequest)(nil),         // 113: argon.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),        // 114: argon.v1.ListCheckpointsResponse
-	(*GetCheckpointRequest)(nil),           // 115: argon.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 116: argon.v1.GetCheckpointResponse
-	(*RemoveCheckpointRequest)(nil),        // 117: argon.v1.RemoveCheckpointRequest
-	(*RemoveCheckpointResponse)(nil),       // 118: argon.v1.RemoveCheckpointResponse
-	(*DisplayRequest)(nil),                 // 119: argon.v1.DisplayRequest
-	(*DisplayResponse)(nil),                // 120: argon.v1.DisplayResponse
-	(*ScreenshotRequest)(nil),              // 121: argon.v1.ScreenshotRequest
-	(*ScreenshotResponse)(nil),             // 122: argon.v1.ScreenshotResponse
-	(*QuiesceMachineRequest)(nil),          // 123: argon.v1.QuiesceMachineRequest
-	(*QuiesceMachineResponse)(nil),         // 124: argon.v1.QuiesceMachineResponse
-	(*ImportMachineRequest)(nil),           // 125: argon.v1.ImportMachineRequest
-	(*ImportMachineResponse)(nil),          // 126: argon.v1.ImportMachineResponse
-	(*ExportMachineRequest)(nil),           // 127: argon.v1.ExportMachineRequest
-	(*ExportMachineResponse)(nil),          // 128: argon.v1.ExportMachineResponse
-	(*ListEventsRequest)(nil),              // 129: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 130: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 131: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 132: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 133: argon.v1.ImportImageRequest.Header
-	(*ExportVolumeResponse_Header)(nil),    // 134: argon.v1.ExportVolumeResponse.Header
-	(*ImportVolumeRequest_Header)(nil),     // 135: argon.v1.ImportVolumeRequest.Header
-	nil,                                    // 136: argon.v1.CreateSnapshotRequest.LabelsEntry
-	(*ImportMachineRequest_File)(nil),      // 137: argon.v1.ImportMachineRequest.File
-	(*Cluster)(nil),                        // 138: argon.v1.Cluster
-	(*Settings)(nil),                       // 139: argon.v1.Settings
-	(*Server)(nil),                         // 140: argon.v1.Server
-	(*Token)(nil),                          // 141: argon.v1.Token
-	(*Resources)(nil),                      // 142: argon.v1.Resources
-	(*Usage)(nil),                          // 143: argon.v1.Usage
-	(*Image)(nil),                          // 144: argon.v1.Image
-	(*Volume)(nil),                         // 145: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 146: argon.v1.VolumeStatus
-	(*ReplicaUsage)(nil),                   // 147: argon.v1.ReplicaUsage
-	(*Snapshot)(nil),                       // 148: argon.v1.Snapshot
-	(*Machine)(nil),                        // 149: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 150: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 151: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 152: argon.v1.FirstBoot
-	(OnLoss)(0),                            // 153: argon.v1.OnLoss
-	(*Checkpoint)(nil),                     // 154: argon.v1.Checkpoint
-	(*timestamppb.Timestamp)(nil),          // 155: google.protobuf.Timestamp
-	(*Event)(nil),                          // 156: argon.v1.Event
+	(*ListClientsRequest)(nil),             // 18: argon.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),            // 19: argon.v1.ListClientsResponse
+	(*RevokeClientRequest)(nil),            // 20: argon.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),           // 21: argon.v1.RevokeClientResponse
+	(*Whereabouts)(nil),                    // 22: argon.v1.Whereabouts
+	(*SetServerRequest)(nil),               // 23: argon.v1.SetServerRequest
+	(*SetServerResponse)(nil),              // 24: argon.v1.SetServerResponse
+	(*MeetServersRequest)(nil),             // 25: argon.v1.MeetServersRequest
+	(*MeetServersResponse)(nil),            // 26: argon.v1.MeetServersResponse
+	(*IntroduceRequest)(nil),               // 27: argon.v1.IntroduceRequest
+	(*IntroduceResponse)(nil),              // 28: argon.v1.IntroduceResponse
+	(*ServerView)(nil),                     // 29: argon.v1.ServerView
+	(*ListServersRequest)(nil),             // 30: argon.v1.ListServersRequest
+	(*ListServersResponse)(nil),            // 31: argon.v1.ListServersResponse
+	(*GetServerRequest)(nil),               // 32: argon.v1.GetServerRequest
+	(*GetServerResponse)(nil),              // 33: argon.v1.GetServerResponse
+	(*RemoveServerRequest)(nil),            // 34: argon.v1.RemoveServerRequest
+	(*RemoveServerResponse)(nil),           // 35: argon.v1.RemoveServerResponse
+	(*DrainServerRequest)(nil),             // 36: argon.v1.DrainServerRequest
+	(*DrainServerResponse)(nil),            // 37: argon.v1.DrainServerResponse
+	(*ActivateServerRequest)(nil),          // 38: argon.v1.ActivateServerRequest
+	(*ActivateServerResponse)(nil),         // 39: argon.v1.ActivateServerResponse
+	(*ImportImageRequest)(nil),             // 40: argon.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),            // 41: argon.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),              // 42: argon.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),             // 43: argon.v1.ListImagesResponse
+	(*GetImageRequest)(nil),                // 44: argon.v1.GetImageRequest
+	(*GetImageResponse)(nil),               // 45: argon.v1.GetImageResponse
+	(*RemoveImageRequest)(nil),             // 46: argon.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),            // 47: argon.v1.RemoveImageResponse
+	(*FetchImageRequest)(nil),              // 48: argon.v1.FetchImageRequest
+	(*FetchImageResponse)(nil),             // 49: argon.v1.FetchImageResponse
+	(*VolumeView)(nil),                     // 50: argon.v1.VolumeView
+	(*CreateVolumeRequest)(nil),            // 51: argon.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),           // 52: argon.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),             // 53: argon.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),            // 54: argon.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),               // 55: argon.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),              // 56: argon.v1.GetVolumeResponse
+	(*RemoveVolumeRequest)(nil),            // 57: argon.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),           // 58: argon.v1.RemoveVolumeResponse
+	(*ConnectVolumeRequest)(nil),           // 59: argon.v1.ConnectVolumeRequest
+	(*ConnectVolumeResponse)(nil),          // 60: argon.v1.ConnectVolumeResponse
+	(*PromoteReplicaRequest)(nil),          // 61: argon.v1.PromoteReplicaRequest
+	(*PromoteReplicaResponse)(nil),         // 62: argon.v1.PromoteReplicaResponse
+	(*ResizeVolumeRequest)(nil),            // 63: argon.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),           // 64: argon.v1.ResizeVolumeResponse
+	(*DetachBaseRequest)(nil),              // 65: argon.v1.DetachBaseRequest
+	(*DetachBaseResponse)(nil),             // 66: argon.v1.DetachBaseResponse
+	(*ScrubVolumeRequest)(nil),             // 67: argon.v1.ScrubVolumeRequest
+	(*ScrubVolumeResponse)(nil),            // 68: argon.v1.ScrubVolumeResponse
+	(*ExportVolumeRequest)(nil),            // 69: argon.v1.ExportVolumeRequest
+	(*ExportVolumeResponse)(nil),           // 70: argon.v1.ExportVolumeResponse
+	(*Progress)(nil),                       // 71: argon.v1.Progress
+	(*ImportVolumeRequest)(nil),            // 72: argon.v1.ImportVolumeRequest
+	(*ImportVolumeResponse)(nil),           // 73: argon.v1.ImportVolumeResponse
+	(*SnapshotView)(nil),                   // 74: argon.v1.SnapshotView
+	(*CreateSnapshotRequest)(nil),          // 75: argon.v1.CreateSnapshotRequest
+	(*CreateSnapshotResponse)(nil),         // 76: argon.v1.CreateSnapshotResponse
+	(*ListSnapshotsRequest)(nil),           // 77: argon.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),          // 78: argon.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),             // 79: argon.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),            // 80: argon.v1.GetSnapshotResponse
+	(*RemoveSnapshotRequest)(nil),          // 81: argon.v1.RemoveSnapshotRequest
+	(*RemoveSnapshotResponse)(nil),         // 82: argon.v1.RemoveSnapshotResponse
+	(*RollBackRequest)(nil),                // 83: argon.v1.RollBackRequest
+	(*RollBackResponse)(nil),               // 84: argon.v1.RollBackResponse
+	(*MachineView)(nil),                    // 85: argon.v1.MachineView
+	(*CreateMachineRequest)(nil),           // 86: argon.v1.CreateMachineRequest
+	(*CreateMachineResponse)(nil),          // 87: argon.v1.CreateMachineResponse
+	(*ListMachinesRequest)(nil),            // 88: argon.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),           // 89: argon.v1.ListMachinesResponse
+	(*GetMachineRequest)(nil),              // 90: argon.v1.GetMachineRequest
+	(*GetMachineResponse)(nil),             // 91: argon.v1.GetMachineResponse
+	(*StartMachineRequest)(nil),            // 92: argon.v1.StartMachineRequest
+	(*StartMachineResponse)(nil),           // 93: argon.v1.StartMachineResponse
+	(*StopMachineRequest)(nil),             // 94: argon.v1.StopMachineRequest
+	(*StopMachineResponse)(nil),            // 95: argon.v1.StopMachineResponse
+	(*RemoveMachineRequest)(nil),           // 96: argon.v1.RemoveMachineRequest
+	(*RemoveMachineResponse)(nil),          // 97: argon.v1.RemoveMachineResponse
+	(*SetMachineRequest)(nil),              // 98: argon.v1.SetMachineRequest
+	(*SetMachineResponse)(nil),             // 99: argon.v1.SetMachineResponse
+	(*CheckpointMachineRequest)(nil),       // 100: argon.v1.CheckpointMachineRequest
+	(*CheckpointMachineResponse)(nil),      // 101: argon.v1.CheckpointMachineResponse
+	(*SuspendMachineRequest)(nil),          // 102: argon.v1.SuspendMachineRequest
+	(*SuspendMachineResponse)(nil),         // 103: argon.v1.SuspendMachineResponse
+	(*ResumeMachineRequest)(nil),           // 104: argon.v1.ResumeMachineRequest
+	(*ResumeMachineResponse)(nil),          // 105: argon.v1.ResumeMachineResponse
+	(*CloneMachineRequest)(nil),            // 106: argon.v1.CloneMachineRequest
+	(*CloneMachineResponse)(nil),           // 107: argon.v1.CloneMachineResponse
+	(*MigrateMachineRequest)(nil),          // 108: argon.v1.MigrateMachineRequest
+	(*MigrateMachineResponse)(nil),         // 109: argon.v1.MigrateMachineResponse
+	(*CancelMigrationRequest)(nil),         // 110: argon.v1.CancelMigrationRequest
+	(*CancelMigrationResponse)(nil),        // 111: argon.v1.CancelMigrationResponse
+	(*SetFirstBootRequest)(nil),            // 112: argon.v1.SetFirstBootRequest
+	(*SetFirstBootResponse)(nil),           // 113: argon.v1.SetFirstBootResponse
+	(*ConsoleRequest)(nil),                 // 114: argon.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),                // 115: argon.v1.ConsoleResponse
+	(*CheckpointView)(nil),                 // 116: argon.v1.CheckpointView
+	(*ListCheckpointsRequest)(nil),         // 117: argon.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),        // 118: argon.v1.ListCheckpointsResponse
+	(*GetCheckpointRequest)(nil),           // 119: argon.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 120: argon.v1.GetCheckpointResponse
+	(*RemoveCheckpointRequest)(nil),        // 121: argon.v1.RemoveCheckpointRequest
+	(*RemoveCheckpointResponse)(nil),       // 122: argon.v1.RemoveCheckpointResponse
+	(*DisplayRequest)(nil),                 // 123: argon.v1.DisplayRequest
+	(*DisplayResponse)(nil),                // 124: argon.v1.DisplayResponse
+	(*ScreenshotRequest)(nil),              // 125: argon.v1.ScreenshotRequest
+	(*ScreenshotResponse)(nil),             // 126: argon.v1.ScreenshotResponse
+	(*QuiesceMachineRequest)(nil),          // 127: argon.v1.QuiesceMachineRequest
+	(*QuiesceMachineResponse)(nil),         // 128: argon.v1.QuiesceMachineResponse
+	(*ImportMachineRequest)(nil),           // 129: argon.v1.ImportMachineRequest
+	(*ImportMachineResponse)(nil),          // 130: argon.v1.ImportMachineResponse
+	(*ExportMachineRequest)(nil),           // 131: argon.v1.ExportMachineRequest
+	(*ExportMachineResponse)(nil),          // 132: argon.v1.ExportMachineResponse
+	(*ListEventsRequest)(nil),              // 133: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 134: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 135: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 136: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 137: argon.v1.ImportImageRequest.Header
+	(*ExportVolumeResponse_Header)(nil),    // 138: argon.v1.ExportVolumeResponse.Header
+	(*ImportVolumeRequest_Header)(nil),     // 139: argon.v1.ImportVolumeRequest.Header
+	nil,                                    // 140: argon.v1.CreateSnapshotRequest.LabelsEntry
+	(*ImportMachineRequest_File)(nil),      // 141: argon.v1.ImportMachineRequest.File
+	(*Cluster)(nil),                        // 142: argon.v1.Cluster
+	(*Settings)(nil),                       // 143: argon.v1.Settings
+	(*Server)(nil),                         // 144: argon.v1.Server
+	(*Token)(nil),                          // 145: argon.v1.Token
+	(*ClientCertificate)(nil),              // 146: argon.v1.ClientCertificate
+	(*Resources)(nil),                      // 147: argon.v1.Resources
+	(*Usage)(nil),                          // 148: argon.v1.Usage
+	(*Image)(nil),                          // 149: argon.v1.Image
+	(*Volume)(nil),                         // 150: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 151: argon.v1.VolumeStatus
+	(*ReplicaUsage)(nil),                   // 152: argon.v1.ReplicaUsage
+	(*Snapshot)(nil),                       // 153: argon.v1.Snapshot
+	(*Machine)(nil),                        // 154: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 155: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 156: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 157: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 158: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 159: argon.v1.Checkpoint
+	(*timestamppb.Timestamp)(nil),          // 160: google.protobuf.Timestamp
+	(*Event)(nil),                          // 161: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	138, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
-	139, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	138, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	140, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	138, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	140, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	140, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	138, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	140, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	138, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	140, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
-	25,  // 11: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
-	141, // 12: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	141, // 13: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	25,  // 14: argon.v1.SetServerResponse.server:type_name -> argon.v1.ServerView
-	18,  // 15: argon.v1.MeetServersResponse.met:type_name -> argon.v1.Whereabouts
-	18,  // 16: argon.v1.IntroduceRequest.self:type_name -> argon.v1.Whereabouts
-	18,  // 17: argon.v1.IntroduceResponse.self:type_name -> argon.v1.Whereabouts
-	18,  // 18: argon.v1.IntroduceResponse.others:type_name -> argon.v1.Whereabouts
-	140, // 19: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	142, // 20: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	143, // 21: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
-	25,  // 22: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
-	25,  // 23: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
-	25,  // 24: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
-	25,  // 25: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	133, // 26: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	144, // 27: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	144, // 28: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	144, // 29: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	145, // 30: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	146, // 31: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	147, // 32: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
-	46,  // 33: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	46,  // 34: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
-	46,  // 35: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	46,  // 36: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
-	46,  // 37: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	46,  // 38: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
-	46,  // 39: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	134, // 40: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
-	67,  // 41: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
-	135, // 42: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
-	67,  // 43: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
-	46,  // 44: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	148, // 45: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
-	136, // 46: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
-	70,  // 47: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
-	70,  // 48: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
-	70,  // 49: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
-	46,  // 50: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
-	149, // 51: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	150, // 52: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	151, // 53: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	152, // 54: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	153, // 55: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	81,  // 56: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
-	81,  // 57: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
-	81,  // 58: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
-	81,  // 59: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
-	81,  // 60: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	153, // 61: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	81,  // 62: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
-	112, // 63: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	81,  // 64: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
-	81,  // 65: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
-	81,  // 66: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
-	81,  // 67: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
-	81,  // 68: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
-	152, // 69: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
-	81,  // 70: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
-	154, // 71: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
-	112, // 72: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
-	112, // 73: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	82,  // 74: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
-	137, // 75: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
-	81,  // 76: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
-	155, // 77: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	156, // 78: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	156, // 79: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	2,   // 80: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	4,   // 81: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	6,   // 82: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	8,   // 83: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	10,  // 84: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	12,  // 85: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	14,  // 86: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	16,  // 87: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	0,   // 88: argon.v1.ClusterService.SetCluster:input_type -> argon.v1.SetClusterRequest
-	26,  // 89: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	28,  // 90: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	30,  // 91: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	32,  // 92: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
-	34,  // 93: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
-	19,  // 94: argon.v1.ServerService.SetServer:input_type -> argon.v1.SetServerRequest
-	21,  // 95: argon.v1.ServerService.MeetServers:input_type -> argon.v1.MeetServersRequest
-	23,  // 96: argon.v1.ServerService.Introduce:input_type -> argon.v1.IntroduceRequest
-	36,  // 97: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	38,  // 98: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	40,  // 99: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	42,  // 100: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	44,  // 101: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	47,  // 102: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	49,  // 103: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	51,  // 104: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	53,  // 105: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	55,  // 106: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	57,  // 107: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	59,  // 108: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
-	61,  // 109: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
-	63,  // 110: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
-	65,  // 111: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
-	68,  // 112: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
-	71,  // 113: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
-	73,  // 114: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
-	75,  // 115: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
-	77,  // 116: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
-	79,  // 117: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
-	82,  // 118: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	84,  // 119: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	86,  // 120: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	88,  // 121: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	90,  // 122: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	92,  // 123: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	104, // 124: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
-	106, // 125: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
-	108, // 126: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
-	94,  // 127: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
-	96,  // 128: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
-	98,  // 129: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
-	100, // 130: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
-	102, // 131: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
-	110, // 132: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	119, // 133: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
-	121, // 134: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
-	123, // 135: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
-	125, // 136: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
-	127, // 137: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
-	113, // 138: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
-	115, // 139: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
-	117, // 140: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
-	129, // 141: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	131, // 142: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	3,   // 143: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	5,   // 144: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	7,   // 145: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	9,   // 146: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	11,  // 147: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	13,  // 148: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	15,  // 149: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	17,  // 150: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	1,   // 151: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
-	27,  // 152: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	29,  // 153: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	31,  // 154: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	33,  // 155: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
-	35,  // 156: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
-	20,  // 157: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
-	22,  // 158: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
-	24,  // 159: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
-	37,  // 160: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	39,  // 161: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	41,  // 162: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	43,  // 163: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	45,  // 164: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	48,  // 165: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	50,  // 166: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	52,  // 167: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	54,  // 168: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	56,  // 169: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	58,  // 170: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	60,  // 171: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	62,  // 172: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	64,  // 173: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	66,  // 174: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
-	69,  // 175: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
-	72,  // 176: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	74,  // 177: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	76,  // 178: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	78,  // 179: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	80,  // 180: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	83,  // 181: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	85,  // 182: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	87,  // 183: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	89,  // 184: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	91,  // 185: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	93,  // 186: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	105, // 187: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	107, // 188: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	109, // 189: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	95,  // 190: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
-	97,  // 191: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
-	99,  // 192: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
-	101, // 193: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
-	103, // 194: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
-	111, // 195: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	120, // 196: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
-	122, // 197: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
-	124, // 198: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
-	126, // 199: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
-	128, // 200: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
-	114, // 201: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
-	116, // 202: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
-	118, // 203: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
-	130, // 204: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	132, // 205: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	143, // [143:206] is the sub-list for method output_type
-	80,  // [80:143] is the sub-list for method input_type
-	80,  // [80:80] is the sub-list for extension type_name
-	80,  // [80:80] is the sub-list for extension extendee
-	0,   // [0:80] is the sub-list for field type_name
+	142, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
+	143, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	142, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	144, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	142, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	144, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	144, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	142, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	144, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	142, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	144, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	29,  // 11: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
+	145, // 12: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	145, // 13: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	146, // 14: argon.v1.ListClientsResponse.clients:type_name -> argon.v1.ClientCertificate
+	146, // 15: argon.v1.RevokeClientResponse.revoked:type_name -> argon.v1.ClientCertificate
+	29,  // 16: argon.v1.SetServerResponse.server:type_name -> argon.v1.ServerView
+	22,  // 17: argon.v1.MeetServersResponse.met:type_name -> argon.v1.Whereabouts
+	22,  // 18: argon.v1.IntroduceRequest.self:type_name -> argon.v1.Whereabouts
+	22,  // 19: argon.v1.IntroduceResponse.self:type_name -> argon.v1.Whereabouts
+	22,  // 20: argon.v1.IntroduceResponse.others:type_name -> argon.v1.Whereabouts
+	144, // 21: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	147, // 22: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	148, // 23: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
+	29,  // 24: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
+	29,  // 25: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
+	29,  // 26: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
+	29,  // 27: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
+	137, // 28: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	149, // 29: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	149, // 30: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	149, // 31: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	150, // 32: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	151, // 33: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	152, // 34: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
+	50,  // 35: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	50,  // 36: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
+	50,  // 37: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	50,  // 38: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
+	50,  // 39: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	50,  // 40: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
+	50,  // 41: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	138, // 42: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
+	71,  // 43: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
+	139, // 44: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
+	71,  // 45: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
+	50,  // 46: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	153, // 47: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
+	140, // 48: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
+	74,  // 49: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
+	74,  // 50: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
+	74,  // 51: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
+	50,  // 52: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
+	154, // 53: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	155, // 54: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	156, // 55: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	157, // 56: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	158, // 57: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	85,  // 58: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
+	85,  // 59: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
+	85,  // 60: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
+	85,  // 61: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
+	85,  // 62: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
+	158, // 63: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	85,  // 64: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
+	116, // 65: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	85,  // 66: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
+	85,  // 67: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
+	85,  // 68: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
+	85,  // 69: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
+	85,  // 70: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
+	157, // 71: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
+	85,  // 72: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
+	159, // 73: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	116, // 74: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
+	116, // 75: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	86,  // 76: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
+	141, // 77: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
+	85,  // 78: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
+	160, // 79: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	161, // 80: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	161, // 81: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	2,   // 82: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	4,   // 83: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	6,   // 84: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	8,   // 85: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	10,  // 86: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	12,  // 87: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	14,  // 88: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	16,  // 89: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	18,  // 90: argon.v1.ClusterService.ListClients:input_type -> argon.v1.ListClientsRequest
+	20,  // 91: argon.v1.ClusterService.RevokeClient:input_type -> argon.v1.RevokeClientRequest
+	0,   // 92: argon.v1.ClusterService.SetCluster:input_type -> argon.v1.SetClusterRequest
+	30,  // 93: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	32,  // 94: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	34,  // 95: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	36,  // 96: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
+	38,  // 97: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
+	23,  // 98: argon.v1.ServerService.SetServer:input_type -> argon.v1.SetServerRequest
+	25,  // 99: argon.v1.ServerService.MeetServers:input_type -> argon.v1.MeetServersRequest
+	27,  // 100: argon.v1.ServerService.Introduce:input_type -> argon.v1.IntroduceRequest
+	40,  // 101: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	42,  // 102: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	44,  // 103: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	46,  // 104: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	48,  // 105: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	51,  // 106: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	53,  // 107: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	55,  // 108: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	57,  // 109: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	59,  // 110: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	61,  // 111: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	63,  // 112: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
+	65,  // 113: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
+	67,  // 114: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
+	69,  // 115: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
+	72,  // 116: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
+	75,  // 117: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
+	77,  // 118: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
+	79,  // 119: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
+	81,  // 120: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
+	83,  // 121: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
+	86,  // 122: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	88,  // 123: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	90,  // 124: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	92,  // 125: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	94,  // 126: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	96,  // 127: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	108, // 128: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
+	110, // 129: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
+	112, // 130: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
+	98,  // 131: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
+	100, // 132: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
+	102, // 133: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
+	104, // 134: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
+	106, // 135: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
+	114, // 136: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	123, // 137: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	125, // 138: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	127, // 139: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	129, // 140: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
+	131, // 141: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
+	117, // 142: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
+	119, // 143: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
+	121, // 144: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
+	133, // 145: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	135, // 146: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	3,   // 147: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	5,   // 148: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	7,   // 149: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	9,   // 150: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	11,  // 151: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	13,  // 152: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	15,  // 153: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	17,  // 154: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	19,  // 155: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
+	21,  // 156: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
+	1,   // 157: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
+	31,  // 158: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	33,  // 159: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	35,  // 160: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	37,  // 161: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
+	39,  // 162: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
+	24,  // 163: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
+	26,  // 164: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
+	28,  // 165: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
+	41,  // 166: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	43,  // 167: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	45,  // 168: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	47,  // 169: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	49,  // 170: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	52,  // 171: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	54,  // 172: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	56,  // 173: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	58,  // 174: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	60,  // 175: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	62,  // 176: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	64,  // 177: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	66,  // 178: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	68,  // 179: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	70,  // 180: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
+	73,  // 181: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
+	76,  // 182: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	78,  // 183: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	80,  // 184: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	82,  // 185: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	84,  // 186: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	87,  // 187: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	89,  // 188: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	91,  // 189: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	93,  // 190: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	95,  // 191: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	97,  // 192: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	109, // 193: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	111, // 194: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	113, // 195: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	99,  // 196: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
+	101, // 197: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
+	103, // 198: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
+	105, // 199: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
+	107, // 200: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
+	115, // 201: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	124, // 202: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	126, // 203: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	128, // 204: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	130, // 205: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
+	132, // 206: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
+	118, // 207: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
+	120, // 208: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
+	122, // 209: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
+	134, // 210: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	136, // 211: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	147, // [147:212] is the sub-list for method output_type
+	82,  // [82:147] is the sub-list for method input_type
+	82,  // [82:82] is the sub-list for extension type_name
+	82,  // [82:82] is the sub-list for extension extendee
+	0,   // [0:82] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }
@@ -8710,22 +8909,22 @@ func file_argon_v1_api_proto_init() {
 	}
 	file_argon_v1_records_proto_init()
 	file_argon_v1_api_proto_msgTypes[0].OneofWrappers = []any{}
-	file_argon_v1_api_proto_msgTypes[36].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[40].OneofWrappers = []any{
 		(*ImportImageRequest_Header_)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[66].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[70].OneofWrappers = []any{
 		(*ExportVolumeResponse_Header_)(nil),
 		(*ExportVolumeResponse_Data)(nil),
 		(*ExportVolumeResponse_Zeros)(nil),
 		(*ExportVolumeResponse_Progress)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[68].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[72].OneofWrappers = []any{
 		(*ImportVolumeRequest_Header_)(nil),
 		(*ImportVolumeRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[94].OneofWrappers = []any{}
-	file_argon_v1_api_proto_msgTypes[125].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[98].OneofWrappers = []any{}
+	file_argon_v1_api_proto_msgTypes[129].OneofWrappers = []any{
 		(*ImportMachineRequest_Machine)(nil),
 		(*ImportMachineRequest_File_)(nil),
 		(*ImportMachineRequest_Data)(nil),
@@ -8736,7 +8935,7 @@ func file_argon_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   138,
+			NumMessages:   142,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

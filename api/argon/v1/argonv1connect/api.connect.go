@@ -70,6 +70,12 @@ const (
 	// ClusterServiceIssueClientCertificateProcedure is the fully-qualified name of the ClusterService's
 	// IssueClientCertificate RPC.
 	ClusterServiceIssueClientCertificateProcedure = "/argon.v1.ClusterService/IssueClientCertificate"
+	// ClusterServiceListClientsProcedure is the fully-qualified name of the ClusterService's
+	// ListClients RPC.
+	ClusterServiceListClientsProcedure = "/argon.v1.ClusterService/ListClients"
+	// ClusterServiceRevokeClientProcedure is the fully-qualified name of the ClusterService's
+	// RevokeClient RPC.
+	ClusterServiceRevokeClientProcedure = "/argon.v1.ClusterService/RevokeClient"
 	// ClusterServiceSetClusterProcedure is the fully-qualified name of the ClusterService's SetCluster
 	// RPC.
 	ClusterServiceSetClusterProcedure = "/argon.v1.ClusterService/SetCluster"
@@ -242,6 +248,11 @@ type ClusterServiceClient interface {
 	DeleteToken(context.Context, *connect.Request[v1.DeleteTokenRequest]) (*connect.Response[v1.DeleteTokenResponse], error)
 	// Signs a client certificate for a remote administrator.
 	IssueClientCertificate(context.Context, *connect.Request[v1.IssueClientCertificateRequest]) (*connect.Response[v1.IssueClientCertificateResponse], error)
+	// All client certificates that have not expired, revoked ones too.
+	ListClients(context.Context, *connect.Request[v1.ListClientsRequest]) (*connect.Response[v1.ListClientsResponse], error)
+	// Revokes client certificates: every server refuses them from then on, and
+	// ends what they have under way.
+	RevokeClient(context.Context, *connect.Request[v1.RevokeClientRequest]) (*connect.Response[v1.RevokeClientResponse], error)
 	// Changes cluster-wide settings; what is not given stays as it is.
 	SetCluster(context.Context, *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error)
 }
@@ -305,6 +316,18 @@ func NewClusterServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(clusterServiceMethods.ByName("IssueClientCertificate")),
 			connect.WithClientOptions(opts...),
 		),
+		listClients: connect.NewClient[v1.ListClientsRequest, v1.ListClientsResponse](
+			httpClient,
+			baseURL+ClusterServiceListClientsProcedure,
+			connect.WithSchema(clusterServiceMethods.ByName("ListClients")),
+			connect.WithClientOptions(opts...),
+		),
+		revokeClient: connect.NewClient[v1.RevokeClientRequest, v1.RevokeClientResponse](
+			httpClient,
+			baseURL+ClusterServiceRevokeClientProcedure,
+			connect.WithSchema(clusterServiceMethods.ByName("RevokeClient")),
+			connect.WithClientOptions(opts...),
+		),
 		setCluster: connect.NewClient[v1.SetClusterRequest, v1.SetClusterResponse](
 			httpClient,
 			baseURL+ClusterServiceSetClusterProcedure,
@@ -324,6 +347,8 @@ type clusterServiceClient struct {
 	listTokens             *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
 	deleteToken            *connect.Client[v1.DeleteTokenRequest, v1.DeleteTokenResponse]
 	issueClientCertificate *connect.Client[v1.IssueClientCertificateRequest, v1.IssueClientCertificateResponse]
+	listClients            *connect.Client[v1.ListClientsRequest, v1.ListClientsResponse]
+	revokeClient           *connect.Client[v1.RevokeClientRequest, v1.RevokeClientResponse]
 	setCluster             *connect.Client[v1.SetClusterRequest, v1.SetClusterResponse]
 }
 
@@ -367,6 +392,16 @@ func (c *clusterServiceClient) IssueClientCertificate(ctx context.Context, req *
 	return c.issueClientCertificate.CallUnary(ctx, req)
 }
 
+// ListClients calls argon.v1.ClusterService.ListClients.
+func (c *clusterServiceClient) ListClients(ctx context.Context, req *connect.Request[v1.ListClientsRequest]) (*connect.Response[v1.ListClientsResponse], error) {
+	return c.listClients.CallUnary(ctx, req)
+}
+
+// RevokeClient calls argon.v1.ClusterService.RevokeClient.
+func (c *clusterServiceClient) RevokeClient(ctx context.Context, req *connect.Request[v1.RevokeClientRequest]) (*connect.Response[v1.RevokeClientResponse], error) {
+	return c.revokeClient.CallUnary(ctx, req)
+}
+
 // SetCluster calls argon.v1.ClusterService.SetCluster.
 func (c *clusterServiceClient) SetCluster(ctx context.Context, req *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error) {
 	return c.setCluster.CallUnary(ctx, req)
@@ -387,6 +422,11 @@ type ClusterServiceHandler interface {
 	DeleteToken(context.Context, *connect.Request[v1.DeleteTokenRequest]) (*connect.Response[v1.DeleteTokenResponse], error)
 	// Signs a client certificate for a remote administrator.
 	IssueClientCertificate(context.Context, *connect.Request[v1.IssueClientCertificateRequest]) (*connect.Response[v1.IssueClientCertificateResponse], error)
+	// All client certificates that have not expired, revoked ones too.
+	ListClients(context.Context, *connect.Request[v1.ListClientsRequest]) (*connect.Response[v1.ListClientsResponse], error)
+	// Revokes client certificates: every server refuses them from then on, and
+	// ends what they have under way.
+	RevokeClient(context.Context, *connect.Request[v1.RevokeClientRequest]) (*connect.Response[v1.RevokeClientResponse], error)
 	// Changes cluster-wide settings; what is not given stays as it is.
 	SetCluster(context.Context, *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error)
 }
@@ -446,6 +486,18 @@ func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.Handler
 		connect.WithSchema(clusterServiceMethods.ByName("IssueClientCertificate")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clusterServiceListClientsHandler := connect.NewUnaryHandler(
+		ClusterServiceListClientsProcedure,
+		svc.ListClients,
+		connect.WithSchema(clusterServiceMethods.ByName("ListClients")),
+		connect.WithHandlerOptions(opts...),
+	)
+	clusterServiceRevokeClientHandler := connect.NewUnaryHandler(
+		ClusterServiceRevokeClientProcedure,
+		svc.RevokeClient,
+		connect.WithSchema(clusterServiceMethods.ByName("RevokeClient")),
+		connect.WithHandlerOptions(opts...),
+	)
 	clusterServiceSetClusterHandler := connect.NewUnaryHandler(
 		ClusterServiceSetClusterProcedure,
 		svc.SetCluster,
@@ -470,6 +522,10 @@ func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.Handler
 			clusterServiceDeleteTokenHandler.ServeHTTP(w, r)
 		case ClusterServiceIssueClientCertificateProcedure:
 			clusterServiceIssueClientCertificateHandler.ServeHTTP(w, r)
+		case ClusterServiceListClientsProcedure:
+			clusterServiceListClientsHandler.ServeHTTP(w, r)
+		case ClusterServiceRevokeClientProcedure:
+			clusterServiceRevokeClientHandler.ServeHTTP(w, r)
 		case ClusterServiceSetClusterProcedure:
 			clusterServiceSetClusterHandler.ServeHTTP(w, r)
 		default:
@@ -511,6 +567,14 @@ func (UnimplementedClusterServiceHandler) DeleteToken(context.Context, *connect.
 
 func (UnimplementedClusterServiceHandler) IssueClientCertificate(context.Context, *connect.Request[v1.IssueClientCertificateRequest]) (*connect.Response[v1.IssueClientCertificateResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ClusterService.IssueClientCertificate is not implemented"))
+}
+
+func (UnimplementedClusterServiceHandler) ListClients(context.Context, *connect.Request[v1.ListClientsRequest]) (*connect.Response[v1.ListClientsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ClusterService.ListClients is not implemented"))
+}
+
+func (UnimplementedClusterServiceHandler) RevokeClient(context.Context, *connect.Request[v1.RevokeClientRequest]) (*connect.Response[v1.RevokeClientResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ClusterService.RevokeClient is not implemented"))
 }
 
 func (UnimplementedClusterServiceHandler) SetCluster(context.Context, *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error) {
