@@ -30,10 +30,10 @@ func (a *Agent) findAcceleration(ctx context.Context, server *argonv1.Server) er
 		return fmt.Errorf("find out what runs guests here: %w", err)
 	}
 	_, err = a.Store.Servers.Update(ctx, a.ServerID, func(s *argonv1.Server) error {
-		if s.GetAcceleration() == string(probe.Acceleration) {
+		if s.GetAcceleration() == string(probe.Acceleration) && s.GetAccelerationDetail() == probe.Reason {
 			return ErrOvertaken
 		}
-		s.Acceleration = string(probe.Acceleration)
+		s.Acceleration, s.AccelerationDetail = string(probe.Acceleration), probe.Reason
 		return nil
 	})
 	if err != nil && !errors.Is(err, ErrOvertaken) {

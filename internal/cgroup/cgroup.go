@@ -2,8 +2,8 @@
 // guest, below one for all of them.
 //
 // What lives here: finding out which hierarchies of the kernel this process may
-// make groups in, ending all that is in a group, and limits. What must not:
-// which guest may have what (agent/), when guests must end (guard/).
+// make groups in, ending all that is in a group, limits, and which addresses are
+// closed to what is in a group. What must not: which guest may have what (agent/), when guests must end (guard/).
 //
 // Version 2 of the kernel's groups is used where there is one, and version 1 for
 // the controllers that only it has: many hosts have both at once. Where neither

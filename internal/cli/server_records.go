@@ -152,10 +152,21 @@ var serverDetails = []column[*argonv1.ServerView]{
 	{"promised", func(v *argonv1.ServerView) cell {
 		return plain(formatBytes(v.GetAllocated().GetDiskBytes()) + ", if all volumes and images here were full")
 	}},
-	{"acceleration", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetAcceleration()) }},
+	{"acceleration", func(v *argonv1.ServerView) cell {
+		if why := v.GetServer().GetAccelerationDetail(); why != "" {
+			return cell{v.GetServer().GetAcceleration() + ": " + why, yellow}
+		}
+		return plain(v.GetServer().GetAcceleration())
+	}},
 	{"still to leave", func(v *argonv1.ServerView) cell { return plain(strings.Join(v.GetDraining(), "; ")) }},
 	{"containment", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetContainment()) }},
 	{"confinement", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetConfinement()) }},
+	{"guests' network", func(v *argonv1.ServerView) cell {
+		if why := v.GetServer().GetClosedNetwork(); why != "" {
+			return cell{"published ports only, no connections of their own: " + why, yellow}
+		}
+		return plain("leads outside, not to this host's loopback")
+	}},
 	{"version", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetVersion()) }},
 	{"ports", func(v *argonv1.ServerView) cell {
 		s := v.GetServer()

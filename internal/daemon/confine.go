@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/argon-cluster/argon/internal/cgroup"
 	"github.com/argon-cluster/argon/internal/guard"
 )
 
@@ -138,4 +139,16 @@ func machineOf(guestID string) string {
 		return guestID[:i]
 	}
 	return guestID
+}
+
+// closeLoopback closes what listens on this host's loopback addresses to guests. If
+// that can't be, it says why in one line: their networks must lead nowhere then.
+func closeLoopback(groups cgroup.Dirs) string {
+	if os.Geteuid() != 0 {
+		return "argon is not root"
+	}
+	if err := groups.CloseLoopback(); err != nil {
+		return err.Error()
+	}
+	return ""
 }

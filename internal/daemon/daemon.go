@@ -37,6 +37,9 @@ type Options struct {
 	// Containment says what ends and limits guests here, Confinement what they
 	// run as; for the server's record.
 	Containment, Confinement string
+	// ClosedNetwork says why guests open no connections of their own; empty: they
+	// do.
+	ClosedNetwork string
 	// confinement is whom guests run as, and keeper keeps sockets; without them,
 	// the daemon's user, and nobody.
 	confinement confinement

@@ -32,10 +32,14 @@ func RunUnderGuard(ctx context.Context, o Options, qemuBinary string) error {
 		return err
 	}
 	o.Containment, o.Confinement = about.Text, o.confinement.describe()
+	o.ClosedNetwork = closeLoopback(about.Groups)
 	o.Log.Info("guests are contained by " + o.Containment + "; " + o.Confinement)
+	if o.ClosedNetwork != "" {
+		o.Log.Warn("guests open no connections of their own, or they would reach what listens on this host's loopback addresses: " + o.ClosedNetwork)
+	}
 	monitor := qemu.New(qemu.Options{
 		Binary: qemuBinary, Launcher: launcher{g, o.confinement}, Dir: p.machine, Credential: o.confinement.credential(),
-		SpoolDir: p.spool(), Log: o.Log,
+		SpoolDir: p.spool(), NoWayOut: o.ClosedNetwork != "", Log: o.Log,
 	})
 	defer monitor.Close()
 	o.Monitor, o.Guard, o.keeper = monitor, g, g

@@ -50,7 +50,8 @@ func (s *server) tellUsage(ctx context.Context, m *memberParts, anyway bool) err
 		return catalog.ErrUnchanged
 	}
 	news := usageNews(known, capacity, used, s.Version()) ||
-		known.GetContainment() != s.Containment || known.GetConfinement() != s.Confinement
+		known.GetContainment() != s.Containment || known.GetConfinement() != s.Confinement ||
+		known.GetClosedNetwork() != s.ClosedNetwork
 	if !news && (!anyway || proto.Equal(known.GetUsed(), used)) {
 		return catalog.ErrUnchanged
 	}
@@ -58,7 +59,7 @@ func (s *server) tellUsage(ctx context.Context, m *memberParts, anyway bool) err
 	defer cancel()
 	_, err = m.store.Servers.Update(ctx, s.member.ID(), func(r *argonv1.Server) error {
 		r.Capacity, r.Used, r.Version = capacity, used, s.Version()
-		r.Containment, r.Confinement = s.Containment, s.Confinement
+		r.Containment, r.Confinement, r.ClosedNetwork = s.Containment, s.Confinement, s.ClosedNetwork
 		return nil
 	})
 	if err != nil {

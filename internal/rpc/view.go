@@ -162,7 +162,7 @@ func removalAdvice(st *catalog.State, v *argonv1.Volume) string {
 // warnings say what stands in the way of surviving the loss of any one server.
 func warnings(st *catalog.State) []string {
 	var w []string
-	var voters, down []string
+	var voters, down, lacks []string
 	hosts := 0
 	for _, s := range sorted(st.Servers) {
 		name := s.GetMeta().GetName()
@@ -175,6 +175,7 @@ func warnings(st *catalog.State) []string {
 		if !placement.Alive(st, s.GetMeta().GetId()) {
 			down = append(down, name)
 		}
+		lacks = append(lacks, serverLacks(s)...)
 	}
 	if len(down) > 0 {
 		w = append(w, fmt.Sprintf("server %s is down: start it, or `argon server rm --force` it if it is lost for good", strings.Join(down, ", ")))
@@ -195,6 +196,19 @@ func warnings(st *catalog.State) []string {
 		} else if v.GetReplicasWanted() == 1 && !v.GetRemoving() {
 			w = append(w, fmt.Sprintf("volume %s has one replica: it is lost with server %s", name, serverName(st, onlyServer(v))))
 		}
+	}
+	return append(w, lacks...)
+}
+
+// serverLacks is what machines would miss on a server.
+func serverLacks(s *argonv1.Server) []string {
+	var w []string
+	name := s.GetMeta().GetName()
+	if why := s.GetAccelerationDetail(); why != "" {
+		w = append(w, fmt.Sprintf("server %s has no KVM: its machines are emulated, slowly: %s", name, why))
+	}
+	if why := s.GetClosedNetwork(); why != "" && !s.GetWitness() {
+		w = append(w, fmt.Sprintf("machines on server %s open no connections: loopback can't be closed to them: %s", name, why))
 	}
 	return w
 }

@@ -69,16 +69,19 @@ func TestWarnings(t *testing.T) {
 		Meta: &argonv1.Meta{Name: "v"}, ReplicasWanted: 1,
 		Replicas: []*argonv1.Replica{{ServerId: "b", State: inSync}},
 	}
+	slow := servers("a", "b", "c")
+	slow.Servers["b"].AccelerationDetail, slow.Servers["c"].ClosedNetwork = "/dev/kvm is not there", "argon is not root"
 	for name, c := range map[string]struct {
 		st   *catalog.State
 		want []string
 	}{
-		"all is well":   {servers("a", "b", "c"), nil},
-		"two servers":   {two, []string{"the loss of server a stops the cluster"}},
-		"one is down":   {servers("a", "b"), []string{"server c is down"}},
-		"one host":      {witness, []string{"only one server can run machines"}},
-		"still growing": {growing, []string{"only 2 of 3 servers vote"}},
-		"one replica":   {single, []string{"lost with server b"}},
+		"no KVM, no ways out": {slow, []string{"server b has no KVM: its machines are emulated, slowly: /dev/kvm is not there", "server c open no connections"}},
+		"all is well":         {servers("a", "b", "c"), nil},
+		"two servers":         {two, []string{"the loss of server a stops the cluster"}},
+		"one is down":         {servers("a", "b"), []string{"server c is down"}},
+		"one host":            {witness, []string{"only one server can run machines"}},
+		"still growing":       {growing, []string{"only 2 of 3 servers vote"}},
+		"one replica":         {single, []string{"lost with server b"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := warnings(c.st)

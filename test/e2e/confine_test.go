@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -29,6 +30,7 @@ func TestConfinement(t *testing.T) {
 			t.Errorf("%s is %s, want %s", field, got, want)
 		}
 	}
+	staysOut(t, c, home)
 	show := c.Argon(home, "server", "show", home.Name)
 	if os.Geteuid() != 0 {
 		if !strings.Contains(show, "it is not root") {
@@ -74,6 +76,30 @@ func TestConfinement(t *testing.T) {
 		if groups := procFile(t, pid, "cgroup"); !strings.Contains(groups, filepath.Base(machines[0])) {
 			t.Errorf("QEMU is in no control group of its own:\n%s", groups)
 		}
+	}
+}
+
+// staysOut: the guest does not reach what listens on its host's loopback.
+func staysOut(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer ln.Close()
+	var came atomic.Int32
+	go func() {
+		for conn, err := ln.Accept(); err == nil; conn, err = ln.Accept() {
+			came.Add(1)
+			_ = conn.Close()
+		}
+	}()
+	con := console(t, c, home, machine)
+	con.hear("count ")
+	_, port, err := net.SplitHostPort(ln.Addr().String())
+	must(t, err)
+	con.say("nc 10.0.2.2 " + port + " </dev/null; echo tri''ed $?\n")
+	con.hear("tried ")
+	if n := came.Load(); n > 0 {
+		t.Errorf("the guest has reached what listens on its host's loopback %d times", n)
 	}
 }
 

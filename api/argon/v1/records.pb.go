@@ -895,8 +895,13 @@ type Server struct {
 	Moves uint32 `protobuf:"varint,30,opt,name=moves,proto3" json:"moves,omitempty"`
 	// When its certificate ends; absent: not known yet.
 	CertificateExpires *timestamppb.Timestamp `protobuf:"bytes,31,opt,name=certificate_expires,json=certificateExpires,proto3" json:"certificate_expires,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Why guests there are emulated, in one line; empty: they are not.
+	AccelerationDetail string `protobuf:"bytes,70,opt,name=acceleration_detail,json=accelerationDetail,proto3" json:"acceleration_detail,omitempty"`
+	// Why guests there open no connections of their own, in one line; empty: they
+	// do.
+	ClosedNetwork string `protobuf:"bytes,71,opt,name=closed_network,json=closedNetwork,proto3" json:"closed_network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Server) Reset() {
@@ -1067,6 +1072,20 @@ func (x *Server) GetCertificateExpires() *timestamppb.Timestamp {
 		return x.CertificateExpires
 	}
 	return nil
+}
+
+func (x *Server) GetAccelerationDetail() string {
+	if x != nil {
+		return x.AccelerationDetail
+	}
+	return ""
+}
+
+func (x *Server) GetClosedNetwork() string {
+	if x != nil {
+		return x.ClosedNetwork
+	}
+	return ""
 }
 
 // Drain says that a server is to be emptied, and kept so.
@@ -4382,7 +4401,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x13voter_grace_seconds\x18\x03 \x01(\rR\x11voterGraceSeconds\x120\n" +
 	"\x14scrub_interval_hours\x18\x04 \x01(\rR\x12scrubIntervalHours\x12\x1b\n" +
 	"\tscrub_off\x18\x05 \x01(\bR\bscrubOff\x12%\n" +
-	"\x0ecpu_overcommit\x18\x06 \x01(\rR\rcpuOvercommit\"\xcc\x05\n" +
+	"\x0ecpu_overcommit\x18\x06 \x01(\rR\rcpuOvercommit\"\xa4\x06\n" +
 	"\x06Server\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x19\n" +
@@ -4405,7 +4424,9 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\vconfinement\x18\x15 \x01(\tR\vconfinement\x12%\n" +
 	"\x05drain\x18\x16 \x01(\v2\x0f.argon.v1.DrainR\x05drain\x12\x14\n" +
 	"\x05moves\x18\x1e \x01(\rR\x05moves\x12K\n" +
-	"\x13certificate_expires\x18\x1f \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\"q\n" +
+	"\x13certificate_expires\x18\x1f \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\x12/\n" +
+	"\x13acceleration_detail\x18F \x01(\tR\x12accelerationDetail\x12%\n" +
+	"\x0eclosed_network\x18G \x01(\tR\rclosedNetwork\"q\n" +
 	"\x05Drain\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
 	"\bevacuate\x18\x02 \x01(\bR\bevacuate\x12\x1a\n" +

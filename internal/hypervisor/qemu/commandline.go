@@ -20,8 +20,8 @@ const openFor = 20 * time.Second
 
 // commandLine is QEMU's arguments for a guest. It stands still until told to go
 // on, and stays, standing still, after it has powered itself off: then whoever
-// looks finds out that it was not a crash.
-func commandLine(s hypervisor.Spec) ([]string, error) {
+// looks finds out that it was not a crash. noWayOut is Options.NoWayOut.
+func commandLine(s hypervisor.Spec, noWayOut bool) ([]string, error) {
 	args := []string{
 		"-name", "guest=" + escape(s.Name),
 		"-nodefaults", "-no-user-config",
@@ -76,7 +76,7 @@ func commandLine(s hypervisor.Spec) ([]string, error) {
 	if s.Seed != "" {
 		args = append(args, seedArgs(s.Seed)...)
 	}
-	return append(args, networkArgs(s.Networks, s.Ports)...), nil
+	return append(args, networkArgs(s.Networks, s.Ports, noWayOut)...), nil
 }
 
 // The places on the PCI bus: the same for a device whatever else there is, so
@@ -134,8 +134,8 @@ func accelerate(a hypervisor.Acceleration) []string {
 }
 
 // networkArgs gives each interface a network of its own: QEMU's, which leads
-// outside.
-func networkArgs(networks []hypervisor.Network, ports []hypervisor.Port) []string {
+// outside, unless there is to be no way out.
+func networkArgs(networks []hypervisor.Network, ports []hypervisor.Port, noWayOut bool) []string {
 	if len(networks) == 0 {
 		networks = []hypervisor.Network{{}}
 	}
@@ -143,6 +143,9 @@ func networkArgs(networks []hypervisor.Network, ports []hypervisor.Port) []strin
 	for i, n := range networks {
 		var user strings.Builder
 		fmt.Fprintf(&user, "user,id=net%d", i)
+		if noWayOut {
+			user.WriteString(",restrict=on")
+		}
 		if i == 0 {
 			for _, p := range ports {
 				fmt.Fprintf(&user, ",hostfwd=tcp:%s:%d-:%d", p.HostAddress, p.HostPort, p.GuestPort)

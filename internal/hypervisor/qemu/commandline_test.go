@@ -28,10 +28,14 @@ func TestCommandLine(t *testing.T) {
 			Networks: []hypervisor.Network{{MAC: "52:54:00:00:00:01"}, {MAC: "52:54:00:00:00:02"}},
 			Ports:    []hypervisor.Port{{HostAddress: "127.0.0.1", HostPort: 20000, GuestPort: 80}},
 		},
+		"no-way-out": {
+			ID: "g", Name: "web", CPUs: 1, MemoryBytes: 128 << 20, Acceleration: hypervisor.KVM, Dir: "/run/g",
+			Networks: []hypervisor.Network{{}, {}}, Ports: []hypervisor.Port{{HostAddress: "127.0.0.1", HostPort: 20000, GuestPort: 80}},
+		},
 		"kvm": {ID: "g", Name: "a,b", CPUs: 1, MemoryBytes: 128 << 20, Acceleration: hypervisor.KVM, Dir: "/run/a,b/g"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			args, err := commandLine(spec)
+			args, err := commandLine(spec, name == "no-way-out")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -32,6 +32,9 @@ type Options struct {
 	// SpoolDir is where the memory of guests is kept while it is saved, in files
 	// without names: as large as the guest's. Empty: the system's.
 	SpoolDir string
+	// NoWayOut: guests' networks lead nowhere but to their published ports. QEMU
+	// would lead them to this host's loopback addresses, too.
+	NoWayOut bool
 	Log      *slog.Logger
 }
 
@@ -99,7 +102,7 @@ func (m *Monitor) launch(ctx context.Context, spec hypervisor.Spec, more ...stri
 	if err != nil {
 		return nil, err
 	}
-	args, err := commandLine(spec)
+	args, err := commandLine(spec, m.opts.NoWayOut)
 	if err != nil {
 		return nil, err
 	}
