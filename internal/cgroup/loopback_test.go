@@ -40,7 +40,7 @@ func TestCloseLoopback(t *testing.T) {
 	}
 	always := []string{
 		"tcp 127.0.0.1:53", "tcp [::1]:53", "sendto 127.0.0.53:53", "sendto [::1]:53",
-		"tcp 192.0.2.1:8000", "tcp [2001:db8::1]:8000", "tcp [::ffff:192.0.2.1]:8000", "udp 192.0.2.1:8000", "sendto 192.0.2.1:8000",
+		"tcp 192.0.2.1:8000", "udp [2001:db8::1]:8000", "tcp [::ffff:192.0.2.1]:8000", "udp 192.0.2.1:8000", "sendto 192.0.2.1:8000",
 		"sendto [2001:db8::1]:8000",
 	}
 	all := slices.Concat(open, always)
