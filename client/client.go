@@ -7,7 +7,6 @@ package client
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,7 +40,8 @@ const (
 type Options struct {
 	// Socket is the path of a server's admin socket, see [SocketPath].
 	Socket string
-	// Address is "host" or "host:port" of any server of the cluster.
+	// Address is "host" or "host:port" of any server of the cluster, or several,
+	// separated by commas: the first that answers is used.
 	Address string
 	// Credentials are needed for Address.
 	Credentials *Credentials
@@ -61,6 +61,16 @@ type Client struct {
 	Checkpoints argonv1connect.CheckpointServiceClient
 
 	transport *http.Transport
+	remote    *remote // nil: by a socket
+}
+
+// Answered is the address of the server that answered last; empty if none has, and
+// for a socket.
+func (c *Client) Answered() string {
+	if c.remote == nil {
+		return ""
+	}
+	return c.remote.at()
 }
 
 // SocketPath is where the server with this data directory has its admin
@@ -86,16 +96,17 @@ func Dial(o Options) (*Client, error) {
 	case o.Credentials == nil:
 		return nil, fmt.Errorf("client: server %s: a client certificate is needed: make one with `argon client create`", o.Address)
 	}
-	host, port, err := net.SplitHostPort(o.Address)
-	if err != nil {
-		host, port = o.Address, DefaultPort
-	}
 	config, err := o.Credentials.tlsConfig()
 	if err != nil {
 		return nil, err
 	}
-	address := net.JoinHostPort(host, port)
-	return newClient(remoteTransport(address, config), "https://"+address), nil
+	r := &remote{addresses: split(o.Address), config: config}
+	if len(r.addresses) == 0 {
+		return nil, fmt.Errorf("client: %q names no server", o.Address)
+	}
+	c := newClient(r.transport(), "https://"+serverName)
+	c.remote = r
+	return c, nil
 }
 
 func newClient(transport *http.Transport, url string) *Client {
@@ -148,25 +159,6 @@ func socketTransport(path string) *http.Transport {
 			conn, err := dialer.DialContext(ctx, "unix", path)
 			if err != nil {
 				return nil, &UnreachableError{At: path, Local: true, Err: err}
-			}
-			return conn, nil
-		},
-	}
-}
-
-func remoteTransport(address string, config *tls.Config) *http.Transport {
-	var protocols http.Protocols
-	protocols.SetHTTP2(true)
-	dialer := net.Dialer{Timeout: dialTimeout}
-	return &http.Transport{
-		Protocols:           &protocols,
-		HTTP2:               http2Config(),
-		TLSClientConfig:     config,
-		TLSHandshakeTimeout: dialTimeout,
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, address)
-			if err != nil {
-				return nil, &UnreachableError{At: address, Err: err}
 			}
 			return conn, nil
 		},

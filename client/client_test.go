@@ -71,7 +71,7 @@ func (a *authority) leaf(t *testing.T, name string, public any) []byte {
 	return a.sign(t, &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		DNSNames:    []string{name, "server.argon.internal"},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, public)
 }
@@ -99,6 +99,7 @@ func (f *fakeCluster) IssueClientCertificate(_ context.Context, r *connect.Reque
 	return connect.NewResponse(&argonv1.IssueClientCertificateResponse{
 		CertificatePem:   string(toPEM("CERTIFICATE", f.ca.leaf(f.t, r.Msg.GetName(), request.PublicKey))),
 		CaCertificatePem: string(toPEM("CERTIFICATE", f.ca.cert.Raw)),
+		Servers:          []string{"10.0.0.1:7440", "[fd00::2]:7440"},
 	}), nil
 }
 

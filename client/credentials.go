@@ -14,7 +14,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
+
+	"github.com/google/renameio/v2"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 )
@@ -24,6 +28,9 @@ type Credentials struct {
 	CA          []byte // the cluster's certificate authority
 	Certificate []byte
 	Key         []byte
+	// Servers are the addresses of the cluster's servers, as last known; empty if
+	// they are not.
+	Servers []string
 }
 
 // The files of a credentials directory.
@@ -31,6 +38,7 @@ const (
 	caFile          = "ca.pem"
 	certificateFile = "client.pem"
 	keyFile         = "client.key"
+	serversFile     = "servers" // one in each line
 )
 
 // RequestCredentials makes a key, which stays here, and has the cluster sign
@@ -61,6 +69,7 @@ func (c *Client) RequestCredentials(ctx context.Context, name string, ttl time.D
 		CA:          []byte(res.CaCertificatePem),
 		Certificate: []byte(res.CertificatePem),
 		Key:         pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
+		Servers:     res.GetServers(),
 	}, nil
 }
 
@@ -80,7 +89,35 @@ func LoadCredentials(dir string) (*Credentials, error) {
 		}
 		*f.into = data
 	}
+	// Without them the caller says which server.
+	c.Servers, _ = LoadServers(dir)
 	return c, nil
+}
+
+// LoadServers reads where the servers are from a credentials directory; nothing if
+// it does not say.
+func LoadServers(dir string) ([]string, error) {
+	data, err := os.ReadFile(filepath.Join(dir, serversFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the list of servers: %w", err)
+	}
+	return strings.Fields(string(data)), nil
+}
+
+// SaveServers writes where the servers are into a credentials directory, if it says
+// something else.
+func SaveServers(dir string, servers []string) error {
+	if known, err := LoadServers(dir); err == nil && slices.Equal(known, servers) {
+		return nil
+	}
+	if err := renameio.WriteFile(filepath.Join(dir, serversFile), serverLines(servers), 0o644); err != nil {
+		return fmt.Errorf("the list of servers: %w", err)
+	}
+	return nil
+}
+
+func serverLines(servers []string) []byte {
+	return []byte(strings.Join(append(slices.Clone(servers), ""), "\n"))
 }
 
 // Save writes the credentials into a directory, which it makes; the key is
@@ -93,7 +130,7 @@ func (c *Credentials) Save(dir string) error {
 		name string
 		data []byte
 		mode fs.FileMode
-	}{{keyFile, c.Key, 0o600}, {certificateFile, c.Certificate, 0o644}, {caFile, c.CA, 0o644}} {
+	}{{keyFile, c.Key, 0o600}, {certificateFile, c.Certificate, 0o644}, {caFile, c.CA, 0o644}, {serversFile, serverLines(c.Servers), 0o644}} {
 		if err := writeNew(filepath.Join(dir, f.name), f.data, f.mode); err != nil {
 			return fmt.Errorf("saving the client certificate: %w", err)
 		}
@@ -124,5 +161,7 @@ func (c *Credentials) tlsConfig() (*tls.Config, error) {
 		MinVersion:   tls.VersionTLS13,
 		Certificates: []tls.Certificate{pair},
 		RootCAs:      roots,
+		ServerName:   serverName,
+		NextProtos:   []string{"h2"},
 	}, nil
 }

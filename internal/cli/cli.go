@@ -7,7 +7,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"io"
 	"os"
 	"os/signal"
@@ -82,8 +81,8 @@ several), or with --server and a client certificate to any server.`,
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.dir, "dir", "", "data directory of the local server (default $ARGON_DIR or "+client.DefaultDir+")")
 	flags.StringVar(&a.socket, "socket", "", "admin socket of a local server that was started with --run-dir")
-	flags.StringVar(&a.server, "server", "", "talk to this server, `HOST[:PORT]`, over HTTPS (default $ARGON_SERVER)")
-	flags.StringVar(&a.certs, "certs", "", "`DIR` with the client certificate for --server (default $ARGON_CERTS or ~/.config/argon)")
+	flags.StringVar(&a.server, "server", "", "talk to this server, `HOST[:PORT]`, over HTTPS, or to the first of several, separated by commas, that answers (default $ARGON_SERVER, or those that --certs lists)")
+	flags.StringVar(&a.certs, "certs", "", "`DIR` with a client certificate and the list of servers (default $ARGON_CERTS or ~/.config/argon)")
 	addGroup(root, "What runs", a.machineCommand(), a.imageCommand(), a.volumeCommand(), a.snapshotCommand(), a.checkpointCommand())
 	addGroup(root, "The cluster", a.statusCommand(), a.eventsCommand(), a.serverCommand(), a.initCommand(), a.joinCommand(),
 		a.tokenCommand(), a.clientCommand(), a.clusterCommand(), a.upgradeCommand())
@@ -142,7 +141,7 @@ func (a *app) prepare(cmd *cobra.Command, _ []string) error {
 	case local && a.server != "":
 		return usage(cmd, "--server given, and --dir or --socket: choose one")
 	case !local:
-		a.server = firstOf(a.server, os.Getenv("ARGON_SERVER"))
+		a.server = firstOf(a.server, os.Getenv("ARGON_SERVER"), a.listedServers())
 	}
 	var err error
 	a.dir, err = filepath.Abs(firstOf(a.dir, os.Getenv("ARGON_DIR"), client.DefaultDir))
@@ -154,13 +153,9 @@ func (a *app) dial() (*client.Client, error) {
 	if a.server == "" {
 		return client.Dial(client.Options{Socket: firstOf(a.socket, client.SocketPath(a.dir))})
 	}
-	certs := firstOf(a.certs, os.Getenv("ARGON_CERTS"))
-	if certs == "" {
-		config, err := os.UserConfigDir()
-		if err != nil {
-			return nil, errors.New("client certificate: no home directory to find it in: say where it is with --certs")
-		}
-		certs = filepath.Join(config, "argon")
+	certs, err := a.credentialsDir()
+	if err != nil {
+		return nil, err
 	}
 	credentials, err := client.LoadCredentials(certs)
 	if err != nil {
@@ -177,7 +172,11 @@ func (a *app) withClient(run func(ctx context.Context, c *client.Client, args []
 			return err
 		}
 		defer c.Close()
-		return run(cmd.Context(), c, args)
+		if err := run(cmd.Context(), c, args); err != nil {
+			return err
+		}
+		a.followServers(cmd.Context(), c)
+		return nil
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 func (a *app) clientCommand() *cobra.Command {
 	return group("client", "Remote administrators",
 		`  argon client create alice ./alice
-  argon --server 10.0.0.1 --certs ./alice status
+  argon --certs ./alice status
   argon client ls
   argon client rm alice`,
 		a.clientCreateCommand(), a.clientListCommand(), a.clientRemoveCommand())
@@ -76,11 +76,14 @@ func (a *app) clientCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create NAME DIR",
 		Short: "Make a client certificate for a remote administrator",
-		Long: `Makes a client certificate and its key in a new directory, DIR. Whoever has it
-administers the cluster: copy it to the other host's ~/.config/argon, say which
-server to talk to with --server or $ARGON_SERVER, and delete it here.`,
+		Long: `Makes a client certificate and its key in a new directory, DIR, with the list of
+servers. Whoever has it administers the cluster: copy it to the other host's
+~/.config/argon, and delete it here. Commands there talk to the first server
+that answers, and keep the list as it is now; --server or $ARGON_SERVER names
+others.`,
 		Example: `  argon client create alice ./alice --ttl 720h
-  argon --server 10.0.0.1 --certs ./alice machine ls`,
+  argon --certs ./alice machine ls
+  argon --server 10.0.0.1,10.0.0.2 --certs ./alice machine ls`,
 		Args:              takes("NAME", "DIR"),
 		ValidArgsFunction: a.completeThenFiles(nil),
 	}

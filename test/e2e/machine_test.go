@@ -174,6 +174,7 @@ func TestRemoteAdministrator(t *testing.T) {
 	if out, err := remote(certs); err != nil || !strings.Contains(out, s.Name) {
 		t.Errorf("with a certificate: %v\n%s", err, out)
 	}
+	followsServers(t, certs, s)
 	other := harness.Up(t, devcluster.Options{Servers: 1})
 	foreign := filepath.Join(t.TempDir(), "mallory")
 	other.Argon(other.S(1), "client", "create", "mallory", foreign)
@@ -183,9 +184,39 @@ func TestRemoteAdministrator(t *testing.T) {
 	if out, err := remote(t.TempDir()); err == nil {
 		t.Errorf("without a certificate:\n%s", out)
 	}
+	c.Argon(s, "client", "rm", "alice")
+	if out, err := remote(certs); err == nil || !strings.Contains(out, "revoked") {
+		t.Errorf("with a revoked certificate: %v\n%s", err, out)
+	}
 	st, err := os.Stat(filepath.Join(s.Dir, "run", "admin.sock"))
 	must(t, err)
 	if st.Mode().Perm() != 0o600 {
 		t.Errorf("the local socket has mode %v", st.Mode())
+	}
+}
+
+// followsServers checks that a certificate comes with the list of servers, that the
+// next one is asked where one does not answer, and that the list follows.
+func followsServers(t *testing.T, certs string, s *devcluster.Server) {
+	t.Helper()
+	list := filepath.Join(certs, "servers")
+	as := func() string {
+		data, err := os.ReadFile(list)
+		must(t, err)
+		return string(data)
+	}
+	want := s.Address + ":7440\n"
+	if got := as(); got != want {
+		t.Errorf("the certificate came with the servers %q, want %q", got, want)
+	}
+	// Nothing listens there.
+	must(t, os.WriteFile(list, []byte("127.0.0.1:1\n"+want), 0o600))
+	cmd := exec.Command(harness.Binary(t), "--certs", certs, "server", "ls")
+	cmd.Env = append(os.Environ(), "ARGON_DIR=", "ARGON_SERVER=")
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), s.Name) {
+		t.Errorf("by the list: %v\n%s", err, out)
+	}
+	if got := as(); got != want {
+		t.Errorf("afterwards the list is %q, want %q", got, want)
 	}
 }
