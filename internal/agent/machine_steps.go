@@ -376,7 +376,11 @@ func (a *Agent) spec(ctx context.Context, m *argonv1.Machine, g *guest) (hypervi
 		spec.Networks = append(spec.Networks, hypervisor.Network{MAC: n.GetMac()})
 	}
 	if m.GetFirstBoot() != nil {
-		if spec.Seed, err = a.Seeds.Write(dir, m); err != nil {
+		whole, err := a.Store.Whole(ctx, m)
+		if err != nil {
+			return hypervisor.Spec{}, err
+		}
+		if spec.Seed, err = a.Seeds.Write(dir, whole); err != nil {
 			return hypervisor.Spec{}, err
 		}
 	}

@@ -29,6 +29,8 @@ type State struct {
 	Usage        map[string]*argonv1.Usage
 	// Clients are the certificates of remote administrators, by serial number.
 	Clients map[string]*argonv1.ClientCertificate
+	// Full: the catalog takes nothing that makes it larger.
+	Full bool
 }
 
 func newState(revision int64) *State {
@@ -68,6 +70,9 @@ func (e *edition) apply(put bool, kv *mvccpb.KeyValue) error {
 	switch kind {
 	case "cluster":
 		return e.applyCluster(put, kv)
+	case "full":
+		e.Full = put
+		return nil
 	case "lease":
 		return applyTo(e, &e.Leases, lease(), put, id, kv)
 	case e.store.Servers.kind:

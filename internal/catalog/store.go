@@ -25,6 +25,11 @@ const (
 	tokensPrefix  = prefix + "tokens/"
 	eventsPrefix  = prefix + "events/"
 	secretsPrefix = prefix + "secrets/"
+	// fullKey is there while the catalog is full.
+	fullKey = statePrefix + "full"
+	// contentPrefix and contentOfPrefix: see content.go.
+	contentPrefix   = prefix + "content/"
+	contentOfPrefix = prefix + "content-of/"
 )
 
 // SchemaVersion is the layout that this program writes and understands.
@@ -126,10 +131,11 @@ func newStore(cli *clientv3.Client) *Store {
 			func(r *argonv1.Volume) **argonv1.Meta { return &r.Meta })},
 		Machines: &Table[*argonv1.Machine]{e, named("machine",
 			func() *argonv1.Machine { return &argonv1.Machine{} },
-			func(r *argonv1.Machine) **argonv1.Meta { return &r.Meta })},
+			func(r *argonv1.Machine) **argonv1.Meta { return &r.Meta }).booting((*argonv1.Machine).GetFirstBoot)},
 		Checkpoints: &Table[*argonv1.Checkpoint]{e, named("checkpoint",
 			func() *argonv1.Checkpoint { return &argonv1.Checkpoint{} },
-			func(r *argonv1.Checkpoint) **argonv1.Meta { return &r.Meta })},
+			func(r *argonv1.Checkpoint) **argonv1.Meta { return &r.Meta }).booting(
+			func(r *argonv1.Checkpoint) *argonv1.FirstBoot { return r.GetMachine().GetFirstBoot() })},
 		Clients: &Table[*argonv1.ClientCertificate]{e, clients()},
 		Tokens:  &Table[*argonv1.Token]{e, tokens()},
 		Events:  &Events{etcd: e, now: time.Now},
@@ -274,7 +280,7 @@ func putPlain[T Record](ctx context.Context, e etcd, t traits[T], r T) error {
 	if err := t.check(r); err != nil {
 		return err
 	}
-	value, err := t.encode(r)
+	value, _, err := t.encode(r)
 	if err != nil {
 		return err
 	}

@@ -67,6 +67,15 @@ type traits[T Record] struct {
 	// setRevisions sets those of the last change and of the creation, where the
 	// kind has them.
 	setRevisions func(r T, changed, created int64)
+	// firstBoot is the part of a record that has what is kept apart from it;
+	// nil for kinds without.
+	firstBoot func(T) *argonv1.FirstBoot
+}
+
+// booting are the traits of a kind that has a first boot.
+func (t traits[T]) booting(firstBoot func(T) *argonv1.FirstBoot) traits[T] {
+	t.firstBoot = firstBoot
+	return t
 }
 
 func named[T interface {
@@ -114,15 +123,21 @@ func (t traits[T]) decode(kv *mvccpb.KeyValue) (T, error) {
 	return r, nil
 }
 
-// encode makes what etcd holds; the revision is etcd's own and not stored.
-func (t traits[T]) encode(r T) (string, error) {
+// encode makes what etcd holds, in the record's key and apart from it; the
+// revision is etcd's own and not stored.
+func (t traits[T]) encode(r T) (value string, apart part, err error) {
 	stored := proto.CloneOf(r)
 	t.setRevisions(stored, 0, 0)
+	if t.firstBoot != nil {
+		if apart, err = setApart(t.firstBoot(stored)); err != nil {
+			return "", part{}, err
+		}
+	}
 	b, err := proto.Marshal(stored)
 	if err != nil {
-		return "", fmt.Errorf("catalog: encode %s: %w", t.describe(r), err)
+		return "", part{}, fmt.Errorf("catalog: encode %s: %w", t.describe(r), err)
 	}
-	return string(b), nil
+	return string(b), apart, nil
 }
 
 func (t traits[T]) describe(r T) string {

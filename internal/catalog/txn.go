@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -100,6 +101,11 @@ const (
 type change struct {
 	what   string // for errors
 	key    string
+	record Record // nil if it is of no table
+	verb   verb
+	// grows: it makes the catalog larger, which a full one refuses.
+	grows  bool
+	part   part
 	guards []guard
 	ops    []clientv3.Op
 }
@@ -111,20 +117,37 @@ type guard struct {
 	revision int64
 	// value, where it is given, is compared instead of the revision.
 	value string
+	// present: there must be such a key, whatever its revision and its value,
+	// which may be long.
+	present bool
 	// refused says what it means that found is there instead; nil: nothing.
 	refused func(found *mvccpb.KeyValue) error
 }
 
 func (g guard) compare() clientv3.Cmp {
-	if g.value != "" {
+	switch {
+	case g.present:
+		return clientv3.Compare(clientv3.ModRevision(g.key), ">", 0)
+	case g.value != "":
 		return clientv3.Compare(clientv3.Value(g.key), "=", g.value)
 	}
 	return clientv3.Compare(clientv3.ModRevision(g.key), "=", g.revision)
 }
 
+// read finds out why compare did not hold.
+func (g guard) read() clientv3.Op {
+	if g.present {
+		return clientv3.OpGet(g.key, clientv3.WithKeysOnly())
+	}
+	return clientv3.OpGet(g.key)
+}
+
 // holds is what compare tells etcd, for a key that was read.
 func (g guard) holds(found *mvccpb.KeyValue) bool {
-	if g.value != "" {
+	switch {
+	case g.present:
+		return found != nil
+	case g.value != "":
 		return found != nil && string(found.Value) == g.value
 	}
 	return found.GetModRevision() == g.revision
@@ -160,7 +183,11 @@ func (t traits[T]) change(r T, v verb) (change, error) {
 	if err := t.check(r); err != nil {
 		return change{}, err
 	}
-	c := change{what: t.describe(r), key: t.key(t.id(r))}
+	value, apart, err := t.encode(r)
+	if err != nil {
+		return change{}, err
+	}
+	c := change{what: t.describe(r), key: t.key(t.id(r)), record: r, verb: v, grows: v == creating, part: apart}
 	switch {
 	case v == creating:
 		c.guards = []guard{{key: c.key, refused: taken}}
@@ -172,10 +199,6 @@ func (t traits[T]) change(r T, v verb) (change, error) {
 	if v == deleting {
 		c.ops = []clientv3.Op{clientv3.OpDelete(c.key)}
 	} else {
-		value, err := t.encode(r)
-		if err != nil {
-			return change{}, err
-		}
 		c.ops = []clientv3.Op{clientv3.OpPut(c.key, value)}
 	}
 	if t.name != nil {
@@ -201,45 +224,58 @@ func (t traits[T]) changeName(c *change, r T, v verb) {
 
 // commit carries changes out, all or none, and returns the revision.
 func commit(ctx context.Context, e etcd, changes []change) (int64, error) {
-	schema := ofSchema()
-	guards := []clientv3.Cmp{schema.compare()}
-	reads := []clientv3.Op{clientv3.OpGet(schema.key)} // to say what stood in the way
-	var ops []clientv3.Op
-	for _, c := range changes {
+	apart := partsOf(changes)
+	common := []guard{ofSchema()}
+	if grows(changes, apart) {
+		common = append(common, hasRoom())
+	}
+	// Those that are apart last: what else stands in the way says more.
+	all := append([]change{{what: changes[0].what, guards: common}}, changes...)
+	all = append(all, change{what: changes[0].what, guards: apart.guards(), ops: apart.ops})
+	var guards []clientv3.Cmp
+	var reads, ops []clientv3.Op // reads are to say what stood in the way
+	for _, c := range all {
 		for _, g := range c.guards {
-			guards = append(guards, g.compare())
-			reads = append(reads, clientv3.OpGet(g.key))
+			guards, reads = append(guards, g.compare()), append(reads, g.read())
 		}
 		ops = append(ops, c.ops...)
 	}
 	res, err := e.Txn(ctx, guards, ops, reads)
+	if errors.Is(err, rpctypes.ErrNoSpace) {
+		return 0, fmt.Errorf("%s: %w", changes[0].what, errFull())
+	}
 	if err != nil {
 		return 0, fmt.Errorf("catalog: write %s: %w", changes[0].what, err)
 	}
-	if res.Succeeded {
-		return res.Header.Revision, nil
-	}
-	found := make([]*mvccpb.KeyValue, len(res.Responses))
-	for i, r := range res.Responses {
-		if kvs := r.GetResponseRange().GetKvs(); len(kvs) > 0 {
-			found[i] = kvs[0]
+	if !res.Succeeded {
+		found := make([]*mvccpb.KeyValue, len(res.Responses))
+		for i, r := range res.Responses {
+			if kvs := r.GetResponseRange().GetKvs(); len(kvs) > 0 {
+				found[i] = kvs[0]
+			}
 		}
+		return 0, blame(all, found)
 	}
-	return 0, blame(schema, changes, found)
+	for _, id := range apart.left {
+		// What can't be deleted now is swept later.
+		_ = dropContent(ctx, e, id)
+	}
+	return res.Header.Revision, nil
 }
 
 // blame finds the guard that did not hold. found is what the transaction read
 // at the keys of the guards: nil for those that there are not.
-func blame(schema guard, changes []change, found []*mvccpb.KeyValue) error {
-	if !schema.holds(found[0]) {
-		return schema.refused(found[0])
-	}
-	found = found[1:]
+func blame(changes []change, found []*mvccpb.KeyValue) error {
 	for _, c := range changes {
 		for i, g := range c.guards {
-			if !g.holds(found[i]) {
-				return fmt.Errorf("%s: %w", c.what, g.refused(found[i]))
+			if g.holds(found[i]) {
+				continue
 			}
+			err := g.refused(found[i])
+			if errors.Is(err, ErrSchema) || errors.Is(err, ErrNoCluster) {
+				return err
+			}
+			return fmt.Errorf("%s: %w", c.what, err)
 		}
 		found = found[len(c.guards):]
 	}

@@ -114,6 +114,10 @@ func (o Options) change(ctx context.Context, a Action) (ok bool, err error) {
 		txn.Delete(rec)
 	}
 	err = txn.Commit(ctx)
+	if errors.Is(err, catalog.ErrFull) { // what does not make it larger goes on
+		o.Log.Debug("the catalog has no room for a change", "change", a.Why, "err", err)
+		return false, nil
+	}
 	if errors.Is(err, catalog.ErrConflict) || errors.Is(err, catalog.ErrNotFound) || errors.Is(err, catalog.ErrExists) {
 		o.Log.Debug("a change was overtaken", "change", a.Why)
 		return false, nil

@@ -79,6 +79,7 @@ var codes = []struct {
 	{catalog.ErrNotFound, connect.CodeNotFound},
 	{catalog.ErrExists, connect.CodeAlreadyExists},
 	{catalog.ErrConflict, connect.CodeAborted},
+	{catalog.ErrFull, connect.CodeResourceExhausted},
 	{image.ErrNotImage, connect.CodeInvalidArgument},
 	{image.ErrChecksum, connect.CodeInvalidArgument},
 	{image.ErrNoSpace, connect.CodeResourceExhausted},

@@ -55,6 +55,7 @@ func (p *Parts) change(ctx context.Context, plan func(st *catalog.State, txn *ca
 		if err := plan(st, txn); err != nil {
 			return err
 		}
+		txn.LimitGrowth(st)
 		bounded, cancel := context.WithTimeout(ctx, catalogTimeout)
 		err = txn.Commit(bounded)
 		cancel()

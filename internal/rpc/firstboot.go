@@ -18,25 +18,38 @@ func (s machineService) SetFirstBoot(ctx context.Context, req *connect.Request[a
 	if err := checkFirstBoot(name, req.Msg.GetFirstBoot()); err != nil {
 		return nil, err
 	}
-	view, err := s.want(ctx, name, func(_ *catalog.State, m *argonv1.Machine) error {
-		m.FirstBoot = nextFirstBoot(m.GetFirstBoot(), req.Msg.GetFirstBoot())
-		return nil
+	view, err := s.want(ctx, name, func(_ *catalog.State, m *argonv1.Machine) (err error) {
+		m.FirstBoot, err = nextFirstBoot(m.GetFirstBoot(), req.Msg.GetFirstBoot())
+		return err
 	})
 	return answer(&argonv1.SetFirstBootResponse{Machine: view}, err)
 }
 
 // nextFirstBoot is a machine's first boot after a change. The same as before is
 // no change: cloud-init need not begin anew.
-func nextFirstBoot(old, next *argonv1.FirstBoot) *argonv1.FirstBoot {
+func nextFirstBoot(old, next *argonv1.FirstBoot) (*argonv1.FirstBoot, error) {
 	if next == nil {
-		return nil
+		return nil, nil
 	}
 	next = proto.CloneOf(next)
-	next.Revision = old.GetRevision()
-	if old == nil || !proto.Equal(old, next) {
-		next.Revision++
+	// What the catalog keeps apart is for the catalog to say.
+	next.Revision, next.ContentId = old.GetRevision(), ""
+	was, err := catalog.Apart(old)
+	if err != nil {
+		return nil, err
 	}
-	return next
+	is, err := catalog.Apart(next)
+	if err != nil {
+		return nil, err
+	}
+	if old != nil && proto.Equal(was, is) {
+		return old, nil
+	}
+	next.Revision++
+	if is.GetContentId() != "" {
+		next.ContentId = old.GetContentId() // which it takes the place of
+	}
+	return next, nil
 }
 
 func checkFirstBoot(machine string, b *argonv1.FirstBoot) error {
@@ -54,7 +67,7 @@ func withoutSecrets(m *argonv1.Machine) *argonv1.Machine {
 	}
 	m = proto.CloneOf(m)
 	b := m.GetFirstBoot()
-	b.PasswordHash, b.UserData, b.NetworkConfig = "", nil, nil
+	b.PasswordHash, b.UserData, b.NetworkConfig, b.ContentId = "", nil, nil, ""
 	return m
 }
 

@@ -27,7 +27,8 @@ func TestFirstBoot(t *testing.T) {
 		m, _ := byName(st.Machines, "web")
 		return m
 	}
-	m := record()
+	m, err := w.parts.Store.Whole(t.Context(), record())
+	w.must(err)
 	if b := m.GetFirstBoot(); b.GetRevision() != 1 || b.GetPasswordHash() != "$6$a$b" || !bytes.Equal(b.GetUserData(), boot.GetUserData()) {
 		t.Errorf("recorded: %v", b)
 	}
@@ -37,7 +38,7 @@ func TestFirstBoot(t *testing.T) {
 	list, err := call(t, w.machines.ListMachines, &argonv1.ListMachinesRequest{})
 	w.must(err)
 	for _, shown := range []*argonv1.Machine{res.GetMachine().GetMachine(), list.GetMachines()[0].GetMachine()} {
-		if b := shown.GetFirstBoot(); b.GetUser() != "alice" || b.GetPasswordHash() != "" || b.GetUserData() != nil || b.GetNetworkConfig() != nil {
+		if b := shown.GetFirstBoot(); b.GetUser() != "alice" || b.GetPasswordHash() != "" || b.GetUserData() != nil || b.GetNetworkConfig() != nil || b.GetContentId() != "" {
 			t.Errorf("shown: %v", b)
 		}
 	}
@@ -51,6 +52,8 @@ func TestFirstBoot(t *testing.T) {
 	}
 	set(boot, 1) // the same again
 	set(&argonv1.FirstBoot{User: "bob"}, 2)
+	// What the catalog keeps can't be had by naming it.
+	set(&argonv1.FirstBoot{User: "bob", ContentId: m.GetFirstBoot().GetContentId()}, 2)
 	set(nil, 0)
 
 	large := &argonv1.FirstBoot{UserData: make([]byte, seed.MaxBytes+1)}

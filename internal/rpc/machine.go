@@ -78,12 +78,14 @@ func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.Cr
 		Acceleration:       req.GetAcceleration(),
 		Wanted:             argonv1.Wanted_WANTED_RUNNING,
 		StopTimeoutSeconds: req.GetStopTimeoutSeconds(),
-		FirstBoot:          nextFirstBoot(nil, req.GetFirstBoot()),
 		Firmware:           req.GetFirmware(),
 		Shares:             req.GetShares(),
 		OnLoss:             req.GetOnLoss(),
 		GenerationId:       catalog.NewGeneration(),
 		Status:             &argonv1.MachineStatus{State: argonv1.MachineState_MACHINE_STATE_PENDING, Since: timestamppb.New(p.Now())},
+	}
+	if m.FirstBoot, err = nextFirstBoot(nil, req.GetFirstBoot()); err != nil {
+		return nil, nil, err
 	}
 	m.Networks = networks(m.GetMeta().GetId(), req.GetNetworks(), req.GetMacs())
 	m.CheckpointEverySeconds, m.CheckpointsKept = req.GetCheckpointEverySeconds(), req.GetCheckpointsKept()

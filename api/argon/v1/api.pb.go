@@ -601,7 +601,9 @@ type StatusResponse struct {
 	// The controller's server.
 	LeaderId string `protobuf:"bytes,11,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
 	// What stands in the way of surviving the loss of any one server.
-	Warnings      []string `protobuf:"bytes,12,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings []string `protobuf:"bytes,12,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// Unset while no voter answers.
+	Catalog       *CatalogLoad `protobuf:"bytes,20,opt,name=catalog,proto3" json:"catalog,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -720,6 +722,86 @@ func (x *StatusResponse) GetWarnings() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetCatalog() *CatalogLoad {
+	if x != nil {
+		return x.Catalog
+	}
+	return nil
+}
+
+// CatalogLoad says how much room the catalog has.
+type CatalogLoad struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is in it, with what its history takes.
+	UsedBytes uint64 `protobuf:"varint,1,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	// How large that may become. At nine tenths of it, the catalog is full.
+	QuotaBytes uint64 `protobuf:"varint,2,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"`
+	// Of the file that a voter keeps it in.
+	FileBytes uint64 `protobuf:"varint,3,opt,name=file_bytes,json=fileBytes,proto3" json:"file_bytes,omitempty"`
+	// It takes nothing that makes it larger, until something was removed.
+	Full          bool `protobuf:"varint,4,opt,name=full,proto3" json:"full,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CatalogLoad) Reset() {
+	*x = CatalogLoad{}
+	mi := &file_argon_v1_api_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CatalogLoad) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CatalogLoad) ProtoMessage() {}
+
+func (x *CatalogLoad) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CatalogLoad.ProtoReflect.Descriptor instead.
+func (*CatalogLoad) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CatalogLoad) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *CatalogLoad) GetQuotaBytes() uint64 {
+	if x != nil {
+		return x.QuotaBytes
+	}
+	return 0
+}
+
+func (x *CatalogLoad) GetFileBytes() uint64 {
+	if x != nil {
+		return x.FileBytes
+	}
+	return 0
+}
+
+func (x *CatalogLoad) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
 type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 0: one hour. At most 30 days.
@@ -730,7 +812,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[10]
+	mi := &file_argon_v1_api_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +824,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[10]
+	mi := &file_argon_v1_api_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +837,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{10}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateTokenRequest) GetTtlSeconds() uint32 {
@@ -776,7 +858,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[11]
+	mi := &file_argon_v1_api_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +870,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[11]
+	mi := &file_argon_v1_api_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +883,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{11}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -826,7 +908,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[12]
+	mi := &file_argon_v1_api_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +920,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[12]
+	mi := &file_argon_v1_api_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +933,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{12}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{13}
 }
 
 type ListTokensResponse struct {
@@ -863,7 +945,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[13]
+	mi := &file_argon_v1_api_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -875,7 +957,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[13]
+	mi := &file_argon_v1_api_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -888,7 +970,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{13}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -907,7 +989,7 @@ type DeleteTokenRequest struct {
 
 func (x *DeleteTokenRequest) Reset() {
 	*x = DeleteTokenRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[14]
+	mi := &file_argon_v1_api_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1001,7 @@ func (x *DeleteTokenRequest) String() string {
 func (*DeleteTokenRequest) ProtoMessage() {}
 
 func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[14]
+	mi := &file_argon_v1_api_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1014,7 @@ func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTokenRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{14}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteTokenRequest) GetId() string {
@@ -950,7 +1032,7 @@ type DeleteTokenResponse struct {
 
 func (x *DeleteTokenResponse) Reset() {
 	*x = DeleteTokenResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[15]
+	mi := &file_argon_v1_api_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1044,7 @@ func (x *DeleteTokenResponse) String() string {
 func (*DeleteTokenResponse) ProtoMessage() {}
 
 func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[15]
+	mi := &file_argon_v1_api_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1057,7 @@ func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTokenResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{15}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{16}
 }
 
 type IssueClientCertificateRequest struct {
@@ -989,7 +1071,7 @@ type IssueClientCertificateRequest struct {
 
 func (x *IssueClientCertificateRequest) Reset() {
 	*x = IssueClientCertificateRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[16]
+	mi := &file_argon_v1_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1083,7 @@ func (x *IssueClientCertificateRequest) String() string {
 func (*IssueClientCertificateRequest) ProtoMessage() {}
 
 func (x *IssueClientCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[16]
+	mi := &file_argon_v1_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1096,7 @@ func (x *IssueClientCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{16}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *IssueClientCertificateRequest) GetName() string {
@@ -1050,7 +1132,7 @@ type IssueClientCertificateResponse struct {
 
 func (x *IssueClientCertificateResponse) Reset() {
 	*x = IssueClientCertificateResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[17]
+	mi := &file_argon_v1_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1144,7 @@ func (x *IssueClientCertificateResponse) String() string {
 func (*IssueClientCertificateResponse) ProtoMessage() {}
 
 func (x *IssueClientCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[17]
+	mi := &file_argon_v1_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1157,7 @@ func (x *IssueClientCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{17}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *IssueClientCertificateResponse) GetCertificatePem() string {
@@ -1107,7 +1189,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[18]
+	mi := &file_argon_v1_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1201,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[18]
+	mi := &file_argon_v1_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1214,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{19}
 }
 
 type ListClientsResponse struct {
@@ -1144,7 +1226,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[19]
+	mi := &file_argon_v1_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +1238,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[19]
+	mi := &file_argon_v1_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +1251,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListClientsResponse) GetClients() []*ClientCertificate {
@@ -1189,7 +1271,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[20]
+	mi := &file_argon_v1_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1283,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[20]
+	mi := &file_argon_v1_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1296,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RevokeClientRequest) GetClient() string {
@@ -1233,7 +1315,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[21]
+	mi := &file_argon_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1327,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[21]
+	mi := &file_argon_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1340,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RevokeClientResponse) GetRevoked() []*ClientCertificate {
@@ -1286,7 +1368,7 @@ type Whereabouts struct {
 
 func (x *Whereabouts) Reset() {
 	*x = Whereabouts{}
-	mi := &file_argon_v1_api_proto_msgTypes[22]
+	mi := &file_argon_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1380,7 @@ func (x *Whereabouts) String() string {
 func (*Whereabouts) ProtoMessage() {}
 
 func (x *Whereabouts) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[22]
+	mi := &file_argon_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1393,7 @@ func (x *Whereabouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Whereabouts.ProtoReflect.Descriptor instead.
 func (*Whereabouts) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Whereabouts) GetServerId() string {
@@ -1380,7 +1462,7 @@ type SetServerRequest struct {
 
 func (x *SetServerRequest) Reset() {
 	*x = SetServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[23]
+	mi := &file_argon_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1474,7 @@ func (x *SetServerRequest) String() string {
 func (*SetServerRequest) ProtoMessage() {}
 
 func (x *SetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[23]
+	mi := &file_argon_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1487,7 @@ func (x *SetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetServerRequest.ProtoReflect.Descriptor instead.
 func (*SetServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetServerRequest) GetName() string {
@@ -1432,7 +1514,7 @@ type SetServerResponse struct {
 
 func (x *SetServerResponse) Reset() {
 	*x = SetServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[24]
+	mi := &file_argon_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1526,7 @@ func (x *SetServerResponse) String() string {
 func (*SetServerResponse) ProtoMessage() {}
 
 func (x *SetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[24]
+	mi := &file_argon_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1539,7 @@ func (x *SetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetServerResponse.ProtoReflect.Descriptor instead.
 func (*SetServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetServerResponse) GetServer() *ServerView {
@@ -1477,7 +1559,7 @@ type MeetServersRequest struct {
 
 func (x *MeetServersRequest) Reset() {
 	*x = MeetServersRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[25]
+	mi := &file_argon_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1571,7 @@ func (x *MeetServersRequest) String() string {
 func (*MeetServersRequest) ProtoMessage() {}
 
 func (x *MeetServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[25]
+	mi := &file_argon_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1584,7 @@ func (x *MeetServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeetServersRequest.ProtoReflect.Descriptor instead.
 func (*MeetServersRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MeetServersRequest) GetAddresses() []string {
@@ -1522,7 +1604,7 @@ type MeetServersResponse struct {
 
 func (x *MeetServersResponse) Reset() {
 	*x = MeetServersResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[26]
+	mi := &file_argon_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1616,7 @@ func (x *MeetServersResponse) String() string {
 func (*MeetServersResponse) ProtoMessage() {}
 
 func (x *MeetServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[26]
+	mi := &file_argon_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1629,7 @@ func (x *MeetServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeetServersResponse.ProtoReflect.Descriptor instead.
 func (*MeetServersResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MeetServersResponse) GetMet() []*Whereabouts {
@@ -1566,7 +1648,7 @@ type IntroduceRequest struct {
 
 func (x *IntroduceRequest) Reset() {
 	*x = IntroduceRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[27]
+	mi := &file_argon_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1660,7 @@ func (x *IntroduceRequest) String() string {
 func (*IntroduceRequest) ProtoMessage() {}
 
 func (x *IntroduceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[27]
+	mi := &file_argon_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +1673,7 @@ func (x *IntroduceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntroduceRequest.ProtoReflect.Descriptor instead.
 func (*IntroduceRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IntroduceRequest) GetSelf() *Whereabouts {
@@ -1612,7 +1694,7 @@ type IntroduceResponse struct {
 
 func (x *IntroduceResponse) Reset() {
 	*x = IntroduceResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[28]
+	mi := &file_argon_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1706,7 @@ func (x *IntroduceResponse) String() string {
 func (*IntroduceResponse) ProtoMessage() {}
 
 func (x *IntroduceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[28]
+	mi := &file_argon_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1719,7 @@ func (x *IntroduceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntroduceResponse.ProtoReflect.Descriptor instead.
 func (*IntroduceResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *IntroduceResponse) GetSelf() *Whereabouts {
@@ -1676,7 +1758,7 @@ type ServerView struct {
 
 func (x *ServerView) Reset() {
 	*x = ServerView{}
-	mi := &file_argon_v1_api_proto_msgTypes[29]
+	mi := &file_argon_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1770,7 @@ func (x *ServerView) String() string {
 func (*ServerView) ProtoMessage() {}
 
 func (x *ServerView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[29]
+	mi := &file_argon_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1783,7 @@ func (x *ServerView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerView.ProtoReflect.Descriptor instead.
 func (*ServerView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ServerView) GetServer() *Server {
@@ -1768,7 +1850,7 @@ type ListServersRequest struct {
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[30]
+	mi := &file_argon_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +1862,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[30]
+	mi := &file_argon_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +1875,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 type ListServersResponse struct {
@@ -1805,7 +1887,7 @@ type ListServersResponse struct {
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[31]
+	mi := &file_argon_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +1899,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[31]
+	mi := &file_argon_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +1912,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListServersResponse) GetServers() []*ServerView {
@@ -1849,7 +1931,7 @@ type GetServerRequest struct {
 
 func (x *GetServerRequest) Reset() {
 	*x = GetServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[32]
+	mi := &file_argon_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1861,7 +1943,7 @@ func (x *GetServerRequest) String() string {
 func (*GetServerRequest) ProtoMessage() {}
 
 func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[32]
+	mi := &file_argon_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1874,7 +1956,7 @@ func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerRequest.ProtoReflect.Descriptor instead.
 func (*GetServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetServerRequest) GetName() string {
@@ -1893,7 +1975,7 @@ type GetServerResponse struct {
 
 func (x *GetServerResponse) Reset() {
 	*x = GetServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[33]
+	mi := &file_argon_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +1987,7 @@ func (x *GetServerResponse) String() string {
 func (*GetServerResponse) ProtoMessage() {}
 
 func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[33]
+	mi := &file_argon_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2000,7 @@ func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerResponse.ProtoReflect.Descriptor instead.
 func (*GetServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetServerResponse) GetServer() *ServerView {
@@ -1938,7 +2020,7 @@ type RemoveServerRequest struct {
 
 func (x *RemoveServerRequest) Reset() {
 	*x = RemoveServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[34]
+	mi := &file_argon_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1950,7 +2032,7 @@ func (x *RemoveServerRequest) String() string {
 func (*RemoveServerRequest) ProtoMessage() {}
 
 func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[34]
+	mi := &file_argon_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1963,7 +2045,7 @@ func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RemoveServerRequest) GetName() string {
@@ -1988,7 +2070,7 @@ type RemoveServerResponse struct {
 
 func (x *RemoveServerResponse) Reset() {
 	*x = RemoveServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[35]
+	mi := &file_argon_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2082,7 @@ func (x *RemoveServerResponse) String() string {
 func (*RemoveServerResponse) ProtoMessage() {}
 
 func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[35]
+	mi := &file_argon_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2095,7 @@ func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 type DrainServerRequest struct {
@@ -2028,7 +2110,7 @@ type DrainServerRequest struct {
 
 func (x *DrainServerRequest) Reset() {
 	*x = DrainServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[36]
+	mi := &file_argon_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2122,7 @@ func (x *DrainServerRequest) String() string {
 func (*DrainServerRequest) ProtoMessage() {}
 
 func (x *DrainServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[36]
+	mi := &file_argon_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2135,7 @@ func (x *DrainServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainServerRequest.ProtoReflect.Descriptor instead.
 func (*DrainServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DrainServerRequest) GetName() string {
@@ -2086,7 +2168,7 @@ type DrainServerResponse struct {
 
 func (x *DrainServerResponse) Reset() {
 	*x = DrainServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[37]
+	mi := &file_argon_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2098,7 +2180,7 @@ func (x *DrainServerResponse) String() string {
 func (*DrainServerResponse) ProtoMessage() {}
 
 func (x *DrainServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[37]
+	mi := &file_argon_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2111,7 +2193,7 @@ func (x *DrainServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainServerResponse.ProtoReflect.Descriptor instead.
 func (*DrainServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DrainServerResponse) GetServer() *ServerView {
@@ -2130,7 +2212,7 @@ type ActivateServerRequest struct {
 
 func (x *ActivateServerRequest) Reset() {
 	*x = ActivateServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[38]
+	mi := &file_argon_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2142,7 +2224,7 @@ func (x *ActivateServerRequest) String() string {
 func (*ActivateServerRequest) ProtoMessage() {}
 
 func (x *ActivateServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[38]
+	mi := &file_argon_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2155,7 +2237,7 @@ func (x *ActivateServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateServerRequest.ProtoReflect.Descriptor instead.
 func (*ActivateServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ActivateServerRequest) GetName() string {
@@ -2174,7 +2256,7 @@ type ActivateServerResponse struct {
 
 func (x *ActivateServerResponse) Reset() {
 	*x = ActivateServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[39]
+	mi := &file_argon_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2186,7 +2268,7 @@ func (x *ActivateServerResponse) String() string {
 func (*ActivateServerResponse) ProtoMessage() {}
 
 func (x *ActivateServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[39]
+	mi := &file_argon_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2199,7 +2281,7 @@ func (x *ActivateServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateServerResponse.ProtoReflect.Descriptor instead.
 func (*ActivateServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ActivateServerResponse) GetServer() *ServerView {
@@ -2222,7 +2304,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[40]
+	mi := &file_argon_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2234,7 +2316,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[40]
+	mi := &file_argon_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2247,7 +2329,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ImportImageRequest) GetPart() isImportImageRequest_Part {
@@ -2305,7 +2387,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[41]
+	mi := &file_argon_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2399,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[41]
+	mi := &file_argon_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2412,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ImportImageResponse) GetPhase() string {
@@ -2369,7 +2451,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[42]
+	mi := &file_argon_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2463,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[42]
+	mi := &file_argon_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2476,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 type ListImagesResponse struct {
@@ -2406,7 +2488,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[43]
+	mi := &file_argon_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2418,7 +2500,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[43]
+	mi := &file_argon_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2431,7 +2513,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2450,7 +2532,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[44]
+	mi := &file_argon_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +2544,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[44]
+	mi := &file_argon_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +2557,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -2494,7 +2576,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[45]
+	mi := &file_argon_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2506,7 +2588,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[45]
+	mi := &file_argon_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2519,7 +2601,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -2541,7 +2623,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[46]
+	mi := &file_argon_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2635,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[46]
+	mi := &file_argon_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2648,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -2593,7 +2675,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[47]
+	mi := &file_argon_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2605,7 +2687,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[47]
+	mi := &file_argon_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2618,7 +2700,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RemoveImageResponse) GetWaitsFor() []string {
@@ -2637,7 +2719,7 @@ type FetchImageRequest struct {
 
 func (x *FetchImageRequest) Reset() {
 	*x = FetchImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[48]
+	mi := &file_argon_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +2731,7 @@ func (x *FetchImageRequest) String() string {
 func (*FetchImageRequest) ProtoMessage() {}
 
 func (x *FetchImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[48]
+	mi := &file_argon_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +2744,7 @@ func (x *FetchImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchImageRequest.ProtoReflect.Descriptor instead.
 func (*FetchImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *FetchImageRequest) GetId() string {
@@ -2683,7 +2765,7 @@ type FetchImageResponse struct {
 
 func (x *FetchImageResponse) Reset() {
 	*x = FetchImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[49]
+	mi := &file_argon_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +2777,7 @@ func (x *FetchImageResponse) String() string {
 func (*FetchImageResponse) ProtoMessage() {}
 
 func (x *FetchImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[49]
+	mi := &file_argon_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +2790,7 @@ func (x *FetchImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchImageResponse.ProtoReflect.Descriptor instead.
 func (*FetchImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *FetchImageResponse) GetOffset() uint64 {
@@ -2747,7 +2829,7 @@ type VolumeView struct {
 
 func (x *VolumeView) Reset() {
 	*x = VolumeView{}
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2759,7 +2841,7 @@ func (x *VolumeView) String() string {
 func (*VolumeView) ProtoMessage() {}
 
 func (x *VolumeView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2772,7 +2854,7 @@ func (x *VolumeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeView.ProtoReflect.Descriptor instead.
 func (*VolumeView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *VolumeView) GetVolume() *Volume {
@@ -2849,7 +2931,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +2943,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +2956,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -2929,7 +3011,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3023,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3036,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *VolumeView {
@@ -2981,7 +3063,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2993,7 +3075,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3006,7 +3088,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListVolumesRequest) GetAll() bool {
@@ -3025,7 +3107,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3037,7 +3119,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3050,7 +3132,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*VolumeView {
@@ -3069,7 +3151,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3081,7 +3163,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3094,7 +3176,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -3113,7 +3195,7 @@ type GetVolumeResponse struct {
 
 func (x *GetVolumeResponse) Reset() {
 	*x = GetVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3125,7 +3207,7 @@ func (x *GetVolumeResponse) String() string {
 func (*GetVolumeResponse) ProtoMessage() {}
 
 func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3138,7 +3220,7 @@ func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeResponse.ProtoReflect.Descriptor instead.
 func (*GetVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetVolumeResponse) GetVolume() *VolumeView {
@@ -3157,7 +3239,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3169,7 +3251,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3182,7 +3264,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -3200,7 +3282,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3212,7 +3294,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3225,7 +3307,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
 }
 
 type ConnectVolumeRequest struct {
@@ -3237,7 +3319,7 @@ type ConnectVolumeRequest struct {
 
 func (x *ConnectVolumeRequest) Reset() {
 	*x = ConnectVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3249,7 +3331,7 @@ func (x *ConnectVolumeRequest) String() string {
 func (*ConnectVolumeRequest) ProtoMessage() {}
 
 func (x *ConnectVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3262,7 +3344,7 @@ func (x *ConnectVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ConnectVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ConnectVolumeRequest) GetName() string {
@@ -3282,7 +3364,7 @@ type ConnectVolumeResponse struct {
 
 func (x *ConnectVolumeResponse) Reset() {
 	*x = ConnectVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3294,7 +3376,7 @@ func (x *ConnectVolumeResponse) String() string {
 func (*ConnectVolumeResponse) ProtoMessage() {}
 
 func (x *ConnectVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3307,7 +3389,7 @@ func (x *ConnectVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ConnectVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ConnectVolumeResponse) GetUri() string {
@@ -3329,7 +3411,7 @@ type PromoteReplicaRequest struct {
 
 func (x *PromoteReplicaRequest) Reset() {
 	*x = PromoteReplicaRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3341,7 +3423,7 @@ func (x *PromoteReplicaRequest) String() string {
 func (*PromoteReplicaRequest) ProtoMessage() {}
 
 func (x *PromoteReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3354,7 +3436,7 @@ func (x *PromoteReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteReplicaRequest.ProtoReflect.Descriptor instead.
 func (*PromoteReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PromoteReplicaRequest) GetVolume() string {
@@ -3389,7 +3471,7 @@ type PromoteReplicaResponse struct {
 
 func (x *PromoteReplicaResponse) Reset() {
 	*x = PromoteReplicaResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3401,7 +3483,7 @@ func (x *PromoteReplicaResponse) String() string {
 func (*PromoteReplicaResponse) ProtoMessage() {}
 
 func (x *PromoteReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3414,7 +3496,7 @@ func (x *PromoteReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteReplicaResponse.ProtoReflect.Descriptor instead.
 func (*PromoteReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PromoteReplicaResponse) GetVolume() *VolumeView {
@@ -3442,7 +3524,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3454,7 +3536,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3549,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -3493,7 +3575,7 @@ type ResizeVolumeResponse struct {
 
 func (x *ResizeVolumeResponse) Reset() {
 	*x = ResizeVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3505,7 +3587,7 @@ func (x *ResizeVolumeResponse) String() string {
 func (*ResizeVolumeResponse) ProtoMessage() {}
 
 func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3518,7 +3600,7 @@ func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ResizeVolumeResponse) GetVolume() *VolumeView {
@@ -3537,7 +3619,7 @@ type DetachBaseRequest struct {
 
 func (x *DetachBaseRequest) Reset() {
 	*x = DetachBaseRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3549,7 +3631,7 @@ func (x *DetachBaseRequest) String() string {
 func (*DetachBaseRequest) ProtoMessage() {}
 
 func (x *DetachBaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3562,7 +3644,7 @@ func (x *DetachBaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachBaseRequest.ProtoReflect.Descriptor instead.
 func (*DetachBaseRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *DetachBaseRequest) GetName() string {
@@ -3581,7 +3663,7 @@ type DetachBaseResponse struct {
 
 func (x *DetachBaseResponse) Reset() {
 	*x = DetachBaseResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3675,7 @@ func (x *DetachBaseResponse) String() string {
 func (*DetachBaseResponse) ProtoMessage() {}
 
 func (x *DetachBaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +3688,7 @@ func (x *DetachBaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachBaseResponse.ProtoReflect.Descriptor instead.
 func (*DetachBaseResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *DetachBaseResponse) GetVolume() *VolumeView {
@@ -3625,7 +3707,7 @@ type ScrubVolumeRequest struct {
 
 func (x *ScrubVolumeRequest) Reset() {
 	*x = ScrubVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3637,7 +3719,7 @@ func (x *ScrubVolumeRequest) String() string {
 func (*ScrubVolumeRequest) ProtoMessage() {}
 
 func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3650,7 +3732,7 @@ func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ScrubVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ScrubVolumeRequest) GetName() string {
@@ -3671,7 +3753,7 @@ type ScrubVolumeResponse struct {
 
 func (x *ScrubVolumeResponse) Reset() {
 	*x = ScrubVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3683,7 +3765,7 @@ func (x *ScrubVolumeResponse) String() string {
 func (*ScrubVolumeResponse) ProtoMessage() {}
 
 func (x *ScrubVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3696,7 +3778,7 @@ func (x *ScrubVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ScrubVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ScrubVolumeResponse) GetVolume() *VolumeView {
@@ -3728,7 +3810,7 @@ type ExportVolumeRequest struct {
 
 func (x *ExportVolumeRequest) Reset() {
 	*x = ExportVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3740,7 +3822,7 @@ func (x *ExportVolumeRequest) String() string {
 func (*ExportVolumeRequest) ProtoMessage() {}
 
 func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3753,7 +3835,7 @@ func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ExportVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ExportVolumeRequest) GetVolume() string {
@@ -3799,7 +3881,7 @@ type ExportVolumeResponse struct {
 
 func (x *ExportVolumeResponse) Reset() {
 	*x = ExportVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3811,7 +3893,7 @@ func (x *ExportVolumeResponse) String() string {
 func (*ExportVolumeResponse) ProtoMessage() {}
 
 func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3824,7 +3906,7 @@ func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ExportVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ExportVolumeResponse) GetPart() isExportVolumeResponse_Part {
@@ -3912,7 +3994,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3924,7 +4006,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3937,7 +4019,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Progress) GetPhase() string {
@@ -3974,7 +4056,7 @@ type ImportVolumeRequest struct {
 
 func (x *ImportVolumeRequest) Reset() {
 	*x = ImportVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3986,7 +4068,7 @@ func (x *ImportVolumeRequest) String() string {
 func (*ImportVolumeRequest) ProtoMessage() {}
 
 func (x *ImportVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3999,7 +4081,7 @@ func (x *ImportVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ImportVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ImportVolumeRequest) GetPart() isImportVolumeRequest_Part {
@@ -4055,7 +4137,7 @@ type ImportVolumeResponse struct {
 
 func (x *ImportVolumeResponse) Reset() {
 	*x = ImportVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4067,7 +4149,7 @@ func (x *ImportVolumeResponse) String() string {
 func (*ImportVolumeResponse) ProtoMessage() {}
 
 func (x *ImportVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4080,7 +4162,7 @@ func (x *ImportVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ImportVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ImportVolumeResponse) GetProgress() *Progress {
@@ -4119,7 +4201,7 @@ type SnapshotView struct {
 
 func (x *SnapshotView) Reset() {
 	*x = SnapshotView{}
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4131,7 +4213,7 @@ func (x *SnapshotView) String() string {
 func (*SnapshotView) ProtoMessage() {}
 
 func (x *SnapshotView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4144,7 +4226,7 @@ func (x *SnapshotView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotView.ProtoReflect.Descriptor instead.
 func (*SnapshotView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *SnapshotView) GetSnapshot() *Snapshot {
@@ -4188,7 +4270,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4200,7 +4282,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4213,7 +4295,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *CreateSnapshotRequest) GetVolume() string {
@@ -4253,7 +4335,7 @@ type CreateSnapshotResponse struct {
 
 func (x *CreateSnapshotResponse) Reset() {
 	*x = CreateSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4265,7 +4347,7 @@ func (x *CreateSnapshotResponse) String() string {
 func (*CreateSnapshotResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4278,7 +4360,7 @@ func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *CreateSnapshotResponse) GetSnapshots() []*SnapshotView {
@@ -4299,7 +4381,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4311,7 +4393,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4324,7 +4406,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -4350,7 +4432,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4362,7 +4444,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4375,7 +4457,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*SnapshotView {
@@ -4395,7 +4477,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4407,7 +4489,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4420,7 +4502,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -4446,7 +4528,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4458,7 +4540,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4471,7 +4553,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *SnapshotView {
@@ -4496,7 +4578,7 @@ type RemoveSnapshotRequest struct {
 
 func (x *RemoveSnapshotRequest) Reset() {
 	*x = RemoveSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4508,7 +4590,7 @@ func (x *RemoveSnapshotRequest) String() string {
 func (*RemoveSnapshotRequest) ProtoMessage() {}
 
 func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4521,7 +4603,7 @@ func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RemoveSnapshotRequest) GetVolume() string {
@@ -4562,7 +4644,7 @@ type RemoveSnapshotResponse struct {
 
 func (x *RemoveSnapshotResponse) Reset() {
 	*x = RemoveSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4574,7 +4656,7 @@ func (x *RemoveSnapshotResponse) String() string {
 func (*RemoveSnapshotResponse) ProtoMessage() {}
 
 func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4587,7 +4669,7 @@ func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RemoveSnapshotResponse) GetWaitsFor() []string {
@@ -4609,7 +4691,7 @@ type RollBackRequest struct {
 
 func (x *RollBackRequest) Reset() {
 	*x = RollBackRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4621,7 +4703,7 @@ func (x *RollBackRequest) String() string {
 func (*RollBackRequest) ProtoMessage() {}
 
 func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4634,7 +4716,7 @@ func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackRequest.ProtoReflect.Descriptor instead.
 func (*RollBackRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RollBackRequest) GetVolume() string {
@@ -4667,7 +4749,7 @@ type RollBackResponse struct {
 
 func (x *RollBackResponse) Reset() {
 	*x = RollBackResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4679,7 +4761,7 @@ func (x *RollBackResponse) String() string {
 func (*RollBackResponse) ProtoMessage() {}
 
 func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4692,7 +4774,7 @@ func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackResponse.ProtoReflect.Descriptor instead.
 func (*RollBackResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RollBackResponse) GetVolumes() []*VolumeView {
@@ -4715,7 +4797,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4727,7 +4809,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4740,7 +4822,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *MachineView) GetMachine() *Machine {
@@ -4809,7 +4891,7 @@ type CreateMachineRequest struct {
 
 func (x *CreateMachineRequest) Reset() {
 	*x = CreateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4821,7 +4903,7 @@ func (x *CreateMachineRequest) String() string {
 func (*CreateMachineRequest) ProtoMessage() {}
 
 func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4834,7 +4916,7 @@ func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineRequest.ProtoReflect.Descriptor instead.
 func (*CreateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CreateMachineRequest) GetName() string {
@@ -4980,7 +5062,7 @@ type CreateMachineResponse struct {
 
 func (x *CreateMachineResponse) Reset() {
 	*x = CreateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[87]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4992,7 +5074,7 @@ func (x *CreateMachineResponse) String() string {
 func (*CreateMachineResponse) ProtoMessage() {}
 
 func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[87]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5005,7 +5087,7 @@ func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineResponse.ProtoReflect.Descriptor instead.
 func (*CreateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CreateMachineResponse) GetMachine() *MachineView {
@@ -5030,7 +5112,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[88]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5042,7 +5124,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[88]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5055,7 +5137,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
 }
 
 type ListMachinesResponse struct {
@@ -5067,7 +5149,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[89]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5079,7 +5161,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[89]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5092,7 +5174,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -5111,7 +5193,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[90]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5123,7 +5205,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[90]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5136,7 +5218,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *GetMachineRequest) GetName() string {
@@ -5155,7 +5237,7 @@ type GetMachineResponse struct {
 
 func (x *GetMachineResponse) Reset() {
 	*x = GetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[91]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5167,7 +5249,7 @@ func (x *GetMachineResponse) String() string {
 func (*GetMachineResponse) ProtoMessage() {}
 
 func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[91]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5180,7 +5262,7 @@ func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineResponse.ProtoReflect.Descriptor instead.
 func (*GetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *GetMachineResponse) GetMachine() *MachineView {
@@ -5199,7 +5281,7 @@ type StartMachineRequest struct {
 
 func (x *StartMachineRequest) Reset() {
 	*x = StartMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[92]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5211,7 +5293,7 @@ func (x *StartMachineRequest) String() string {
 func (*StartMachineRequest) ProtoMessage() {}
 
 func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[92]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5224,7 +5306,7 @@ func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineRequest.ProtoReflect.Descriptor instead.
 func (*StartMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *StartMachineRequest) GetName() string {
@@ -5243,7 +5325,7 @@ type StartMachineResponse struct {
 
 func (x *StartMachineResponse) Reset() {
 	*x = StartMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[93]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5255,7 +5337,7 @@ func (x *StartMachineResponse) String() string {
 func (*StartMachineResponse) ProtoMessage() {}
 
 func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[93]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5268,7 +5350,7 @@ func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineResponse.ProtoReflect.Descriptor instead.
 func (*StartMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *StartMachineResponse) GetMachine() *MachineView {
@@ -5288,7 +5370,7 @@ type StopMachineRequest struct {
 
 func (x *StopMachineRequest) Reset() {
 	*x = StopMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5300,7 +5382,7 @@ func (x *StopMachineRequest) String() string {
 func (*StopMachineRequest) ProtoMessage() {}
 
 func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5313,7 +5395,7 @@ func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineRequest.ProtoReflect.Descriptor instead.
 func (*StopMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *StopMachineRequest) GetName() string {
@@ -5339,7 +5421,7 @@ type StopMachineResponse struct {
 
 func (x *StopMachineResponse) Reset() {
 	*x = StopMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5351,7 +5433,7 @@ func (x *StopMachineResponse) String() string {
 func (*StopMachineResponse) ProtoMessage() {}
 
 func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5364,7 +5446,7 @@ func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineResponse.ProtoReflect.Descriptor instead.
 func (*StopMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *StopMachineResponse) GetMachine() *MachineView {
@@ -5387,7 +5469,7 @@ type RemoveMachineRequest struct {
 
 func (x *RemoveMachineRequest) Reset() {
 	*x = RemoveMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5399,7 +5481,7 @@ func (x *RemoveMachineRequest) String() string {
 func (*RemoveMachineRequest) ProtoMessage() {}
 
 func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5412,7 +5494,7 @@ func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RemoveMachineRequest) GetName() string {
@@ -5444,7 +5526,7 @@ type RemoveMachineResponse struct {
 
 func (x *RemoveMachineResponse) Reset() {
 	*x = RemoveMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5456,7 +5538,7 @@ func (x *RemoveMachineResponse) String() string {
 func (*RemoveMachineResponse) ProtoMessage() {}
 
 func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5469,7 +5551,7 @@ func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
 }
 
 // What is absent stays as it is.
@@ -5493,7 +5575,7 @@ type SetMachineRequest struct {
 
 func (x *SetMachineRequest) Reset() {
 	*x = SetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5505,7 +5587,7 @@ func (x *SetMachineRequest) String() string {
 func (*SetMachineRequest) ProtoMessage() {}
 
 func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5518,7 +5600,7 @@ func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineRequest.ProtoReflect.Descriptor instead.
 func (*SetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *SetMachineRequest) GetName() string {
@@ -5616,7 +5698,7 @@ type SetMachineResponse struct {
 
 func (x *SetMachineResponse) Reset() {
 	*x = SetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5628,7 +5710,7 @@ func (x *SetMachineResponse) String() string {
 func (*SetMachineResponse) ProtoMessage() {}
 
 func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5641,7 +5723,7 @@ func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineResponse.ProtoReflect.Descriptor instead.
 func (*SetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *SetMachineResponse) GetMachine() *MachineView {
@@ -5669,7 +5751,7 @@ type CheckpointMachineRequest struct {
 
 func (x *CheckpointMachineRequest) Reset() {
 	*x = CheckpointMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5681,7 +5763,7 @@ func (x *CheckpointMachineRequest) String() string {
 func (*CheckpointMachineRequest) ProtoMessage() {}
 
 func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5694,7 +5776,7 @@ func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *CheckpointMachineRequest) GetName() string {
@@ -5720,7 +5802,7 @@ type CheckpointMachineResponse struct {
 
 func (x *CheckpointMachineResponse) Reset() {
 	*x = CheckpointMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5732,7 +5814,7 @@ func (x *CheckpointMachineResponse) String() string {
 func (*CheckpointMachineResponse) ProtoMessage() {}
 
 func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5745,7 +5827,7 @@ func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *CheckpointMachineResponse) GetCheckpoint() *CheckpointView {
@@ -5764,7 +5846,7 @@ type SuspendMachineRequest struct {
 
 func (x *SuspendMachineRequest) Reset() {
 	*x = SuspendMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5776,7 +5858,7 @@ func (x *SuspendMachineRequest) String() string {
 func (*SuspendMachineRequest) ProtoMessage() {}
 
 func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5789,7 +5871,7 @@ func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineRequest.ProtoReflect.Descriptor instead.
 func (*SuspendMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *SuspendMachineRequest) GetName() string {
@@ -5808,7 +5890,7 @@ type SuspendMachineResponse struct {
 
 func (x *SuspendMachineResponse) Reset() {
 	*x = SuspendMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5820,7 +5902,7 @@ func (x *SuspendMachineResponse) String() string {
 func (*SuspendMachineResponse) ProtoMessage() {}
 
 func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5833,7 +5915,7 @@ func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineResponse.ProtoReflect.Descriptor instead.
 func (*SuspendMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *SuspendMachineResponse) GetMachine() *MachineView {
@@ -5856,7 +5938,7 @@ type ResumeMachineRequest struct {
 
 func (x *ResumeMachineRequest) Reset() {
 	*x = ResumeMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5868,7 +5950,7 @@ func (x *ResumeMachineRequest) String() string {
 func (*ResumeMachineRequest) ProtoMessage() {}
 
 func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5881,7 +5963,7 @@ func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineRequest.ProtoReflect.Descriptor instead.
 func (*ResumeMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ResumeMachineRequest) GetName() string {
@@ -5914,7 +5996,7 @@ type ResumeMachineResponse struct {
 
 func (x *ResumeMachineResponse) Reset() {
 	*x = ResumeMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5926,7 +6008,7 @@ func (x *ResumeMachineResponse) String() string {
 func (*ResumeMachineResponse) ProtoMessage() {}
 
 func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5939,7 +6021,7 @@ func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineResponse.ProtoReflect.Descriptor instead.
 func (*ResumeMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ResumeMachineResponse) GetMachine() *MachineView {
@@ -5963,7 +6045,7 @@ type CloneMachineRequest struct {
 
 func (x *CloneMachineRequest) Reset() {
 	*x = CloneMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5975,7 +6057,7 @@ func (x *CloneMachineRequest) String() string {
 func (*CloneMachineRequest) ProtoMessage() {}
 
 func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5988,7 +6070,7 @@ func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineRequest.ProtoReflect.Descriptor instead.
 func (*CloneMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *CloneMachineRequest) GetName() string {
@@ -6030,7 +6112,7 @@ type CloneMachineResponse struct {
 
 func (x *CloneMachineResponse) Reset() {
 	*x = CloneMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6042,7 +6124,7 @@ func (x *CloneMachineResponse) String() string {
 func (*CloneMachineResponse) ProtoMessage() {}
 
 func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6055,7 +6137,7 @@ func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineResponse.ProtoReflect.Descriptor instead.
 func (*CloneMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *CloneMachineResponse) GetMachine() *MachineView {
@@ -6085,7 +6167,7 @@ type MigrateMachineRequest struct {
 
 func (x *MigrateMachineRequest) Reset() {
 	*x = MigrateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6097,7 +6179,7 @@ func (x *MigrateMachineRequest) String() string {
 func (*MigrateMachineRequest) ProtoMessage() {}
 
 func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6110,7 +6192,7 @@ func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineRequest.ProtoReflect.Descriptor instead.
 func (*MigrateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *MigrateMachineRequest) GetName() string {
@@ -6143,7 +6225,7 @@ type MigrateMachineResponse struct {
 
 func (x *MigrateMachineResponse) Reset() {
 	*x = MigrateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6155,7 +6237,7 @@ func (x *MigrateMachineResponse) String() string {
 func (*MigrateMachineResponse) ProtoMessage() {}
 
 func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6168,7 +6250,7 @@ func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineResponse.ProtoReflect.Descriptor instead.
 func (*MigrateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *MigrateMachineResponse) GetMachine() *MachineView {
@@ -6187,7 +6269,7 @@ type CancelMigrationRequest struct {
 
 func (x *CancelMigrationRequest) Reset() {
 	*x = CancelMigrationRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6199,7 +6281,7 @@ func (x *CancelMigrationRequest) String() string {
 func (*CancelMigrationRequest) ProtoMessage() {}
 
 func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6212,7 +6294,7 @@ func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationRequest.ProtoReflect.Descriptor instead.
 func (*CancelMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *CancelMigrationRequest) GetName() string {
@@ -6231,7 +6313,7 @@ type CancelMigrationResponse struct {
 
 func (x *CancelMigrationResponse) Reset() {
 	*x = CancelMigrationResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6243,7 +6325,7 @@ func (x *CancelMigrationResponse) String() string {
 func (*CancelMigrationResponse) ProtoMessage() {}
 
 func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6256,7 +6338,7 @@ func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationResponse.ProtoReflect.Descriptor instead.
 func (*CancelMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *CancelMigrationResponse) GetMachine() *MachineView {
@@ -6277,7 +6359,7 @@ type SetFirstBootRequest struct {
 
 func (x *SetFirstBootRequest) Reset() {
 	*x = SetFirstBootRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6289,7 +6371,7 @@ func (x *SetFirstBootRequest) String() string {
 func (*SetFirstBootRequest) ProtoMessage() {}
 
 func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6302,7 +6384,7 @@ func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootRequest.ProtoReflect.Descriptor instead.
 func (*SetFirstBootRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *SetFirstBootRequest) GetName() string {
@@ -6328,7 +6410,7 @@ type SetFirstBootResponse struct {
 
 func (x *SetFirstBootResponse) Reset() {
 	*x = SetFirstBootResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6340,7 +6422,7 @@ func (x *SetFirstBootResponse) String() string {
 func (*SetFirstBootResponse) ProtoMessage() {}
 
 func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6353,7 +6435,7 @@ func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootResponse.ProtoReflect.Descriptor instead.
 func (*SetFirstBootResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *SetFirstBootResponse) GetMachine() *MachineView {
@@ -6376,7 +6458,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6388,7 +6470,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6401,7 +6483,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ConsoleRequest) GetName() string {
@@ -6434,7 +6516,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6446,7 +6528,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6459,7 +6541,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ConsoleResponse) GetData() []byte {
@@ -6483,7 +6565,7 @@ type CheckpointView struct {
 
 func (x *CheckpointView) Reset() {
 	*x = CheckpointView{}
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6495,7 +6577,7 @@ func (x *CheckpointView) String() string {
 func (*CheckpointView) ProtoMessage() {}
 
 func (x *CheckpointView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6508,7 +6590,7 @@ func (x *CheckpointView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointView.ProtoReflect.Descriptor instead.
 func (*CheckpointView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *CheckpointView) GetCheckpoint() *Checkpoint {
@@ -6549,7 +6631,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6561,7 +6643,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6574,7 +6656,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ListCheckpointsRequest) GetMachine() string {
@@ -6593,7 +6675,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6605,7 +6687,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6618,7 +6700,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*CheckpointView {
@@ -6637,7 +6719,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6649,7 +6731,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6662,7 +6744,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *GetCheckpointRequest) GetName() string {
@@ -6681,7 +6763,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6693,7 +6775,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6706,7 +6788,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() *CheckpointView {
@@ -6725,7 +6807,7 @@ type RemoveCheckpointRequest struct {
 
 func (x *RemoveCheckpointRequest) Reset() {
 	*x = RemoveCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6737,7 +6819,7 @@ func (x *RemoveCheckpointRequest) String() string {
 func (*RemoveCheckpointRequest) ProtoMessage() {}
 
 func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6750,7 +6832,7 @@ func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *RemoveCheckpointRequest) GetName() string {
@@ -6768,7 +6850,7 @@ type RemoveCheckpointResponse struct {
 
 func (x *RemoveCheckpointResponse) Reset() {
 	*x = RemoveCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6780,7 +6862,7 @@ func (x *RemoveCheckpointResponse) String() string {
 func (*RemoveCheckpointResponse) ProtoMessage() {}
 
 func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6793,7 +6875,7 @@ func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
 }
 
 type DisplayRequest struct {
@@ -6806,7 +6888,7 @@ type DisplayRequest struct {
 
 func (x *DisplayRequest) Reset() {
 	*x = DisplayRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[123]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6818,7 +6900,7 @@ func (x *DisplayRequest) String() string {
 func (*DisplayRequest) ProtoMessage() {}
 
 func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[123]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6831,7 +6913,7 @@ func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayRequest.ProtoReflect.Descriptor instead.
 func (*DisplayRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *DisplayRequest) GetName() string {
@@ -6857,7 +6939,7 @@ type DisplayResponse struct {
 
 func (x *DisplayResponse) Reset() {
 	*x = DisplayResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[124]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6869,7 +6951,7 @@ func (x *DisplayResponse) String() string {
 func (*DisplayResponse) ProtoMessage() {}
 
 func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[124]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6882,7 +6964,7 @@ func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayResponse.ProtoReflect.Descriptor instead.
 func (*DisplayResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{124}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *DisplayResponse) GetData() []byte {
@@ -6901,7 +6983,7 @@ type ScreenshotRequest struct {
 
 func (x *ScreenshotRequest) Reset() {
 	*x = ScreenshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6913,7 +6995,7 @@ func (x *ScreenshotRequest) String() string {
 func (*ScreenshotRequest) ProtoMessage() {}
 
 func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6926,7 +7008,7 @@ func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotRequest.ProtoReflect.Descriptor instead.
 func (*ScreenshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ScreenshotRequest) GetName() string {
@@ -6945,7 +7027,7 @@ type ScreenshotResponse struct {
 
 func (x *ScreenshotResponse) Reset() {
 	*x = ScreenshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6957,7 +7039,7 @@ func (x *ScreenshotResponse) String() string {
 func (*ScreenshotResponse) ProtoMessage() {}
 
 func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6970,7 +7052,7 @@ func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotResponse.ProtoReflect.Descriptor instead.
 func (*ScreenshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{126}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ScreenshotResponse) GetData() []byte {
@@ -6989,7 +7071,7 @@ type QuiesceMachineRequest struct {
 
 func (x *QuiesceMachineRequest) Reset() {
 	*x = QuiesceMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[127]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7001,7 +7083,7 @@ func (x *QuiesceMachineRequest) String() string {
 func (*QuiesceMachineRequest) ProtoMessage() {}
 
 func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[127]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7014,7 +7096,7 @@ func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{127}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *QuiesceMachineRequest) GetName() string {
@@ -7032,7 +7114,7 @@ type QuiesceMachineResponse struct {
 
 func (x *QuiesceMachineResponse) Reset() {
 	*x = QuiesceMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7044,7 +7126,7 @@ func (x *QuiesceMachineResponse) String() string {
 func (*QuiesceMachineResponse) ProtoMessage() {}
 
 func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7057,7 +7139,7 @@ func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{128}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{129}
 }
 
 type ImportMachineRequest struct {
@@ -7074,7 +7156,7 @@ type ImportMachineRequest struct {
 
 func (x *ImportMachineRequest) Reset() {
 	*x = ImportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[129]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7086,7 +7168,7 @@ func (x *ImportMachineRequest) String() string {
 func (*ImportMachineRequest) ProtoMessage() {}
 
 func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[129]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7099,7 +7181,7 @@ func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{129}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *ImportMachineRequest) GetPart() isImportMachineRequest_Part {
@@ -7175,7 +7257,7 @@ type ImportMachineResponse struct {
 
 func (x *ImportMachineResponse) Reset() {
 	*x = ImportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[130]
+	mi := &file_argon_v1_api_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7187,7 +7269,7 @@ func (x *ImportMachineResponse) String() string {
 func (*ImportMachineResponse) ProtoMessage() {}
 
 func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[130]
+	mi := &file_argon_v1_api_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7200,7 +7282,7 @@ func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ImportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{130}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *ImportMachineResponse) GetPhase() string {
@@ -7251,7 +7333,7 @@ type ExportMachineRequest struct {
 
 func (x *ExportMachineRequest) Reset() {
 	*x = ExportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[131]
+	mi := &file_argon_v1_api_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7263,7 +7345,7 @@ func (x *ExportMachineRequest) String() string {
 func (*ExportMachineRequest) ProtoMessage() {}
 
 func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[131]
+	mi := &file_argon_v1_api_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7276,7 +7358,7 @@ func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ExportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{131}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *ExportMachineRequest) GetName() string {
@@ -7313,7 +7395,7 @@ type ExportMachineResponse struct {
 
 func (x *ExportMachineResponse) Reset() {
 	*x = ExportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[132]
+	mi := &file_argon_v1_api_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7325,7 +7407,7 @@ func (x *ExportMachineResponse) String() string {
 func (*ExportMachineResponse) ProtoMessage() {}
 
 func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[132]
+	mi := &file_argon_v1_api_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7338,7 +7420,7 @@ func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ExportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{132}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ExportMachineResponse) GetPhase() string {
@@ -7383,7 +7465,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[133]
+	mi := &file_argon_v1_api_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7395,7 +7477,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[133]
+	mi := &file_argon_v1_api_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7408,7 +7490,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{133}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -7448,7 +7530,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[134]
+	mi := &file_argon_v1_api_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7460,7 +7542,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[134]
+	mi := &file_argon_v1_api_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7473,7 +7555,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{134}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -7495,7 +7577,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[135]
+	mi := &file_argon_v1_api_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7507,7 +7589,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[135]
+	mi := &file_argon_v1_api_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7520,7 +7602,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{135}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -7553,7 +7635,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[136]
+	mi := &file_argon_v1_api_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7565,7 +7647,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[136]
+	mi := &file_argon_v1_api_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7578,7 +7660,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{136}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -7607,7 +7689,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[137]
+	mi := &file_argon_v1_api_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7619,7 +7701,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[137]
+	mi := &file_argon_v1_api_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7632,7 +7714,7 @@ func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest_Header.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{40, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{41, 0}
 }
 
 func (x *ImportImageRequest_Header) GetName() string {
@@ -7690,7 +7772,7 @@ type ExportVolumeResponse_Header struct {
 
 func (x *ExportVolumeResponse_Header) Reset() {
 	*x = ExportVolumeResponse_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[138]
+	mi := &file_argon_v1_api_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7702,7 +7784,7 @@ func (x *ExportVolumeResponse_Header) String() string {
 func (*ExportVolumeResponse_Header) ProtoMessage() {}
 
 func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[138]
+	mi := &file_argon_v1_api_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7715,7 +7797,7 @@ func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeResponse_Header.ProtoReflect.Descriptor instead.
 func (*ExportVolumeResponse_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{70, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{71, 0}
 }
 
 func (x *ExportVolumeResponse_Header) GetVolume() string {
@@ -7761,7 +7843,7 @@ type ImportVolumeRequest_Header struct {
 
 func (x *ImportVolumeRequest_Header) Reset() {
 	*x = ImportVolumeRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[139]
+	mi := &file_argon_v1_api_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7773,7 +7855,7 @@ func (x *ImportVolumeRequest_Header) String() string {
 func (*ImportVolumeRequest_Header) ProtoMessage() {}
 
 func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[139]
+	mi := &file_argon_v1_api_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7786,7 +7868,7 @@ func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeRequest_Header.ProtoReflect.Descriptor instead.
 func (*ImportVolumeRequest_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{72, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{73, 0}
 }
 
 func (x *ImportVolumeRequest_Header) GetName() string {
@@ -7832,7 +7914,7 @@ type ImportMachineRequest_File struct {
 
 func (x *ImportMachineRequest_File) Reset() {
 	*x = ImportMachineRequest_File{}
-	mi := &file_argon_v1_api_proto_msgTypes[141]
+	mi := &file_argon_v1_api_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7844,7 +7926,7 @@ func (x *ImportMachineRequest_File) String() string {
 func (*ImportMachineRequest_File) ProtoMessage() {}
 
 func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[141]
+	mi := &file_argon_v1_api_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7857,7 +7939,7 @@ func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest_File.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest_File) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{129, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{130, 0}
 }
 
 func (x *ImportMachineRequest_File) GetFormat() string {
@@ -7938,7 +8020,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x06server\x18\x02 \x01(\v2\x10.argon.v1.ServerR\x06server\x12'\n" +
 	"\x0fcertificate_pem\x18\x03 \x01(\tR\x0ecertificatePem\x12%\n" +
 	"\x0eetcd_endpoints\x18\x04 \x03(\tR\retcdEndpoints\"\x0f\n" +
-	"\rStatusRequest\"\xba\x03\n" +
+	"\rStatusRequest\"\xeb\x03\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12+\n" +
@@ -7952,7 +8034,16 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\aversion\x18\n" +
 	" \x01(\tR\aversion\x12\x1b\n" +
 	"\tleader_id\x18\v \x01(\tR\bleaderId\x12\x1a\n" +
-	"\bwarnings\x18\f \x03(\tR\bwarnings\"5\n" +
+	"\bwarnings\x18\f \x03(\tR\bwarnings\x12/\n" +
+	"\acatalog\x18\x14 \x01(\v2\x15.argon.v1.CatalogLoadR\acatalog\"\x80\x01\n" +
+	"\vCatalogLoad\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x01 \x01(\x04R\tusedBytes\x12\x1f\n" +
+	"\vquota_bytes\x18\x02 \x01(\x04R\n" +
+	"quotaBytes\x12\x1d\n" +
+	"\n" +
+	"file_bytes\x18\x03 \x01(\x04R\tfileBytes\x12\x12\n" +
+	"\x04full\x18\x04 \x01(\bR\x04full\"5\n" +
 	"\x12CreateTokenRequest\x12\x1f\n" +
 	"\vttl_seconds\x18\x01 \x01(\rR\n" +
 	"ttlSeconds\"T\n" +
@@ -8517,7 +8608,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 142)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 143)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*SetClusterRequest)(nil),              // 0: argon.v1.SetClusterRequest
 	(*SetClusterResponse)(nil),             // 1: argon.v1.SetClusterResponse
@@ -8529,377 +8620,379 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*AdmitResponse)(nil),                  // 7: argon.v1.AdmitResponse
 	(*StatusRequest)(nil),                  // 8: argon.v1.StatusRequest
 	(*StatusResponse)(nil),                 // 9: argon.v1.StatusResponse
-	(*CreateTokenRequest)(nil),             // 10: argon.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),            // 11: argon.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),              // 12: argon.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),             // 13: argon.v1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),             // 14: argon.v1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),            // 15: argon.v1.DeleteTokenResponse
-	(*IssueClientCertificateRequest)(nil),  // 16: argon.v1.IssueClientCertificateRequest
-	(*IssueClientCertificateResponse)(nil), // 17: argon.v1.IssueClientCertificateResponse
-	(*ListClientsRequest)(nil),             // 18: argon.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),            // 19: argon.v1.ListClientsResponse
-	(*RevokeClientRequest)(nil),            // 20: argon.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),           // 21: argon.v1.RevokeClientResponse
-	(*Whereabouts)(nil),                    // 22: argon.v1.Whereabouts
-	(*SetServerRequest)(nil),               // 23: argon.v1.SetServerRequest
-	(*SetServerResponse)(nil),              // 24: argon.v1.SetServerResponse
-	(*MeetServersRequest)(nil),             // 25: argon.v1.MeetServersRequest
-	(*MeetServersResponse)(nil),            // 26: argon.v1.MeetServersResponse
-	(*IntroduceRequest)(nil),               // 27: argon.v1.IntroduceRequest
-	(*IntroduceResponse)(nil),              // 28: argon.v1.IntroduceResponse
-	(*ServerView)(nil),                     // 29: argon.v1.ServerView
-	(*ListServersRequest)(nil),             // 30: argon.v1.ListServersRequest
-	(*ListServersResponse)(nil),            // 31: argon.v1.ListServersResponse
-	(*GetServerRequest)(nil),               // 32: argon.v1.GetServerRequest
-	(*GetServerResponse)(nil),              // 33: argon.v1.GetServerResponse
-	(*RemoveServerRequest)(nil),            // 34: argon.v1.RemoveServerRequest
-	(*RemoveServerResponse)(nil),           // 35: argon.v1.RemoveServerResponse
-	(*DrainServerRequest)(nil),             // 36: argon.v1.DrainServerRequest
-	(*DrainServerResponse)(nil),            // 37: argon.v1.DrainServerResponse
-	(*ActivateServerRequest)(nil),          // 38: argon.v1.ActivateServerRequest
-	(*ActivateServerResponse)(nil),         // 39: argon.v1.ActivateServerResponse
-	(*ImportImageRequest)(nil),             // 40: argon.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),            // 41: argon.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),              // 42: argon.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),             // 43: argon.v1.ListImagesResponse
-	(*GetImageRequest)(nil),                // 44: argon.v1.GetImageRequest
-	(*GetImageResponse)(nil),               // 45: argon.v1.GetImageResponse
-	(*RemoveImageRequest)(nil),             // 46: argon.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),            // 47: argon.v1.RemoveImageResponse
-	(*FetchImageRequest)(nil),              // 48: argon.v1.FetchImageRequest
-	(*FetchImageResponse)(nil),             // 49: argon.v1.FetchImageResponse
-	(*VolumeView)(nil),                     // 50: argon.v1.VolumeView
-	(*CreateVolumeRequest)(nil),            // 51: argon.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),           // 52: argon.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),             // 53: argon.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),            // 54: argon.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),               // 55: argon.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),              // 56: argon.v1.GetVolumeResponse
-	(*RemoveVolumeRequest)(nil),            // 57: argon.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),           // 58: argon.v1.RemoveVolumeResponse
-	(*ConnectVolumeRequest)(nil),           // 59: argon.v1.ConnectVolumeRequest
-	(*ConnectVolumeResponse)(nil),          // 60: argon.v1.ConnectVolumeResponse
-	(*PromoteReplicaRequest)(nil),          // 61: argon.v1.PromoteReplicaRequest
-	(*PromoteReplicaResponse)(nil),         // 62: argon.v1.PromoteReplicaResponse
-	(*ResizeVolumeRequest)(nil),            // 63: argon.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),           // 64: argon.v1.ResizeVolumeResponse
-	(*DetachBaseRequest)(nil),              // 65: argon.v1.DetachBaseRequest
-	(*DetachBaseResponse)(nil),             // 66: argon.v1.DetachBaseResponse
-	(*ScrubVolumeRequest)(nil),             // 67: argon.v1.ScrubVolumeRequest
-	(*ScrubVolumeResponse)(nil),            // 68: argon.v1.ScrubVolumeResponse
-	(*ExportVolumeRequest)(nil),            // 69: argon.v1.ExportVolumeRequest
-	(*ExportVolumeResponse)(nil),           // 70: argon.v1.ExportVolumeResponse
-	(*Progress)(nil),                       // 71: argon.v1.Progress
-	(*ImportVolumeRequest)(nil),            // 72: argon.v1.ImportVolumeRequest
-	(*ImportVolumeResponse)(nil),           // 73: argon.v1.ImportVolumeResponse
-	(*SnapshotView)(nil),                   // 74: argon.v1.SnapshotView
-	(*CreateSnapshotRequest)(nil),          // 75: argon.v1.CreateSnapshotRequest
-	(*CreateSnapshotResponse)(nil),         // 76: argon.v1.CreateSnapshotResponse
-	(*ListSnapshotsRequest)(nil),           // 77: argon.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),          // 78: argon.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),             // 79: argon.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),            // 80: argon.v1.GetSnapshotResponse
-	(*RemoveSnapshotRequest)(nil),          // 81: argon.v1.RemoveSnapshotRequest
-	(*RemoveSnapshotResponse)(nil),         // 82: argon.v1.RemoveSnapshotResponse
-	(*RollBackRequest)(nil),                // 83: argon.v1.RollBackRequest
-	(*RollBackResponse)(nil),               // 84: argon.v1.RollBackResponse
-	(*MachineView)(nil),                    // 85: argon.v1.MachineView
-	(*CreateMachineRequest)(nil),           // 86: argon.v1.CreateMachineRequest
-	(*CreateMachineResponse)(nil),          // 87: argon.v1.CreateMachineResponse
-	(*ListMachinesRequest)(nil),            // 88: argon.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),           // 89: argon.v1.ListMachinesResponse
-	(*GetMachineRequest)(nil),              // 90: argon.v1.GetMachineRequest
-	(*GetMachineResponse)(nil),             // 91: argon.v1.GetMachineResponse
-	(*StartMachineRequest)(nil),            // 92: argon.v1.StartMachineRequest
-	(*StartMachineResponse)(nil),           // 93: argon.v1.StartMachineResponse
-	(*StopMachineRequest)(nil),             // 94: argon.v1.StopMachineRequest
-	(*StopMachineResponse)(nil),            // 95: argon.v1.StopMachineResponse
-	(*RemoveMachineRequest)(nil),           // 96: argon.v1.RemoveMachineRequest
-	(*RemoveMachineResponse)(nil),          // 97: argon.v1.RemoveMachineResponse
-	(*SetMachineRequest)(nil),              // 98: argon.v1.SetMachineRequest
-	(*SetMachineResponse)(nil),             // 99: argon.v1.SetMachineResponse
-	(*CheckpointMachineRequest)(nil),       // 100: argon.v1.CheckpointMachineRequest
-	(*CheckpointMachineResponse)(nil),      // 101: argon.v1.CheckpointMachineResponse
-	(*SuspendMachineRequest)(nil),          // 102: argon.v1.SuspendMachineRequest
-	(*SuspendMachineResponse)(nil),         // 103: argon.v1.SuspendMachineResponse
-	(*ResumeMachineRequest)(nil),           // 104: argon.v1.ResumeMachineRequest
-	(*ResumeMachineResponse)(nil),          // 105: argon.v1.ResumeMachineResponse
-	(*CloneMachineRequest)(nil),            // 106: argon.v1.CloneMachineRequest
-	(*CloneMachineResponse)(nil),           // 107: argon.v1.CloneMachineResponse
-	(*MigrateMachineRequest)(nil),          // 108: argon.v1.MigrateMachineRequest
-	(*MigrateMachineResponse)(nil),         // 109: argon.v1.MigrateMachineResponse
-	(*CancelMigrationRequest)(nil),         // 110: argon.v1.CancelMigrationRequest
-	(*CancelMigrationResponse)(nil),        // 111: argon.v1.CancelMigrationResponse
-	(*SetFirstBootRequest)(nil),            // 112: argon.v1.SetFirstBootRequest
-	(*SetFirstBootResponse)(nil),           // 113: argon.v1.SetFirstBootResponse
-	(*ConsoleRequest)(nil),                 // 114: argon.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),                // 115: argon.v1.ConsoleResponse
-	(*CheckpointView)(nil),                 // 116: argon.v1.CheckpointView
-	(*ListCheckpointsRequest)(nil),         // 117: argon.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),        // 118: argon.v1.ListCheckpointsResponse
-	(*GetCheckpointRequest)(nil),           // 119: argon.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 120: argon.v1.GetCheckpointResponse
-	(*RemoveCheckpointRequest)(nil),        // 121: argon.v1.RemoveCheckpointRequest
-	(*RemoveCheckpointResponse)(nil),       // 122: argon.v1.RemoveCheckpointResponse
-	(*DisplayRequest)(nil),                 // 123: argon.v1.DisplayRequest
-	(*DisplayResponse)(nil),                // 124: argon.v1.DisplayResponse
-	(*ScreenshotRequest)(nil),              // 125: argon.v1.ScreenshotRequest
-	(*ScreenshotResponse)(nil),             // 126: argon.v1.ScreenshotResponse
-	(*QuiesceMachineRequest)(nil),          // 127: argon.v1.QuiesceMachineRequest
-	(*QuiesceMachineResponse)(nil),         // 128: argon.v1.QuiesceMachineResponse
-	(*ImportMachineRequest)(nil),           // 129: argon.v1.ImportMachineRequest
-	(*ImportMachineResponse)(nil),          // 130: argon.v1.ImportMachineResponse
-	(*ExportMachineRequest)(nil),           // 131: argon.v1.ExportMachineRequest
-	(*ExportMachineResponse)(nil),          // 132: argon.v1.ExportMachineResponse
-	(*ListEventsRequest)(nil),              // 133: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 134: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 135: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 136: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 137: argon.v1.ImportImageRequest.Header
-	(*ExportVolumeResponse_Header)(nil),    // 138: argon.v1.ExportVolumeResponse.Header
-	(*ImportVolumeRequest_Header)(nil),     // 139: argon.v1.ImportVolumeRequest.Header
-	nil,                                    // 140: argon.v1.CreateSnapshotRequest.LabelsEntry
-	(*ImportMachineRequest_File)(nil),      // 141: argon.v1.ImportMachineRequest.File
-	(*Cluster)(nil),                        // 142: argon.v1.Cluster
-	(*Settings)(nil),                       // 143: argon.v1.Settings
-	(*Server)(nil),                         // 144: argon.v1.Server
-	(*Token)(nil),                          // 145: argon.v1.Token
-	(*ClientCertificate)(nil),              // 146: argon.v1.ClientCertificate
-	(*Resources)(nil),                      // 147: argon.v1.Resources
-	(*Usage)(nil),                          // 148: argon.v1.Usage
-	(*Image)(nil),                          // 149: argon.v1.Image
-	(*Volume)(nil),                         // 150: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 151: argon.v1.VolumeStatus
-	(*ReplicaUsage)(nil),                   // 152: argon.v1.ReplicaUsage
-	(*Snapshot)(nil),                       // 153: argon.v1.Snapshot
-	(*Machine)(nil),                        // 154: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 155: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 156: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 157: argon.v1.FirstBoot
-	(OnLoss)(0),                            // 158: argon.v1.OnLoss
-	(*Checkpoint)(nil),                     // 159: argon.v1.Checkpoint
-	(*timestamppb.Timestamp)(nil),          // 160: google.protobuf.Timestamp
-	(*Event)(nil),                          // 161: argon.v1.Event
+	(*CatalogLoad)(nil),                    // 10: argon.v1.CatalogLoad
+	(*CreateTokenRequest)(nil),             // 11: argon.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),            // 12: argon.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),              // 13: argon.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),             // 14: argon.v1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),             // 15: argon.v1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),            // 16: argon.v1.DeleteTokenResponse
+	(*IssueClientCertificateRequest)(nil),  // 17: argon.v1.IssueClientCertificateRequest
+	(*IssueClientCertificateResponse)(nil), // 18: argon.v1.IssueClientCertificateResponse
+	(*ListClientsRequest)(nil),             // 19: argon.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),            // 20: argon.v1.ListClientsResponse
+	(*RevokeClientRequest)(nil),            // 21: argon.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),           // 22: argon.v1.RevokeClientResponse
+	(*Whereabouts)(nil),                    // 23: argon.v1.Whereabouts
+	(*SetServerRequest)(nil),               // 24: argon.v1.SetServerRequest
+	(*SetServerResponse)(nil),              // 25: argon.v1.SetServerResponse
+	(*MeetServersRequest)(nil),             // 26: argon.v1.MeetServersRequest
+	(*MeetServersResponse)(nil),            // 27: argon.v1.MeetServersResponse
+	(*IntroduceRequest)(nil),               // 28: argon.v1.IntroduceRequest
+	(*IntroduceResponse)(nil),              // 29: argon.v1.IntroduceResponse
+	(*ServerView)(nil),                     // 30: argon.v1.ServerView
+	(*ListServersRequest)(nil),             // 31: argon.v1.ListServersRequest
+	(*ListServersResponse)(nil),            // 32: argon.v1.ListServersResponse
+	(*GetServerRequest)(nil),               // 33: argon.v1.GetServerRequest
+	(*GetServerResponse)(nil),              // 34: argon.v1.GetServerResponse
+	(*RemoveServerRequest)(nil),            // 35: argon.v1.RemoveServerRequest
+	(*RemoveServerResponse)(nil),           // 36: argon.v1.RemoveServerResponse
+	(*DrainServerRequest)(nil),             // 37: argon.v1.DrainServerRequest
+	(*DrainServerResponse)(nil),            // 38: argon.v1.DrainServerResponse
+	(*ActivateServerRequest)(nil),          // 39: argon.v1.ActivateServerRequest
+	(*ActivateServerResponse)(nil),         // 40: argon.v1.ActivateServerResponse
+	(*ImportImageRequest)(nil),             // 41: argon.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),            // 42: argon.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),              // 43: argon.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),             // 44: argon.v1.ListImagesResponse
+	(*GetImageRequest)(nil),                // 45: argon.v1.GetImageRequest
+	(*GetImageResponse)(nil),               // 46: argon.v1.GetImageResponse
+	(*RemoveImageRequest)(nil),             // 47: argon.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),            // 48: argon.v1.RemoveImageResponse
+	(*FetchImageRequest)(nil),              // 49: argon.v1.FetchImageRequest
+	(*FetchImageResponse)(nil),             // 50: argon.v1.FetchImageResponse
+	(*VolumeView)(nil),                     // 51: argon.v1.VolumeView
+	(*CreateVolumeRequest)(nil),            // 52: argon.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),           // 53: argon.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),             // 54: argon.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),            // 55: argon.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),               // 56: argon.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),              // 57: argon.v1.GetVolumeResponse
+	(*RemoveVolumeRequest)(nil),            // 58: argon.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),           // 59: argon.v1.RemoveVolumeResponse
+	(*ConnectVolumeRequest)(nil),           // 60: argon.v1.ConnectVolumeRequest
+	(*ConnectVolumeResponse)(nil),          // 61: argon.v1.ConnectVolumeResponse
+	(*PromoteReplicaRequest)(nil),          // 62: argon.v1.PromoteReplicaRequest
+	(*PromoteReplicaResponse)(nil),         // 63: argon.v1.PromoteReplicaResponse
+	(*ResizeVolumeRequest)(nil),            // 64: argon.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),           // 65: argon.v1.ResizeVolumeResponse
+	(*DetachBaseRequest)(nil),              // 66: argon.v1.DetachBaseRequest
+	(*DetachBaseResponse)(nil),             // 67: argon.v1.DetachBaseResponse
+	(*ScrubVolumeRequest)(nil),             // 68: argon.v1.ScrubVolumeRequest
+	(*ScrubVolumeResponse)(nil),            // 69: argon.v1.ScrubVolumeResponse
+	(*ExportVolumeRequest)(nil),            // 70: argon.v1.ExportVolumeRequest
+	(*ExportVolumeResponse)(nil),           // 71: argon.v1.ExportVolumeResponse
+	(*Progress)(nil),                       // 72: argon.v1.Progress
+	(*ImportVolumeRequest)(nil),            // 73: argon.v1.ImportVolumeRequest
+	(*ImportVolumeResponse)(nil),           // 74: argon.v1.ImportVolumeResponse
+	(*SnapshotView)(nil),                   // 75: argon.v1.SnapshotView
+	(*CreateSnapshotRequest)(nil),          // 76: argon.v1.CreateSnapshotRequest
+	(*CreateSnapshotResponse)(nil),         // 77: argon.v1.CreateSnapshotResponse
+	(*ListSnapshotsRequest)(nil),           // 78: argon.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),          // 79: argon.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),             // 80: argon.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),            // 81: argon.v1.GetSnapshotResponse
+	(*RemoveSnapshotRequest)(nil),          // 82: argon.v1.RemoveSnapshotRequest
+	(*RemoveSnapshotResponse)(nil),         // 83: argon.v1.RemoveSnapshotResponse
+	(*RollBackRequest)(nil),                // 84: argon.v1.RollBackRequest
+	(*RollBackResponse)(nil),               // 85: argon.v1.RollBackResponse
+	(*MachineView)(nil),                    // 86: argon.v1.MachineView
+	(*CreateMachineRequest)(nil),           // 87: argon.v1.CreateMachineRequest
+	(*CreateMachineResponse)(nil),          // 88: argon.v1.CreateMachineResponse
+	(*ListMachinesRequest)(nil),            // 89: argon.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),           // 90: argon.v1.ListMachinesResponse
+	(*GetMachineRequest)(nil),              // 91: argon.v1.GetMachineRequest
+	(*GetMachineResponse)(nil),             // 92: argon.v1.GetMachineResponse
+	(*StartMachineRequest)(nil),            // 93: argon.v1.StartMachineRequest
+	(*StartMachineResponse)(nil),           // 94: argon.v1.StartMachineResponse
+	(*StopMachineRequest)(nil),             // 95: argon.v1.StopMachineRequest
+	(*StopMachineResponse)(nil),            // 96: argon.v1.StopMachineResponse
+	(*RemoveMachineRequest)(nil),           // 97: argon.v1.RemoveMachineRequest
+	(*RemoveMachineResponse)(nil),          // 98: argon.v1.RemoveMachineResponse
+	(*SetMachineRequest)(nil),              // 99: argon.v1.SetMachineRequest
+	(*SetMachineResponse)(nil),             // 100: argon.v1.SetMachineResponse
+	(*CheckpointMachineRequest)(nil),       // 101: argon.v1.CheckpointMachineRequest
+	(*CheckpointMachineResponse)(nil),      // 102: argon.v1.CheckpointMachineResponse
+	(*SuspendMachineRequest)(nil),          // 103: argon.v1.SuspendMachineRequest
+	(*SuspendMachineResponse)(nil),         // 104: argon.v1.SuspendMachineResponse
+	(*ResumeMachineRequest)(nil),           // 105: argon.v1.ResumeMachineRequest
+	(*ResumeMachineResponse)(nil),          // 106: argon.v1.ResumeMachineResponse
+	(*CloneMachineRequest)(nil),            // 107: argon.v1.CloneMachineRequest
+	(*CloneMachineResponse)(nil),           // 108: argon.v1.CloneMachineResponse
+	(*MigrateMachineRequest)(nil),          // 109: argon.v1.MigrateMachineRequest
+	(*MigrateMachineResponse)(nil),         // 110: argon.v1.MigrateMachineResponse
+	(*CancelMigrationRequest)(nil),         // 111: argon.v1.CancelMigrationRequest
+	(*CancelMigrationResponse)(nil),        // 112: argon.v1.CancelMigrationResponse
+	(*SetFirstBootRequest)(nil),            // 113: argon.v1.SetFirstBootRequest
+	(*SetFirstBootResponse)(nil),           // 114: argon.v1.SetFirstBootResponse
+	(*ConsoleRequest)(nil),                 // 115: argon.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),                // 116: argon.v1.ConsoleResponse
+	(*CheckpointView)(nil),                 // 117: argon.v1.CheckpointView
+	(*ListCheckpointsRequest)(nil),         // 118: argon.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),        // 119: argon.v1.ListCheckpointsResponse
+	(*GetCheckpointRequest)(nil),           // 120: argon.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 121: argon.v1.GetCheckpointResponse
+	(*RemoveCheckpointRequest)(nil),        // 122: argon.v1.RemoveCheckpointRequest
+	(*RemoveCheckpointResponse)(nil),       // 123: argon.v1.RemoveCheckpointResponse
+	(*DisplayRequest)(nil),                 // 124: argon.v1.DisplayRequest
+	(*DisplayResponse)(nil),                // 125: argon.v1.DisplayResponse
+	(*ScreenshotRequest)(nil),              // 126: argon.v1.ScreenshotRequest
+	(*ScreenshotResponse)(nil),             // 127: argon.v1.ScreenshotResponse
+	(*QuiesceMachineRequest)(nil),          // 128: argon.v1.QuiesceMachineRequest
+	(*QuiesceMachineResponse)(nil),         // 129: argon.v1.QuiesceMachineResponse
+	(*ImportMachineRequest)(nil),           // 130: argon.v1.ImportMachineRequest
+	(*ImportMachineResponse)(nil),          // 131: argon.v1.ImportMachineResponse
+	(*ExportMachineRequest)(nil),           // 132: argon.v1.ExportMachineRequest
+	(*ExportMachineResponse)(nil),          // 133: argon.v1.ExportMachineResponse
+	(*ListEventsRequest)(nil),              // 134: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 135: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 136: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 137: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 138: argon.v1.ImportImageRequest.Header
+	(*ExportVolumeResponse_Header)(nil),    // 139: argon.v1.ExportVolumeResponse.Header
+	(*ImportVolumeRequest_Header)(nil),     // 140: argon.v1.ImportVolumeRequest.Header
+	nil,                                    // 141: argon.v1.CreateSnapshotRequest.LabelsEntry
+	(*ImportMachineRequest_File)(nil),      // 142: argon.v1.ImportMachineRequest.File
+	(*Cluster)(nil),                        // 143: argon.v1.Cluster
+	(*Settings)(nil),                       // 144: argon.v1.Settings
+	(*Server)(nil),                         // 145: argon.v1.Server
+	(*Token)(nil),                          // 146: argon.v1.Token
+	(*ClientCertificate)(nil),              // 147: argon.v1.ClientCertificate
+	(*Resources)(nil),                      // 148: argon.v1.Resources
+	(*Usage)(nil),                          // 149: argon.v1.Usage
+	(*Image)(nil),                          // 150: argon.v1.Image
+	(*Volume)(nil),                         // 151: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 152: argon.v1.VolumeStatus
+	(*ReplicaUsage)(nil),                   // 153: argon.v1.ReplicaUsage
+	(*Snapshot)(nil),                       // 154: argon.v1.Snapshot
+	(*Machine)(nil),                        // 155: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 156: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 157: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 158: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 159: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 160: argon.v1.Checkpoint
+	(*timestamppb.Timestamp)(nil),          // 161: google.protobuf.Timestamp
+	(*Event)(nil),                          // 162: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	142, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
-	143, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	142, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	144, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	142, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	144, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	144, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	142, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	144, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	142, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	144, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
-	29,  // 11: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
-	145, // 12: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	145, // 13: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	146, // 14: argon.v1.ListClientsResponse.clients:type_name -> argon.v1.ClientCertificate
-	146, // 15: argon.v1.RevokeClientResponse.revoked:type_name -> argon.v1.ClientCertificate
-	29,  // 16: argon.v1.SetServerResponse.server:type_name -> argon.v1.ServerView
-	22,  // 17: argon.v1.MeetServersResponse.met:type_name -> argon.v1.Whereabouts
-	22,  // 18: argon.v1.IntroduceRequest.self:type_name -> argon.v1.Whereabouts
-	22,  // 19: argon.v1.IntroduceResponse.self:type_name -> argon.v1.Whereabouts
-	22,  // 20: argon.v1.IntroduceResponse.others:type_name -> argon.v1.Whereabouts
-	144, // 21: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	147, // 22: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	148, // 23: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
-	29,  // 24: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
-	29,  // 25: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
-	29,  // 26: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
-	29,  // 27: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	137, // 28: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	149, // 29: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	149, // 30: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	149, // 31: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	150, // 32: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	151, // 33: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	152, // 34: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
-	50,  // 35: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	50,  // 36: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
-	50,  // 37: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	50,  // 38: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
-	50,  // 39: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	50,  // 40: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
-	50,  // 41: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	138, // 42: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
-	71,  // 43: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
-	139, // 44: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
-	71,  // 45: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
-	50,  // 46: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	153, // 47: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
-	140, // 48: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
-	74,  // 49: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
-	74,  // 50: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
-	74,  // 51: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
-	50,  // 52: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
-	154, // 53: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	155, // 54: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	156, // 55: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	157, // 56: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	158, // 57: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	85,  // 58: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
-	85,  // 59: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
-	85,  // 60: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
-	85,  // 61: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
-	85,  // 62: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	158, // 63: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	85,  // 64: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
-	116, // 65: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	85,  // 66: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
-	85,  // 67: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
-	85,  // 68: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
-	85,  // 69: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
-	85,  // 70: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
-	157, // 71: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
-	85,  // 72: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
-	159, // 73: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
-	116, // 74: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
-	116, // 75: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	86,  // 76: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
-	141, // 77: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
-	85,  // 78: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
-	160, // 79: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	161, // 80: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	161, // 81: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	2,   // 82: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	4,   // 83: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	6,   // 84: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	8,   // 85: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	10,  // 86: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	12,  // 87: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	14,  // 88: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	16,  // 89: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	18,  // 90: argon.v1.ClusterService.ListClients:input_type -> argon.v1.ListClientsRequest
-	20,  // 91: argon.v1.ClusterService.RevokeClient:input_type -> argon.v1.RevokeClientRequest
-	0,   // 92: argon.v1.ClusterService.SetCluster:input_type -> argon.v1.SetClusterRequest
-	30,  // 93: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	32,  // 94: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	34,  // 95: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	36,  // 96: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
-	38,  // 97: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
-	23,  // 98: argon.v1.ServerService.SetServer:input_type -> argon.v1.SetServerRequest
-	25,  // 99: argon.v1.ServerService.MeetServers:input_type -> argon.v1.MeetServersRequest
-	27,  // 100: argon.v1.ServerService.Introduce:input_type -> argon.v1.IntroduceRequest
-	40,  // 101: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	42,  // 102: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	44,  // 103: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	46,  // 104: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	48,  // 105: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	51,  // 106: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	53,  // 107: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	55,  // 108: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	57,  // 109: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	59,  // 110: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	61,  // 111: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	63,  // 112: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
-	65,  // 113: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
-	67,  // 114: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
-	69,  // 115: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
-	72,  // 116: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
-	75,  // 117: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
-	77,  // 118: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
-	79,  // 119: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
-	81,  // 120: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
-	83,  // 121: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
-	86,  // 122: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	88,  // 123: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	90,  // 124: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	92,  // 125: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	94,  // 126: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	96,  // 127: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	108, // 128: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
-	110, // 129: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
-	112, // 130: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
-	98,  // 131: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
-	100, // 132: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
-	102, // 133: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
-	104, // 134: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
-	106, // 135: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
-	114, // 136: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	123, // 137: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
-	125, // 138: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
-	127, // 139: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
-	129, // 140: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
-	131, // 141: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
-	117, // 142: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
-	119, // 143: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
-	121, // 144: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
-	133, // 145: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	135, // 146: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	3,   // 147: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	5,   // 148: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	7,   // 149: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	9,   // 150: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	11,  // 151: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	13,  // 152: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	15,  // 153: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	17,  // 154: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	19,  // 155: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
-	21,  // 156: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
-	1,   // 157: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
-	31,  // 158: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	33,  // 159: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	35,  // 160: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	37,  // 161: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
-	39,  // 162: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
-	24,  // 163: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
-	26,  // 164: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
-	28,  // 165: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
-	41,  // 166: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	43,  // 167: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	45,  // 168: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	47,  // 169: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	49,  // 170: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	52,  // 171: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	54,  // 172: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	56,  // 173: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	58,  // 174: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	60,  // 175: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	62,  // 176: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	64,  // 177: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	66,  // 178: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	68,  // 179: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	70,  // 180: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
-	73,  // 181: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
-	76,  // 182: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	78,  // 183: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	80,  // 184: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	82,  // 185: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	84,  // 186: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	87,  // 187: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	89,  // 188: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	91,  // 189: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	93,  // 190: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	95,  // 191: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	97,  // 192: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	109, // 193: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	111, // 194: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	113, // 195: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	99,  // 196: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
-	101, // 197: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
-	103, // 198: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
-	105, // 199: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
-	107, // 200: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
-	115, // 201: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	124, // 202: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
-	126, // 203: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
-	128, // 204: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
-	130, // 205: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
-	132, // 206: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
-	118, // 207: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
-	120, // 208: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
-	122, // 209: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
-	134, // 210: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	136, // 211: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	147, // [147:212] is the sub-list for method output_type
-	82,  // [82:147] is the sub-list for method input_type
-	82,  // [82:82] is the sub-list for extension type_name
-	82,  // [82:82] is the sub-list for extension extendee
-	0,   // [0:82] is the sub-list for field type_name
+	143, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
+	144, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	143, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	145, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	143, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	145, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	145, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	143, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	145, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	143, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	145, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	30,  // 11: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
+	10,  // 12: argon.v1.StatusResponse.catalog:type_name -> argon.v1.CatalogLoad
+	146, // 13: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	146, // 14: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	147, // 15: argon.v1.ListClientsResponse.clients:type_name -> argon.v1.ClientCertificate
+	147, // 16: argon.v1.RevokeClientResponse.revoked:type_name -> argon.v1.ClientCertificate
+	30,  // 17: argon.v1.SetServerResponse.server:type_name -> argon.v1.ServerView
+	23,  // 18: argon.v1.MeetServersResponse.met:type_name -> argon.v1.Whereabouts
+	23,  // 19: argon.v1.IntroduceRequest.self:type_name -> argon.v1.Whereabouts
+	23,  // 20: argon.v1.IntroduceResponse.self:type_name -> argon.v1.Whereabouts
+	23,  // 21: argon.v1.IntroduceResponse.others:type_name -> argon.v1.Whereabouts
+	145, // 22: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	148, // 23: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	149, // 24: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
+	30,  // 25: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
+	30,  // 26: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
+	30,  // 27: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
+	30,  // 28: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
+	138, // 29: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	150, // 30: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	150, // 31: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	150, // 32: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	151, // 33: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	152, // 34: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	153, // 35: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
+	51,  // 36: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	51,  // 37: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
+	51,  // 38: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	51,  // 39: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
+	51,  // 40: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	51,  // 41: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
+	51,  // 42: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	139, // 43: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
+	72,  // 44: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
+	140, // 45: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
+	72,  // 46: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
+	51,  // 47: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	154, // 48: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
+	141, // 49: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
+	75,  // 50: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
+	75,  // 51: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
+	75,  // 52: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
+	51,  // 53: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
+	155, // 54: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	156, // 55: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	157, // 56: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	158, // 57: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	159, // 58: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	86,  // 59: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 60: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
+	86,  // 61: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 62: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 63: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
+	159, // 64: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	86,  // 65: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
+	117, // 66: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	86,  // 67: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 68: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 69: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 70: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 71: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
+	158, // 72: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
+	86,  // 73: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
+	160, // 74: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	117, // 75: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
+	117, // 76: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	87,  // 77: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
+	142, // 78: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
+	86,  // 79: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
+	161, // 80: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	162, // 81: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	162, // 82: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	2,   // 83: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	4,   // 84: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	6,   // 85: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	8,   // 86: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	11,  // 87: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	13,  // 88: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	15,  // 89: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	17,  // 90: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	19,  // 91: argon.v1.ClusterService.ListClients:input_type -> argon.v1.ListClientsRequest
+	21,  // 92: argon.v1.ClusterService.RevokeClient:input_type -> argon.v1.RevokeClientRequest
+	0,   // 93: argon.v1.ClusterService.SetCluster:input_type -> argon.v1.SetClusterRequest
+	31,  // 94: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	33,  // 95: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	35,  // 96: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	37,  // 97: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
+	39,  // 98: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
+	24,  // 99: argon.v1.ServerService.SetServer:input_type -> argon.v1.SetServerRequest
+	26,  // 100: argon.v1.ServerService.MeetServers:input_type -> argon.v1.MeetServersRequest
+	28,  // 101: argon.v1.ServerService.Introduce:input_type -> argon.v1.IntroduceRequest
+	41,  // 102: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	43,  // 103: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	45,  // 104: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	47,  // 105: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	49,  // 106: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	52,  // 107: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	54,  // 108: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	56,  // 109: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	58,  // 110: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	60,  // 111: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	62,  // 112: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	64,  // 113: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
+	66,  // 114: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
+	68,  // 115: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
+	70,  // 116: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
+	73,  // 117: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
+	76,  // 118: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
+	78,  // 119: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
+	80,  // 120: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
+	82,  // 121: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
+	84,  // 122: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
+	87,  // 123: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	89,  // 124: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	91,  // 125: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	93,  // 126: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	95,  // 127: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	97,  // 128: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	109, // 129: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
+	111, // 130: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
+	113, // 131: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
+	99,  // 132: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
+	101, // 133: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
+	103, // 134: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
+	105, // 135: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
+	107, // 136: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
+	115, // 137: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	124, // 138: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	126, // 139: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	128, // 140: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	130, // 141: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
+	132, // 142: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
+	118, // 143: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
+	120, // 144: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
+	122, // 145: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
+	134, // 146: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	136, // 147: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	3,   // 148: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	5,   // 149: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	7,   // 150: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	9,   // 151: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	12,  // 152: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	14,  // 153: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	16,  // 154: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	18,  // 155: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	20,  // 156: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
+	22,  // 157: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
+	1,   // 158: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
+	32,  // 159: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	34,  // 160: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	36,  // 161: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	38,  // 162: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
+	40,  // 163: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
+	25,  // 164: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
+	27,  // 165: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
+	29,  // 166: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
+	42,  // 167: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	44,  // 168: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	46,  // 169: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	48,  // 170: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	50,  // 171: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	53,  // 172: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	55,  // 173: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	57,  // 174: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	59,  // 175: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	61,  // 176: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	63,  // 177: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	65,  // 178: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	67,  // 179: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	69,  // 180: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	71,  // 181: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
+	74,  // 182: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
+	77,  // 183: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	79,  // 184: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	81,  // 185: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	83,  // 186: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	85,  // 187: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	88,  // 188: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	90,  // 189: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	92,  // 190: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	94,  // 191: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	96,  // 192: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	98,  // 193: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	110, // 194: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	112, // 195: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	114, // 196: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	100, // 197: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
+	102, // 198: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
+	104, // 199: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
+	106, // 200: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
+	108, // 201: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
+	116, // 202: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	125, // 203: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	127, // 204: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	129, // 205: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	131, // 206: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
+	133, // 207: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
+	119, // 208: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
+	121, // 209: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
+	123, // 210: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
+	135, // 211: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	137, // 212: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	148, // [148:213] is the sub-list for method output_type
+	83,  // [83:148] is the sub-list for method input_type
+	83,  // [83:83] is the sub-list for extension type_name
+	83,  // [83:83] is the sub-list for extension extendee
+	0,   // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }
@@ -8909,22 +9002,22 @@ func file_argon_v1_api_proto_init() {
 	}
 	file_argon_v1_records_proto_init()
 	file_argon_v1_api_proto_msgTypes[0].OneofWrappers = []any{}
-	file_argon_v1_api_proto_msgTypes[40].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[41].OneofWrappers = []any{
 		(*ImportImageRequest_Header_)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[70].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[71].OneofWrappers = []any{
 		(*ExportVolumeResponse_Header_)(nil),
 		(*ExportVolumeResponse_Data)(nil),
 		(*ExportVolumeResponse_Zeros)(nil),
 		(*ExportVolumeResponse_Progress)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[72].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[73].OneofWrappers = []any{
 		(*ImportVolumeRequest_Header_)(nil),
 		(*ImportVolumeRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[98].OneofWrappers = []any{}
-	file_argon_v1_api_proto_msgTypes[129].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[99].OneofWrappers = []any{}
+	file_argon_v1_api_proto_msgTypes[130].OneofWrappers = []any{
 		(*ImportMachineRequest_Machine)(nil),
 		(*ImportMachineRequest_File_)(nil),
 		(*ImportMachineRequest_Data)(nil),
@@ -8935,7 +9028,7 @@ func file_argon_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   142,
+			NumMessages:   143,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

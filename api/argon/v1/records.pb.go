@@ -3809,6 +3809,9 @@ type FirstBoot struct {
 	// As cloud-init takes them. Not shown.
 	UserData      []byte `protobuf:"bytes,5,opt,name=user_data,json=userData,proto3" json:"user_data,omitempty"`
 	NetworkConfig []byte `protobuf:"bytes,6,opt,name=network_config,json=networkConfig,proto3" json:"network_config,omitempty"`
+	// SHA-256, hex, of user_data and network_config, where the record has those
+	// in a key of their own. Set by the catalog.
+	ContentId     string `protobuf:"bytes,7,opt,name=content_id,json=contentId,proto3" json:"content_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3883,6 +3886,13 @@ func (x *FirstBoot) GetNetworkConfig() []byte {
 		return x.NetworkConfig
 	}
 	return nil
+}
+
+func (x *FirstBoot) GetContentId() string {
+	if x != nil {
+		return x.ContentId
+	}
+	return ""
 }
 
 type NetworkInterface struct {
@@ -4705,14 +4715,16 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\aresumed\x12\x1c\n" +
 	"\tcancelled\x18\v \x01(\bR\tcancelled\x12;\n" +
 	"\vdrain_since\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"drainSince\"\xbf\x01\n" +
+	"drainSince\"\xde\x01\n" +
 	"\tFirstBoot\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\rR\brevision\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x19\n" +
 	"\bssh_keys\x18\x03 \x03(\tR\asshKeys\x12#\n" +
 	"\rpassword_hash\x18\x04 \x01(\tR\fpasswordHash\x12\x1b\n" +
 	"\tuser_data\x18\x05 \x01(\fR\buserData\x12%\n" +
-	"\x0enetwork_config\x18\x06 \x01(\fR\rnetworkConfig\"$\n" +
+	"\x0enetwork_config\x18\x06 \x01(\fR\rnetworkConfig\x12\x1d\n" +
+	"\n" +
+	"content_id\x18\a \x01(\tR\tcontentId\"$\n" +
 	"\x10NetworkInterface\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\"\xd1\x01\n" +
 	"\x06Shares\x12\x1f\n" +
