@@ -77,7 +77,8 @@ func answer[T any](msg *T) (*connect.Response[T], error) { return connect.NewRes
 
 func (f *fakeAPI) Status(context.Context, *connect.Request[argonv1.StatusRequest]) (*connect.Response[argonv1.StatusResponse], error) {
 	return answer(&argonv1.StatusResponse{
-		State: "ready", Cluster: &argonv1.Cluster{Name: "office"}, Server: server1.GetServer(),
+		Catalog: &argonv1.CatalogLoad{UsedBytes: 960 << 20, QuotaBytes: 1 << 30, Full: true},
+		State:   "ready", Cluster: &argonv1.Cluster{Name: "office"}, Server: server1.GetServer(),
 		Servers: []*argonv1.ServerView{server1}, LeaderId: "01S1", Warnings: []string{"one server only"},
 	})
 }
@@ -245,7 +246,7 @@ func runArgon(dir, stdin string, args ...string) result {
 func TestRecordsAsTables(t *testing.T) {
 	dir := serveFake(t, &fakeAPI{busy: 9, states: []argonv1.MachineState{argonv1.MachineState_MACHINE_STATE_RUNNING}})
 	for command, want := range map[string][]string{
-		"status":                  {"office", "one server only", "s1"},
+		"status":                  {"office", "one server only", "s1", "960MiB of 1GiB, full"},
 		"token ls":                {"01T1", "expired"},
 		"server ls":               {"NAME", "s1", "alive", "10.0.0.1", "voter", "0/4", "0B/8GiB", "60m"},
 		"image ls":                {"NAME"},

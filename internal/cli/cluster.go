@@ -336,7 +336,20 @@ var statusFields = []column[*argonv1.StatusResponse]{
 		}
 		return number(s.GetVolumesTotal())
 	}},
+	{"catalog", statusCatalog},
 	{"version", func(s *argonv1.StatusResponse) cell { return plain(s.GetVersion()) }},
+}
+
+func statusCatalog(s *argonv1.StatusResponse) cell {
+	c := s.GetCatalog()
+	if c == nil {
+		return plain("")
+	}
+	line := plain(fmt.Sprintf("%s of %s", formatBytes(c.GetUsedBytes()), formatBytes(c.GetQuotaBytes())))
+	if c.GetFull() {
+		line = cell{line.text + ", full", red}
+	}
+	return line
 }
 
 func statusState(s *argonv1.StatusResponse) cell {

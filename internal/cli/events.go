@@ -74,7 +74,7 @@ interrupted; -o json then prints one event a line.`,
 }
 
 // eventKinds are the kinds of what events are about.
-var eventKinds = []string{"server", "volume", "machine", "image"}
+var eventKinds = []string{"server", "volume", "machine", "image", "catalog"}
 
 // followEvents prints until interrupted, which is its normal end.
 func (a *app) followEvents(ctx context.Context, c *client.Client, flags eventFlags, f format) error {

@@ -20,8 +20,6 @@ import (
 )
 
 const (
-	// etcdQuota bounds the catalog, in bytes. Past it etcd takes no writes.
-	etcdQuota = 1 << 30
 	// etcdOps bounds a transaction: 1,000 records, each of which has a guard for
 	// itself and one for its name. An image may have that many clones.
 	etcdOps = 2048
@@ -46,6 +44,8 @@ type etcdConfig struct {
 	// joining: the members run already.
 	joining             bool
 	heartbeat, election time.Duration
+	// quota is the catalog's, in bytes.
+	quota int64
 }
 
 // etcdServer is the etcd in this process.
@@ -173,7 +173,8 @@ func (c etcdConfig) embed(ctx context.Context, log *slog.Logger) (*embed.Config,
 	cfg.PeerTLSInfo, cfg.ClientTLSInfo = tls, tls
 	cfg.TlsMinVersion = "TLS1.3"
 	cfg.TickMs, cfg.ElectionMs = uint(c.heartbeat.Milliseconds()), uint(c.election.Milliseconds())
-	cfg.QuotaBackendBytes = etcdQuota
+	cfg.QuotaBackendBytes = hardQuota(c.quota)
+	cfg.BootstrapDefragThresholdMegabytes = startGain >> 20
 	cfg.MaxTxnOps = etcdOps
 	cfg.MaxLearners = maxLearners
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = etcdSnapshotEntries, etcdCatchUpEntries

@@ -58,6 +58,9 @@ type Options struct {
 	// leader of etcd is replaced in one to two Elections, and leases are
 	// prolonged by one; an Election is at least five Heartbeats.
 	Heartbeat, Election time.Duration
+	// CatalogQuota is how large the catalog may become, in bytes, the same on
+	// all servers; 0: 1 GiB.
+	CatalogQuota int64
 	// Now is the wall clock, for certificates and tokens; nil: the real one.
 	Now func() time.Time
 	// Boottime is the clock that leases are counted on; nil: CLOCK_BOOTTIME.
@@ -106,6 +109,9 @@ func Open(opts Options) (*Member, error) {
 	}
 	if opts.Election == 0 {
 		opts.Election = 500 * time.Millisecond
+	}
+	if opts.CatalogQuota == 0 {
+		opts.CatalogQuota = catalogQuota
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
@@ -448,7 +454,7 @@ func (m *Member) etcdConfig(id *identity) etcdConfig {
 		dir: m.dir, clusterID: id.ClusterID, serverID: id.ServerID,
 		address: id.Address, ports: id.Ports,
 		peers:     id.ServerID + "=" + urlString(id.Address, id.Ports.Peer),
-		heartbeat: m.opts.Heartbeat, election: m.opts.Election,
+		heartbeat: m.opts.Heartbeat, election: m.opts.Election, quota: m.opts.CatalogQuota,
 	}
 }
 

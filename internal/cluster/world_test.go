@@ -43,6 +43,7 @@ type world struct {
 	t      *testing.T
 	prefix string // of the servers' addresses
 	all    []*testServer
+	quota  int64 // of the catalog; 0: the usual one
 }
 
 func newWorld(t *testing.T) *world {
@@ -91,7 +92,8 @@ func (w *world) server() *testServer {
 		// Up to five etcds share a processor here, maybe with other tests: none may
 		// lose its leader for being slow.
 		Heartbeat: 150 * time.Millisecond, Election: 1500 * time.Millisecond,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
+		CatalogQuota: w.quota,
+		Log:          slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})),
 	}}
 	s.options.Now = func() time.Time { return time.Now().Add(time.Duration(s.wrong.Load())) }
 	w.all = append(w.all, s)
@@ -145,6 +147,7 @@ func (s *testServer) join() {
 		func() error { return s.view.Run(ctx) },
 		func() error { return s.member.KeepLease(ctx, nil, s.renewed) },
 		func() error { return s.member.RunVoters(ctx, s.view) },
+		func() error { return s.member.RunUpkeep(ctx, s.view) },
 		func() error {
 			return s.member.Lead(ctx, func(ctx context.Context) error {
 				var all sync.WaitGroup

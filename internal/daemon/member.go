@@ -83,6 +83,7 @@ func (s *server) runAbove(ctx context.Context, m *memberParts) error {
 		m.ports.Run,
 		m.observer.Run,
 		func(ctx context.Context) error { return s.member.RunVoters(ctx, m.view) },
+		func(ctx context.Context) error { return s.member.RunUpkeep(ctx, m.view) },
 		func(ctx context.Context) error { return s.reportUsage(ctx, m) },
 		func(ctx context.Context) error {
 			return s.member.Lead(ctx, func(ctx context.Context) error { return s.lead(ctx, m) })

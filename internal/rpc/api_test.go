@@ -237,6 +237,10 @@ func (fakeMembers) IssueClient(context.Context, string, []byte, time.Duration, s
 }
 func (fakeMembers) LeaderID(context.Context) string { return "A" }
 
+func (fakeMembers) CatalogLoad(context.Context) (*argonv1.CatalogLoad, error) {
+	return &argonv1.CatalogLoad{UsedBytes: 600, QuotaBytes: 1000, FileBytes: 700}, nil
+}
+
 type fakeVolumes struct {
 	err    error
 	closed chan struct{}

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -109,6 +110,8 @@ func (s clusterService) Status(ctx context.Context, _ *connect.Request[argonv1.S
 		res.Detail = "no majority of the voters answers; what is shown was true when one last did"
 	} else {
 		res.LeaderId = p.Members.LeaderID(bounded)
+		// Without it, if the voter that was asked does not answer in time.
+		res.Catalog, _ = p.Members.CatalogLoad(bounded)
 	}
 	fillStatus(res, p.View.State(), p.ServerID, p.Now())
 	return connect.NewResponse(res), nil
@@ -127,7 +130,10 @@ func fillStatus(res *argonv1.StatusResponse, st *catalog.State, serverID string,
 			res.VolumesDegraded++
 		}
 	}
-	res.Warnings = append(warnings(st), certificateWarnings(st, now)...)
+	if res.Catalog != nil {
+		res.Catalog.Full = st.Full
+	}
+	res.Warnings = slices.Concat(catalogWarnings(res.Catalog), warnings(st), certificateWarnings(st, now))
 }
 
 // SetCluster changes what is given.

@@ -60,6 +60,8 @@ type Members interface {
 	IssueClient(ctx context.Context, name string, request []byte, ttl time.Duration, by string) (certificatePEM string, err error)
 	// LeaderID is the server that the controller runs on; empty: none known.
 	LeaderID(ctx context.Context) string
+	// CatalogLoad is how large the catalog is, and may become.
+	CatalogLoad(ctx context.Context) (*argonv1.CatalogLoad, error)
 }
 
 // ImageStore keeps the images of this server; see image.Store.

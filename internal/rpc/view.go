@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/dustin/go-humanize"
+
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/placement"
@@ -157,6 +159,19 @@ func removalAdvice(st *catalog.State, v *argonv1.Volume) string {
 		return ""
 	}
 	return fmt.Sprintf("gone once %s is back, or is removed with `argon server rm`", strings.Join(wait, ", "))
+}
+
+// catalogWarnings say that the catalog is about to be full, or is.
+func catalogWarnings(c *argonv1.CatalogLoad) []string {
+	used, quota := c.GetUsedBytes(), c.GetQuotaBytes()
+	is := fmt.Sprintf("the catalog has %s of %s", humanize.IBytes(used), humanize.IBytes(quota))
+	switch {
+	case c.GetFull():
+		return []string{is + " and takes nothing new: remove machines, volumes, snapshots, checkpoints or user data that nobody needs"}
+	case used >= quota/2 && quota > 0:
+		return []string{is + ", and takes nothing new from nine tenths on: remove what nobody needs"}
+	}
+	return nil
 }
 
 // warnings say what stands in the way of surviving the loss of any one server.

@@ -109,3 +109,20 @@ func TestGone(t *testing.T) {
 		}
 	}
 }
+
+func TestCatalogWarnings(t *testing.T) {
+	for _, c := range []struct {
+		load *argonv1.CatalogLoad
+		want string
+	}{
+		{nil, ""}, // no voter answered
+		{&argonv1.CatalogLoad{UsedBytes: 499 * mib, QuotaBytes: 1000 * mib}, ""},
+		{&argonv1.CatalogLoad{UsedBytes: 500 * mib, QuotaBytes: 1000 * mib}, "500 MiB of 1000 MiB, and takes nothing new from nine tenths on"},
+		{&argonv1.CatalogLoad{UsedBytes: 910 * mib, QuotaBytes: 1000 * mib, Full: true}, "910 MiB of 1000 MiB and takes nothing new: remove"},
+	} {
+		got := strings.Join(catalogWarnings(c.load), "; ")
+		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%v: %q, want %q", c.load, got, c.want)
+		}
+	}
+}
