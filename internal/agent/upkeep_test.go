@@ -152,6 +152,7 @@ func TestWorthTelling(t *testing.T) {
 		"little":                   {usage(time.Second, 1004, 1000), false},
 		"little, a minute later":   {usage(time.Minute, 1004, 1000), true},
 		"the same, a minute later": {usage(time.Minute, 1000, 1000), false},
+		"little, a clock set back": {usage(-2*time.Hour, 1004, 1000), true},
 		"much":                     {usage(time.Second, 1010, 1000), true},
 		"less free":                {usage(time.Second, 1000, 900), true},
 		"a replica less":           {&argonv1.Usage{}, true},

@@ -68,7 +68,8 @@ func worthTelling(known, now *argonv1.Usage) bool {
 	if known == nil || len(known.GetReplicas()) != len(now.GetReplicas()) {
 		return true
 	}
-	if now.GetMeasured().AsTime().Sub(known.GetMeasured().AsTime()) >= tellAtLeast {
+	// The clock may have been set back in between.
+	if now.GetMeasured().AsTime().Sub(known.GetMeasured().AsTime()).Abs() >= tellAtLeast {
 		same := proto.CloneOf(now)
 		same.Measured = known.GetMeasured()
 		return !proto.Equal(known, same)
