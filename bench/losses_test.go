@@ -30,8 +30,10 @@ var kinds = []loss{
 	{"power", func(ctx context.Context, c *harness.Cluster, s *devcluster.Server) error { return c.PowerCut(ctx, s) }, start},
 	{"cut", func(ctx context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Cut(ctx) }, heal},
 	{"mute", toOthers((*devcluster.Server).Mute), toOthers((*devcluster.Server).Unmute)},
-	{"hang", func(ctx context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Pause(ctx) },
-		func(_ context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Resume() }},
+	{
+		"hang", func(ctx context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Pause(ctx) },
+		func(_ context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Resume() },
+	},
 }
 
 // toOthers does something to the links from a server to each other one.

@@ -213,9 +213,11 @@ const (
 
 // newEtcdClient makes a client of etcd that survives the loss of servers.
 func newEtcdClient(creds *credentials, endpoints []string) (*clientv3.Client, error) {
+	config := creds.client("", nil)
+	silence := &silenceWatch{config: config, silent: silentFor, answers: answersWithin}
 	cli, err := clientv3.New(clientv3.Config{
 		Endpoints:            endpoints,
-		TLS:                  creds.client("", nil),
+		TLS:                  config,
 		DialTimeout:          pingTimeout,
 		DialKeepAliveTime:    pingAfter,
 		DialKeepAliveTimeout: pingTimeout,
@@ -224,7 +226,7 @@ func newEtcdClient(creds *credentials, endpoints []string) (*clientv3.Client, er
 			// A server that returns is used again soon.
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
 			MinConnectTimeout: pingTimeout,
-		}), grpc.WithChainUnaryInterceptor(withLeader)},
+		}), grpc.WithChainUnaryInterceptor(withLeader), grpc.WithContextDialer(silence.dial)},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make a client of etcd: %w", err)
