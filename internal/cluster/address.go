@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // This file finds the address that others reach this server at, where nobody
@@ -118,4 +120,60 @@ func sourceTowards(ctx context.Context, hostPort string) netip.Addr {
 	defer conn.Close()
 	at, _ := netip.ParseAddrPort(conn.LocalAddr().String())
 	return at.Addr()
+}
+
+const (
+	// addressPatience is how long a member's address may be missing before another
+	// one of the host is taken: a network comes up after the server does.
+	addressPatience = 30 * time.Second
+	addressPause    = time.Second
+)
+
+// addressWait is how a member finds that its address has changed.
+type addressWait struct {
+	look            func() ([]hostAddress, error)
+	find            func(ctx context.Context) (string, error)
+	patience, pause time.Duration
+	log             *slog.Logger
+}
+
+// AwaitAddress waits until a member's address is one of this host. Where it stays
+// away, while the host has another one that can be told, the host was given that:
+// it returns the new one. Of a name the name server knows.
+func AwaitAddress(ctx context.Context, own string, log *slog.Logger) (string, error) {
+	return addressWait{
+		look:     hostAddresses,
+		find:     func(ctx context.Context) (string, error) { return FindAddress(ctx, "") },
+		patience: addressPatience, pause: addressPause, log: log,
+	}.await(ctx, own)
+}
+
+func (w addressWait) await(ctx context.Context, own string) (string, error) {
+	ip, err := netip.ParseAddr(own)
+	if err != nil || ip.IsLoopback() { // of which a host has more than its interface says
+		return own, nil
+	}
+	trouble := complaint{log: w.log, about: "waiting for this server's address, or for another one"}
+	for began := time.Now(); ; {
+		all, err := w.look()
+		if err != nil {
+			return "", err
+		}
+		if slices.ContainsFunc(all, func(a hostAddress) bool { return plain(a.ip) == plain(ip) }) {
+			return own, nil
+		}
+		missing := fmt.Errorf("%s is not an address of this host", own)
+		if time.Since(began) >= w.patience {
+			now, err := w.find(ctx)
+			if err == nil {
+				w.log.Info("this server's address is gone; it takes the one that the host has now", "was", own, "address", now)
+				return now, nil
+			}
+			missing = fmt.Errorf("%w: %w", missing, err)
+		}
+		trouble.tell(ctx, missing)
+		if err := sleep(ctx, w.pause); err != nil {
+			return "", err
+		}
+	}
 }

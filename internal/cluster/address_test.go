@@ -1,9 +1,13 @@
 package cluster
 
 import (
+	"context"
+	"errors"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestPickAddress(t *testing.T) {
@@ -63,5 +67,59 @@ func TestWithPort(t *testing.T) {
 		if got := withPort(given, 7440); got != want {
 			t.Errorf("%s: got %s, want %s", given, got, want)
 		}
+	}
+}
+
+// A member whose address is not there waits for it, and takes another one only
+// after a while, and if it is clear which.
+func TestAwaitAddress(t *testing.T) {
+	has := func(ips ...string) (all []hostAddress) {
+		for _, ip := range ips {
+			all = append(all, hostAddress{ip: netip.MustParseAddr(ip), up: true})
+		}
+		return all
+	}
+	for _, tt := range []struct {
+		name     string
+		own      string
+		looks    [][]hostAddress
+		patience time.Duration
+		found    []string // "": nothing clear
+		want     string
+	}{
+		{"it is there", "10.0.0.1", [][]hostAddress{has("10.0.0.1", "10.0.0.2")}, 0, nil, "10.0.0.1"},
+		{"it comes", "10.0.0.1", [][]hostAddress{has(), has("10.0.0.2"), has("10.0.0.2", "10.0.0.1")}, time.Hour, nil, "10.0.0.1"},
+		{"it is another", "10.0.0.1", [][]hostAddress{has("10.0.0.2")}, 0, []string{"10.0.0.2"}, "10.0.0.2"},
+		{"not clear at once", "fd00::1", [][]hostAddress{has("fd00::2")}, 0, []string{"", "", "fd00::2"}, "fd00::2"},
+		{"not clear, and it comes", "fd00::1", [][]hostAddress{has("fd00::2"), has("fd00::1")}, 0, []string{""}, "fd00::1"},
+		{"loopback", "127.73.0.1", nil, 0, nil, "127.73.0.1"},
+		{"a name", "s1.example.org", nil, 0, nil, "s1.example.org"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := addressWait{
+				look: func() ([]hostAddress, error) {
+					now := tt.looks[0]
+					tt.looks = tt.looks[min(1, len(tt.looks)-1):]
+					return now, nil
+				},
+				find: func(context.Context) (string, error) {
+					now := tt.found[0]
+					if tt.found = tt.found[1:]; now == "" {
+						return "", errNotYet
+					}
+					return now, nil
+				},
+				patience: tt.patience, log: slog.New(slog.DiscardHandler),
+			}
+			if got, err := w.await(t.Context(), tt.own); err != nil || got != tt.want {
+				t.Errorf("got %s, %v, want %s", got, err, tt.want)
+			}
+		})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w := addressWait{look: func() ([]hostAddress, error) { return nil, nil }, patience: time.Hour, pause: time.Hour, log: slog.New(slog.DiscardHandler)}
+	if _, err := w.await(ctx, "10.0.0.1"); !errors.Is(err, context.Canceled) {
+		t.Errorf("stopped: %v", err)
 	}
 }

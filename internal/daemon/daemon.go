@@ -82,7 +82,7 @@ func (o *Options) runDir() string { return cmp.Or(o.RunDir, DefaultRunDir(o.Dir)
 // openMember finds out who this server is, and fills in what the options leave
 // open: a member of a cluster has the ports that it was made with, and the address
 // that it had last. The address of one that is none yet may stay open.
-func openMember(o *Options, r resources) (*cluster.Member, error) {
+func openMember(ctx context.Context, o *Options, r resources) (*cluster.Member, error) {
 	capacity, _, err := r.measure()
 	if err != nil {
 		return nil, err
@@ -100,6 +100,15 @@ func openMember(o *Options, r resources) (*cluster.Member, error) {
 	}
 	if m.Configured() {
 		address, ports := m.Address()
+		if o.Address == "" {
+			if o.Address, err = cluster.AwaitAddress(ctx, address, o.Log); err != nil {
+				return nil, err
+			}
+			if m, err = open(); err != nil {
+				return nil, err
+			}
+			address, ports = m.Address()
+		}
 		o.Address, o.APIPort, o.DataPort, o.PeerPort, o.EtcdPort = address, ports.API, ports.Data, ports.Peer, ports.Etcd
 		return m, nil
 	}
@@ -129,7 +138,10 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	started := o.Address
-	member, err := openMember(&o, has)
+	member, err := openMember(ctx, &o, has)
+	if ctx.Err() != nil {
+		return nil // it was stopped while it waited for its address
+	}
 	if err != nil {
 		return err
 	}
