@@ -137,6 +137,8 @@ const maxBeside = 16
 func (r *fileReader) Read(p []byte) (int, error) {
 	oob := make([]byte, unix.CmsgSpace(4*maxBeside))
 	n, oobn, _, _, err := r.conn.ReadMsgUnix(p, oob)
+	// With an error both may be -1, which no reader may say (io.Reader).
+	n = max(n, 0)
 	if oobn > 0 {
 		if perr := r.unpack(oob[:oobn]); perr != nil {
 			return n, perr

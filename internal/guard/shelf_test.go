@@ -2,6 +2,7 @@ package guard
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -47,4 +48,28 @@ func TestKeptSocket(t *testing.T) {
 	if got := w.ask("serve s"); !strings.Contains(got, "nothing is kept") {
 		t.Errorf("after the drop: %q", got)
 	}
+}
+
+// A daemon that crashes before it has read an answer resets its connection; the
+// guard says so, and nothing about how it reads.
+func TestConnectionThatIsReset(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := connOf(fds[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nc.Write([]byte("an answer\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Close(fds[1]); err != nil {
+		t.Fatal(err)
+	}
+	c := &conn{nc: nc}
+	if err := c.serve(t.Context()); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("got %v", err)
+	}
+	_ = nc.Close()
 }
