@@ -224,7 +224,7 @@ func (f *Files) Mend(v *View, off int64, p []byte) error {
 				return fmt.Errorf("what lies at %d is the base's, which has to be mended: %w", s.from, volume.ErrDamaged)
 			case differs:
 				written[l] = true
-				if _, err := l.data.WriteAt(p[s.from-off:s.to-off], s.from); err != nil {
+				if err := putThin(l.data, s.from, p[s.from-off:s.to-off]); err != nil {
 					return err
 				}
 			}

@@ -201,9 +201,12 @@ func (m *model) change(first, n int, zero bool) error {
 	}
 	off := int64(first) * volume.SectorSize
 	var err error
-	if zero {
+	switch {
+	case zero:
 		err = m.files.Zero(off, int64(len(p)), m.generation)
-	} else {
+	case values[0]%2 == 0:
+		err = m.files.WriteThin(p, off, m.generation)
+	default:
 		err = m.files.Write(p, off, m.generation)
 	}
 	for i, v := range values {

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -21,10 +22,20 @@ type moving struct {
 // Write stamps the range with a generation, 0: with none, and then writes p. The
 // disk being full fails it before or after a part was written.
 func (f *Files) Write(p []byte, off int64, generation uint64) error {
-	if n := int64(len(p)); n > 0 && f.noted(off, n, generation) {
-		return f.inPlace(span{off, off + n}, p)
+	return f.carryOut(&request{off: off, n: int64(len(p)), stamp: generation, p: p})
+}
+
+// WriteThin is Write, and makes holes of the pages of p that are zeros, whatever
+// was there.
+func (f *Files) WriteThin(p []byte, off int64, generation uint64) error {
+	return f.carryOut(&request{off: off, n: int64(len(p)), stamp: generation, p: p, thin: true})
+}
+
+func (f *Files) carryOut(r *request) error {
+	if r.n > 0 && f.noted(r.off, r.n, r.stamp) {
+		return f.inPlace(r.span(), r.p, r.thin)
 	}
-	return f.change(&request{off: off, n: int64(len(p)), stamp: generation, p: p})
+	return f.change(r)
 }
 
 // Zero does the same with zeros, and gives the range's space back.
@@ -53,7 +64,7 @@ func (f *Files) change(r *request) error {
 		if r.p != nil {
 			p = r.p[s.from-r.off : s.to-r.off]
 		}
-		if err := f.inPlace(s, p); err != nil {
+		if err := f.inPlace(s, p, r.thin); err != nil {
 			return err
 		}
 	}
@@ -61,10 +72,10 @@ func (f *Files) change(r *request) error {
 }
 
 // inPlace writes to the layers that hold the blocks; p nil: zeros.
-func (f *Files) inPlace(s span, p []byte) error {
+func (f *Files) inPlace(s span, p []byte, thin bool) error {
 	c := f.chain.Load()
 	if c.where == nil {
-		return put(c.top().data, s, p)
+		return put(c.top().data, s, p, thin)
 	}
 	g := f.geometry()
 	f.maps.RLock()
@@ -77,9 +88,9 @@ func (f *Files) inPlace(s span, p []byte) error {
 	c = f.chain.Load()
 	return c.runs(g, s.from, s.len(), c.slot, func(run span, slot uint8) (bool, error) {
 		if p == nil {
-			return true, put(c.bySlot[slot].data, run, nil)
+			return true, put(c.bySlot[slot].data, run, nil, thin)
 		}
-		return true, put(c.bySlot[slot].data, run, p[run.from-s.from:run.to-s.from])
+		return true, put(c.bySlot[slot].data, run, p[run.from-s.from:run.to-s.from], thin)
 	})
 }
 
@@ -92,13 +103,73 @@ func (m *moving) touches(g geometry, s span) bool {
 	return false
 }
 
-func put(file File, s span, p []byte) error {
-	if p == nil {
+// put writes to a file; p nil: zeros.
+func put(file File, s span, p []byte, thin bool) error {
+	switch {
+	case p == nil:
 		return file.Punch(s.from, s.len())
+	case thin:
+		return putThin(file, s.from, p)
 	}
 	_, err := file.WriteAt(p, s.from)
 	return err
 }
+
+// thinPage is the unit in which a thin write makes holes, in bytes: that in which
+// file systems give space.
+const thinPage = 4096
+
+// putThin writes to a file, and punches what is zeros.
+func putThin(file File, off int64, p []byte) error {
+	return pages(off, p, func(at, n int64, zero bool) error {
+		if zero {
+			return file.Punch(off+at, n)
+		}
+		_, err := file.WriteAt(p[at:at+n], off+at)
+		return err
+	})
+}
+
+// DataBytes is how much of p, which belongs at off, a thin write writes.
+func DataBytes(p []byte, off int64) (sum int64) {
+	_ = pages(off, p, func(_, n int64, zero bool) error {
+		if !zero {
+			sum += n
+		}
+		return nil
+	})
+	return sum
+}
+
+// pages calls found for each stretch of p, which belongs at off, of pages that are
+// zeros, or are not.
+func pages(off int64, p []byte, found func(at, n int64, zero bool) error) error {
+	size := int64(len(p))
+	for at := int64(0); at < size; {
+		begin, zero := at, false
+		for first := true; at < size; first = false {
+			next := min(size, at+thinPage-(off+at)%thinPage)
+			is := zeros(p[at:next])
+			if first {
+				zero = is
+			}
+			if is != zero {
+				break
+			}
+			at = next
+		}
+		if err := found(begin, at-begin, zero); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// noughts is a page of zeros.
+var noughts [thinPage]byte
+
+// zeros tells whether a part of a page is zeros.
+func zeros(p []byte) bool { return bytes.Equal(p, noughts[:len(p)]) }
 
 // Ready tells whether a write would only have to write: nothing has to be put on
 // disk before. The range is not empty.
@@ -133,13 +204,13 @@ func (f *Files) CopyUp(off, n int64) int64 {
 	if c.where == nil || c.held(g, off, n) {
 		return 0
 	}
-	var bytes int64
+	var sum int64
 	for b := off / g.block; b*g.block < off+n; b++ {
 		if s := g.span(b); !c.writable[c.slot(b)] && (s.from < off || s.to > off+n) {
-			bytes += s.len()
+			sum += s.len()
 		}
 	}
-	return bytes
+	return sum
 }
 
 // begun tells whether the newest group holds some of a region.
@@ -157,6 +228,7 @@ type request struct {
 	off, n int64
 	stamp  uint64
 	p      []byte // what will be written; nil: zeros
+	thin   bool   // pages of zeros become holes
 	keep   bool   // nothing will: the blocks are only brought up
 
 	rest []span // what of the range is still to be written, when it is done
@@ -323,7 +395,7 @@ func (b *batch) bringUp(r *request) error {
 		if r.p != nil {
 			p = r.p[s.from-r.off : s.to-r.off]
 		}
-		if err := put(b.into.data, s, p); err != nil {
+		if err := put(b.into.data, s, p, r.thin); err != nil {
 			return fmt.Errorf("write %d bytes at %d: %w", s.len(), s.from, err)
 		}
 	}

@@ -234,13 +234,20 @@ func (s *Session) Trim(off, n int64, generation uint64, fua bool) error {
 	return s.Zero(off, n, generation, fua)
 }
 
+// write writes p. While the replica is copied to, what is zeros becomes holes: the
+// copy would otherwise take all that a region has room for where the source has a
+// page of it.
 func (r *Replica) write(p []byte, off int64, generation uint64, fua bool) error {
 	n := int64(len(p))
 	return r.change(off, n, generation, fua, func(generation uint64) error {
-		if err := r.haveRoom(n + r.files.CopyUp(off, n)); err != nil {
+		write, takes := r.files.Write, n
+		if r.files.Superblock().Health == layer.Syncing {
+			write, takes = r.files.WriteThin, layer.DataBytes(p, off)
+		}
+		if err := r.haveRoom(takes + r.files.CopyUp(off, n)); err != nil {
 			return err
 		}
-		return r.files.Write(p, off, generation)
+		return write(p, off, generation)
 	})
 }
 
