@@ -43,7 +43,8 @@ func TestGrowthWaitsForChecksums(t *testing.T) {
 	c := aCore(t, v)
 	v = proto.CloneOf(v)
 	v.Scrub = &argonv1.Scrub{Wanted: 1}
-	asked, ok := sent(c.RecordChanged(0, v), VerbSums)
+	listed, _ := sent(c.RecordChanged(0, v), VerbChanged)
+	asked, ok := sent(c.Reply(0, 1, 1, listed.ID, Done, Info{}, nil), VerbSums)
 	if !ok {
 		t.Fatal("no scrub began")
 	}

@@ -29,9 +29,10 @@ type scrubbing struct {
 	// while the volume is.
 	left  []*argonv1.Snapshot
 	known bool
-	// Of view: a bit for each grain that is to be compared, up to listedTo.
-	todo     []byte
-	listedTo int64
+	// A bit for each grain, up to listedTo: of a snapshot, which are to be compared;
+	// where any member has data. What has none costs no reading.
+	todo, data []byte
+	listedTo   int64
 
 	cursor   int64
 	busy     bool
@@ -43,8 +44,15 @@ type scrubbing struct {
 	flushed  bool
 }
 
-// scrubBatch is how many regions are compared at once.
-const scrubBatch = 4
+const (
+	// scrubBatch is how many regions are compared at once, holeBatch how many of
+	// those that nobody has data of. That may change meanwhile, and writers wait for
+	// what is compared, so it is not more.
+	scrubBatch, holeBatch = 4, 32
+	// scrubList is for how many regions of the volume it is asked at once where
+	// there is data.
+	scrubList = 1 << 12
+)
 
 // tryScrub begins a scrub that is due, and goes on with one under way, as far
 // as its pace allows. Copies go first.
@@ -62,12 +70,14 @@ func (c *Core) tryScrub() {
 	s.busy = true
 	for {
 		size := c.scrubSize()
-		if s.view != nil && s.listedTo < size {
+		if s.listedTo < size && (s.view != nil || s.cursor >= s.listedTo) {
 			c.listScrub(size)
 			return
 		}
-		if n := s.batch(c.cfg.Grain, size); n > 0 {
-			s.next = c.now + time.Duration(float64(n)/float64(c.cfg.ScrubPace)*float64(time.Second))
+		if n, hole := s.batch(c.cfg.Grain, size); n > 0 {
+			if !hole { // what the last tick came too late is made up for
+				s.next = max(s.next, c.now-tick) + time.Duration(float64(n)/float64(c.cfg.ScrubPace)*float64(time.Second))
+			}
 			c.submit(c.sumsOp(s.cursor, n, c.summed))
 			return
 		}
@@ -87,17 +97,24 @@ func (c *Core) scrubSize() int64 {
 }
 
 // batch moves the cursor to what is to be compared next, and says how much that
-// is; 0: nothing is left.
-func (s *scrubbing) batch(grain, size int64) int64 {
+// is, and whether nobody has data there; 0: nothing is left.
+func (s *scrubbing) batch(grain, size int64) (n int64, hole bool) {
 	wanted := func(off int64) bool { return s.view == nil || has(s.todo, off/grain) }
 	for s.cursor < size && !wanted(s.cursor) {
 		s.cursor += grain
 	}
-	n := int64(0)
-	for n < scrubBatch*grain && s.cursor+n < size && wanted(s.cursor+n) {
+	if s.cursor >= size {
+		return 0, false
+	}
+	hole = !has(s.data, s.cursor/grain)
+	most := scrubBatch * grain
+	if hole {
+		most = holeBatch * grain
+	}
+	for at := s.cursor; n < most && at < s.listedTo && wanted(at) && has(s.data, at/grain) != hole; at += grain {
 		n += grain
 	}
-	return max(0, min(n, size-s.cursor))
+	return min(n, size-s.cursor), hole
 }
 
 // nextScrubView goes on with the next older snapshot; false: that was the last.
@@ -117,42 +134,69 @@ func (c *Core) nextScrubView() bool {
 		return false
 	}
 	s.after, s.view, s.left = s.view, s.left[0], s.left[1:]
-	s.cursor, s.todo, s.listedTo = 0, nil, 0
+	s.cursor, s.todo, s.data, s.listedTo = 0, nil, nil, 0
 	return true
 }
 
-// listScrub asks all members for the next part of what was written between the
-// snapshot and what came after it: the rest lies in the same blocks as that, and
-// has been compared. Each has its own stamps, and so its own blocks.
+// listScrub asks all members for the next part of where they have data; of a
+// snapshot also for what was written between it and what came after it: the rest
+// lies in the same blocks as that, and has been compared. Each has its own stamps,
+// and so its own blocks.
 func (c *Core) listScrub(size int64) {
 	s := &c.scrub
+	if s.view == nil {
+		from := s.listedTo - s.listedTo%(8*c.cfg.Grain) // lists begin with a byte; it may have grown
+		c.submit(c.listOp(0, 0, from, min(scrubList*c.cfg.Grain, size-from), func(o *op) { c.scrubListed(nil, o) }))
+		return
+	}
 	n := min(maxList*c.cfg.Grain, size-s.listedTo)
+	c.submit(c.listOp(s.after.GetId(), s.view.GetGeneration(), s.listedTo, n, func(changed *op) {
+		c.submit(c.listOp(s.view.GetId(), 0, changed.off, n, func(o *op) { c.scrubListed(changed, o) }))
+	}))
+}
+
+// listOp asks all members what has changed since a generation, 0: where there is
+// data.
+func (c *Core) listOp(snapshot uint32, since uint64, off, n int64, then func(*op)) *op {
 	o := &op{
-		verb: VerbChanged, who: members, snapshot: s.after.GetId(), generation: s.view.GetGeneration(),
-		off: s.listedTo, len: n, each: map[uint32][]byte{}, then: c.scrubListed,
+		verb: VerbChanged, who: members, snapshot: snapshot, generation: since,
+		off: off, len: n, each: map[uint32][]byte{}, then: then,
 	}
 	for _, p := range c.peers {
 		o.each[p.id] = make([]byte, wire.BitBytes(n, c.cfg.Grain))
 	}
-	c.submit(o)
+	return o
 }
 
-func (c *Core) scrubListed(o *op) {
+// scrubListed goes on when it is known what has changed, nil: all, and where there
+// is data.
+func (c *Core) scrubListed(changed, data *op) {
 	s := &c.scrub
 	s.busy = false
 	if s.number == 0 {
 		return
 	}
-	list := make([]byte, wire.BitBytes(o.len, c.cfg.Grain))
-	for i := range list {
-		for _, bits := range o.each {
-			list[i] |= bits[i]
+	if changed != nil {
+		s.todo = append(s.todo, changed.anyBits()...)
+	}
+	s.data, s.listedTo = append(s.data[:data.off/c.cfg.Grain/8], data.anyBits()...), data.off+data.len
+}
+
+// anyBits are the bits that any member has set; all of them if one could not tell.
+func (o *op) anyBits() []byte {
+	var list []byte
+	for _, bits := range o.each {
+		if list == nil {
+			list = make([]byte, len(bits))
 		}
-		if o.missing { // what came after is gone, and so is what it shared
-			list[i] = 0xff
+		for i := range bits {
+			list[i] |= bits[i]
+			if o.missing { // what came after is gone, and so is what it shared
+				list[i] = 0xff
+			}
 		}
 	}
-	s.todo, s.listedTo = append(s.todo, list...), o.off+o.len
+	return list
 }
 
 // sumsOp asks all members for the checksums of a range. They record those of
