@@ -50,10 +50,12 @@ type Agent struct {
 	machines map[string]*machine
 	volumes  map[string]*volume
 	replicas map[string][]uint32 // by volume
-	images   map[string]bool
-	probe    *hypervisor.Probe
-	jobs     map[string]*job
-	retries  map[string]retry
+	// leftovers are replicas that are to be deleted when their disk can be used.
+	leftovers map[string][]uint32
+	images    map[string]bool
+	probe     *hypervisor.Probe
+	jobs      map[string]*job
+	retries   map[string]retry
 	// measured is when the disk was looked at last, fill what was found.
 	measured time.Time
 	fill     fill
@@ -67,16 +69,17 @@ func New(o Options) *Agent {
 		o.Tick = defaultTick
 	}
 	return &Agent{
-		Options:  o,
-		wake:     make(chan struct{}, 1),
-		mover:    make(chan struct{}, 1),
-		machines: map[string]*machine{},
-		volumes:  map[string]*volume{},
-		replicas: map[string][]uint32{},
-		images:   map[string]bool{},
-		jobs:     map[string]*job{},
-		retries:  map[string]retry{},
-		passed:   make(chan struct{}),
+		Options:   o,
+		wake:      make(chan struct{}, 1),
+		mover:     make(chan struct{}, 1),
+		machines:  map[string]*machine{},
+		volumes:   map[string]*volume{},
+		replicas:  map[string][]uint32{},
+		leftovers: map[string][]uint32{},
+		images:    map[string]bool{},
+		jobs:      map[string]*job{},
+		retries:   map[string]retry{},
+		passed:    make(chan struct{}),
 	}
 }
 
@@ -134,6 +137,10 @@ func (a *Agent) look(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list replicas: %w", err)
 	}
+	leftovers, err := a.Replicas.Leftovers()
+	if err != nil {
+		return fmt.Errorf("list replicas that are to be deleted: %w", err)
+	}
 	images, err := a.Images.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list images: %w", err)
@@ -152,6 +159,9 @@ func (a *Agent) look(ctx context.Context) error {
 	if replicas != nil {
 		a.replicas = replicas
 	}
+	if leftovers != nil {
+		a.leftovers = leftovers
+	}
 	for _, id := range images {
 		a.images[id] = true
 	}
@@ -164,6 +174,7 @@ func (a *Agent) pass(ctx context.Context, st *catalog.State) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p := &plan{agent: a, st: st, now: a.Now(), allowed: a.Gate.Allowed(st.Revision), jobs: map[string]job{}}
+	p.planDisk()
 	p.planProbe()
 	p.planVolumes()
 	p.planMachines()
@@ -186,7 +197,9 @@ type plan struct {
 	st      *catalog.State
 	now     time.Time
 	allowed bool
-	jobs    map[string]job
+	// bad: the disk can't be used.
+	bad  bool
+	jobs map[string]job
 }
 
 // job is a step of one object. Two of the same key never run at once.

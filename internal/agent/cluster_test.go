@@ -14,6 +14,7 @@ import (
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/hypervisor"
 	"github.com/argon-cluster/argon/internal/hypervisor/fake"
+	"github.com/argon-cluster/argon/internal/placement"
 )
 
 // allInSync tells whether the volume has so many replicas, all in sync.
@@ -711,4 +712,41 @@ func TestEvacuationKeepsTheLastReplica(t *testing.T) {
 	w.hosts["b"].start()
 	w.gone("a")
 	w.runs(m.GetPlacement())
+}
+
+// Nobody waits for a disk that does not work: its server says so, its replicas are
+// made elsewhere, what is to be deleted there goes from the records, and from the
+// disk when it works again.
+func TestBadDisk(t *testing.T) {
+	w := newWorld(t, "a", "b", "c")
+	w.create(2, "a", "b")
+	w.runs(0)
+	w.want(wantStopped)
+	w.until("at rest", func(st *catalog.State) bool {
+		return st.Machines["m"].GetServerId() == "" && st.Volumes["v"].GetAttachment() == nil && allInSync(st.Volumes["v"], 2)
+	})
+	b := w.hosts["b"]
+	problem := func(text string) {
+		b.mu.Lock()
+		b.badDisk = text
+		b.mu.Unlock()
+		w.until("recorded", func(st *catalog.State) bool { return placement.BadDisk(st.Servers["b"]) == text })
+	}
+	problem("it burns")
+	w.until("made elsewhere", func(st *catalog.State) bool {
+		v := st.Volumes["v"]
+		return allInSync(v, 2) && !slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool { return r.GetServerId() == "b" })
+	})
+	b.mu.Lock()
+	if len(b.replicas["v"]) != 1 || len(b.leftovers["v"]) != 1 {
+		t.Errorf("on the disk are %v, to be deleted %v", b.replicas, b.leftovers)
+	}
+	b.mu.Unlock()
+	b.kill() // what is to be deleted is not forgotten
+	b.start()
+	problem("")
+	w.untilHosts("deleted there", func(h *host) bool { return h != b || len(h.replicas) == 0 && len(h.leftovers) == 0 })
+	for _, reason := range []string{"disk-failed", "disk-mended"} {
+		w.tellsOf("server", "b", reason)
+	}
 }

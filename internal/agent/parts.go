@@ -95,6 +95,12 @@ type Replicas interface {
 	Create(ctx context.Context, req CreateReplica) (incarnation uint64, err error)
 	// Remove deletes one. That there is none is no error.
 	Remove(ctx context.Context, volumeID string, replicaID uint32) error
+	// Leave notes one that is to be deleted when its disk can be used again; it
+	// touches that disk no more. Leftovers are those that were noted, by volume, and
+	// RemoveLeftover deletes one.
+	Leave(volumeID string, replicaID uint32) error
+	Leftovers() (map[string][]uint32, error)
+	RemoveLeftover(volumeID string, replicaID uint32) error
 	// Inside looks into a replica. An error: it is not here.
 	Inside(volumeID string, replicaID uint32) (Inside, error)
 	// Forget deletes a snapshot; Tidy gives its space back. That there is none
@@ -119,6 +125,9 @@ type Inside struct {
 type Space interface {
 	// Measure lists replicas in the same order each time.
 	Measure() (*argonv1.Usage, error)
+	// Disk is where replicas lie, and whether that can be used now. It waits for
+	// nothing.
+	Disk() *argonv1.Disk
 }
 
 // CreateReplica describes a new replica.

@@ -24,10 +24,12 @@ const (
 	// giveUpReplica takes what does not lie here off the in-sync set.
 	giveUpReplica
 	removeReplica
+	// leaveReplica has one deleted later: its disk can't be used.
+	leaveReplica
 )
 
 func (s replicaStep) String() string {
-	return [...]string{"keep", "fetch image", "create", "give up", "remove"}[s]
+	return [...]string{"keep", "fetch image", "create", "give up", "remove", "leave"}[s]
 }
 
 // replicaSeen is what is known here of a replica, and of what it could be made
@@ -38,6 +40,8 @@ type replicaSeen struct {
 	// spare: nobody has the volume attached, and another replica is in sync, on
 	// a server that lives.
 	spare bool
+	// bad: the disk here can't be used.
+	bad bool
 	// baseRecorded: the volume's base has a record; hasBase: it lies here, too.
 	baseRecorded, hasBase bool
 }
@@ -51,9 +55,16 @@ type replicaSeen struct {
 // is after the first attachment.
 func nextForReplica(v *argonv1.Volume, r *argonv1.Replica, seen replicaSeen) (step replicaStep, behind bool) {
 	fresh, base := v.GetEpoch() == 0, v.GetBase()
-	switch r.GetState() {
-	case argonv1.ReplicaState_REPLICA_STATE_REMOVING:
+	removing := r.GetState() == argonv1.ReplicaState_REPLICA_STATE_REMOVING
+	switch {
+	case removing && seen.bad:
+		return leaveReplica, false
+	case removing:
 		return removeReplica, false
+	case seen.bad:
+		return keep, false // the controller has another one made elsewhere
+	}
+	switch r.GetState() {
 	case argonv1.ReplicaState_REPLICA_STATE_CREATING:
 		switch {
 		case fresh && base.GetImageId() != "" && !seen.baseRecorded:
@@ -86,6 +97,7 @@ func (p *plan) planReplicas() {
 				continue
 			}
 			seen := p.seeBase(v)
+			seen.bad = p.bad
 			seen.exists = slices.Contains(a.replicas[id], r.GetId())
 			seen.spare = v.GetAttachment() == nil && slices.ContainsFunc(v.GetReplicas(), func(o *argonv1.Replica) bool {
 				return o.GetId() != r.GetId() && inSync(o) && placement.Alive(p.st, o.GetServerId())
@@ -112,7 +124,7 @@ func (p *plan) seeBase(v *argonv1.Volume) replicaSeen {
 
 func (p *plan) addReplica(step replicaStep, v *argonv1.Volume, r *argonv1.Replica, behind bool) {
 	a := p.agent
-	j := job{step: step.String()}
+	j, key := job{step: step.String()}, fmt.Sprintf("replica/%s/%d", v.GetMeta().GetId(), r.GetId())
 	switch step {
 	case keep:
 		return
@@ -124,8 +136,12 @@ func (p *plan) addReplica(step replicaStep, v *argonv1.Volume, r *argonv1.Replic
 		j.run = func(ctx context.Context) error { return a.giveUpReplica(ctx, v, r) }
 	case removeReplica:
 		j.run = func(ctx context.Context) error { return a.removeReplica(ctx, v, r.GetId()) }
+	case leaveReplica:
+		// What was begun with it before may hang.
+		key = "leave/" + key
+		j.run = func(ctx context.Context) error { return a.leaveReplica(ctx, v, r.GetId()) }
 	}
-	p.add(fmt.Sprintf("replica/%s/%d", v.GetMeta().GetId(), r.GetId()), j)
+	p.add(key, j)
 }
 
 // askForImage records that this server needs an image; fetching it is the
@@ -239,6 +255,11 @@ func (a *Agent) removeReplica(ctx context.Context, v *argonv1.Volume, replicaID 
 	a.mu.Lock()
 	a.replicas[volumeID] = slices.DeleteFunc(a.replicas[volumeID], func(id uint32) bool { return id == replicaID })
 	a.mu.Unlock()
+	return a.strikeReplica(ctx, v, replicaID)
+}
+
+// strikeReplica takes one off the record.
+func (a *Agent) strikeReplica(ctx context.Context, v *argonv1.Volume, replicaID uint32) error {
 	_, err := a.updateReplica(ctx, v, replicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
 		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_REMOVING {
 			return ErrOvertaken

@@ -346,6 +346,10 @@ func TestNextForReplica(t *testing.T) {
 		{name: "behind and missing", state: outOfSync, epoch: 1, want: createReplica, behind: true},
 		{name: "to be removed", state: removing, seen: replicaSeen{exists: true}, want: removeReplica},
 		{name: "to be removed, gone already", state: removing, want: removeReplica},
+		{name: "bad disk: new", state: creating, seen: replicaSeen{bad: true}, want: keep},
+		{name: "bad disk: in sync and missing", state: inSync, seen: replicaSeen{bad: true, spare: true}, want: keep},
+		{name: "bad disk: behind and missing", state: outOfSync, epoch: 1, seen: replicaSeen{bad: true}, want: keep},
+		{name: "bad disk: to be removed", state: removing, seen: replicaSeen{bad: true, exists: true}, want: leaveReplica},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

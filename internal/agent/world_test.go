@@ -225,10 +225,15 @@ func (w *world) stops() {
 // tells waits for an event about the machine.
 func (w *world) tells(reason string) {
 	w.t.Helper()
+	w.tellsOf("machine", "m", reason)
+}
+
+func (w *world) tellsOf(kind, name, reason string) {
+	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
 	defer cancel()
 	found := errors.New("found")
-	err := w.store.Events.Watch(ctx, 1000, "machine", "m", func(e *argonv1.Event) error {
+	err := w.store.Events.Watch(ctx, 1000, kind, name, func(e *argonv1.Event) error {
 		if e.GetReason() == reason {
 			return found
 		}
@@ -249,6 +254,9 @@ type host struct {
 	contents map[string]*contents
 	images   map[string]bool
 	used     uint64 // of 50 GiB
+	// badDisk is why the disk can't be used, leftovers what is to be deleted then.
+	badDisk   string
+	leftovers map[string][]uint32
 	// attachFails is what the next attachment fails with, attachTakes how long
 	// one takes.
 	attachFails error
@@ -422,6 +430,38 @@ func (r *fakeReplicas) Remove(_ context.Context, volumeID string, id uint32) err
 	return nil
 }
 
+func (r *fakeReplicas) Leave(volumeID string, id uint32) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.leftovers == nil {
+		r.leftovers = map[string][]uint32{}
+	}
+	if !slices.Contains(r.leftovers[volumeID], id) {
+		r.leftovers[volumeID] = append(r.leftovers[volumeID], id)
+	}
+	return nil
+}
+
+func (r *fakeReplicas) Leftovers() (map[string][]uint32, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := map[string][]uint32{}
+	for v, ids := range r.leftovers {
+		list[v] = slices.Clone(ids)
+	}
+	return list, nil
+}
+
+func (r *fakeReplicas) RemoveLeftover(volumeID string, id uint32) error {
+	if err := r.Remove(context.Background(), volumeID, id); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.leftovers, volumeID)
+	return nil
+}
+
 // contents are those of a replica: how many steps its base still takes, its
 // snapshots, and how many steps the deleted ones take.
 type contents struct {
@@ -484,6 +524,12 @@ func (s *fakeSpace) Measure() (*argonv1.Usage, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &argonv1.Usage{FreeBytes: 50*gib - s.used, TotalBytes: 100 * gib, ReserveBytes: gib}, nil
+}
+
+func (s *fakeSpace) Disk() *argonv1.Disk {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &argonv1.Disk{Path: "/volumes", Problem: s.badDisk}
 }
 
 // fakeImages are the images on a host's disk.

@@ -119,6 +119,8 @@ func (a *app) serverColumns() []column[*argonv1.ServerView] {
 				return cell{"draining", yellow}
 			case v.GetServer().GetDrain() != nil:
 				return cell{"drained", yellow}
+			case badDisk(v.GetServer()) != "":
+				return cell{"bad disk", red}
 			}
 			return cell{"alive", green}
 		}},
@@ -142,6 +144,7 @@ func (a *app) serverColumns() []column[*argonv1.ServerView] {
 
 // serverDetails are shown of a single server only.
 var serverDetails = []column[*argonv1.ServerView]{
+	{"bad disk", func(v *argonv1.ServerView) cell { return cell{badDisk(v.GetServer()), red} }},
 	{"volumes", func(v *argonv1.ServerView) cell { return plain(volumesOn(v.GetUsage())) }},
 	{"images", func(v *argonv1.ServerView) cell {
 		if v.GetUsage() == nil {
@@ -174,6 +177,16 @@ var serverDetails = []column[*argonv1.ServerView]{
 			s.GetApiPort(), s.GetDataPort(), s.GetPeerPort(), s.GetEtcdPort()))
 	}},
 	{"id", func(v *argonv1.ServerView) cell { return plain(v.GetServer().GetMeta().GetId()) }},
+}
+
+// badDisk says which disk of a server is not used, and why; empty: none.
+func badDisk(s *argonv1.Server) string {
+	for _, d := range s.GetDisks() {
+		if d.GetProblem() != "" {
+			return d.GetPath() + ": " + d.GetProblem()
+		}
+	}
+	return ""
 }
 
 // volumesOn sums up what the replicas on a server take.

@@ -60,6 +60,11 @@ func (p *planner) arrived(m *argonv1.Machine) bool {
 
 func (p *planner) drained(serverID string) bool { return p.st.Servers[serverID].GetDrain() != nil }
 
+// badDisk tells whether a server's disk is not used.
+func (p *planner) badDisk(serverID string) bool {
+	return placement.BadDisk(p.st.Servers[serverID]) != ""
+}
+
 // evacuated tells whether replicas are to leave a server, too.
 func (p *planner) evacuated(serverID string) bool {
 	return p.st.Servers[serverID].GetDrain().GetEvacuate()

@@ -249,6 +249,42 @@ func TestEvacuationMovesReplicas(t *testing.T) {
 	}
 }
 
+// What lies on a disk that failed is made elsewhere at once, and nothing is put
+// there.
+func TestBadDisk(t *testing.T) {
+	for name, c := range map[string]struct {
+		bad      []string
+		replicas []string
+		want     []string
+	}{
+		"a new one first":                       {[]string{"a"}, []string{"a:in", "b:in"}, []string{"a:in", "b:in", "c:new"}},
+		"one that left the set":                 {[]string{"a"}, []string{"a:out", "b:in"}, []string{"a:out", "b:in", "c:new"}},
+		"one that was being made":               {[]string{"a"}, []string{"a:new", "b:in"}, []string{"a:new", "b:in", "c:new"}},
+		"the old one while it is copied":        {[]string{"a"}, []string{"a:in", "b:in", "c:out"}, nil},
+		"then the old one goes":                 {[]string{"a"}, []string{"a:in", "b:in", "c:in"}, []string{"a:gone", "b:in", "c:in"}},
+		"never the last one":                    {[]string{"a"}, []string{"a:in", "b:out", "c:out"}, nil},
+		"nor the last one on a disk that works": {[]string{"a", "b"}, []string{"a:in", "b:in", "c:in"}, nil},
+		"nothing is put there":                  {[]string{"c"}, []string{"a:in"}, []string{"a:in", "b:new"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture("a", "b", "c")
+			for _, id := range c.bad {
+				f.Servers[id].Disks = []*argonv1.Disk{{Path: "/volumes", Problem: "it burns"}}
+			}
+			f.volume("v", 2, c.replicas...)
+			var got []string
+			for _, a := range f.plan(0) {
+				for _, rec := range a.Put {
+					got = show(rec.(*argonv1.Volume))
+				}
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("becomes %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
 // An image's copy leaves once another server has it.
 func TestEvacuationMovesImages(t *testing.T) {
 	f := newFixture("a", "b", "c").drain("a", &argonv1.Drain{Evacuate: true})

@@ -96,7 +96,7 @@ func (p *planner) forget(v *argonv1.Volume) {
 
 // replace asks for new replicas where there are fewer than wanted, not
 // counting those whose servers have been lost for longer than the grace time or
-// are evacuated.
+// are evacuated, or whose disks are not used any more.
 // The old ones stay until the new ones are in sync: one that returns in time
 // may still be the better copy.
 func (p *planner) replace(v *argonv1.Volume) []*argonv1.Event {
@@ -105,7 +105,7 @@ func (p *planner) replace(v *argonv1.Volume) []*argonv1.Event {
 	for _, r := range v.GetReplicas() {
 		switch {
 		case r.GetState() == removing:
-		case p.writtenOff(r.GetServerId()), p.evacuated(r.GetServerId()):
+		case p.writtenOff(r.GetServerId()), p.evacuated(r.GetServerId()), p.badDisk(r.GetServerId()):
 			given = append(given, r)
 		default:
 			stay = append(stay, r.GetServerId())
@@ -132,13 +132,14 @@ func (p *planner) replace(v *argonv1.Volume) []*argonv1.Event {
 		message := fmt.Sprintf("replica %d is made on server %s", id, p.name(serverID))
 		severity := argonv1.Severity_SEVERITY_INFO
 		if i < len(given) {
-			why := "has been away for long"
-			if from := given[i].GetServerId(); p.writtenOff(from) {
-				severity = argonv1.Severity_SEVERITY_WARNING
-			} else {
-				why = "is evacuated"
+			from, why := given[i].GetServerId(), "is evacuated"
+			switch {
+			case p.writtenOff(from):
+				severity, why = argonv1.Severity_SEVERITY_WARNING, "has been away for long"
+			case p.badDisk(from):
+				severity, why = argonv1.Severity_SEVERITY_WARNING, "has a disk that failed"
 			}
-			message = fmt.Sprintf("server %s %s; %s", p.name(given[i].GetServerId()), why, message)
+			message = fmt.Sprintf("server %s %s; %s", p.name(from), why, message)
 		}
 		events = append(events, volumeEvent(v, severity, "replica-placed", message))
 	}
@@ -156,7 +157,7 @@ func (p *planner) copyable(v *argonv1.Volume) bool {
 
 // dropSurplus asks for replicas to be deleted, one by one, once as many as are
 // wanted are in sync on servers that live: first those that are not in sync,
-// then those whose server is lost or evacuated, then one whose loss keeps the
+// then those whose server is lost or evacuated or whose disk failed, then one whose loss keeps the
 // others in as many zones as possible, the newest first. One that the holder
 // counts on is asked to leave the set first.
 func (p *planner) dropSurplus(v *argonv1.Volume) {
@@ -170,7 +171,7 @@ func (p *planner) dropSurplus(v *argonv1.Volume) {
 				continue
 			}
 			all = append(all, r)
-			if r.GetState() == inSync && placement.Alive(p.st, r.GetServerId()) && !p.evacuated(r.GetServerId()) {
+			if r.GetState() == inSync && placement.Alive(p.st, r.GetServerId()) && !p.evacuated(r.GetServerId()) && !p.badDisk(r.GetServerId()) {
 				good = append(good, r)
 			}
 		}
@@ -218,7 +219,7 @@ func (p *planner) sparest(good []*argonv1.Replica) func(a, b *argonv1.Replica) i
 		switch {
 		case r.GetState() != inSync:
 			return 0
-		case !placement.Alive(p.st, r.GetServerId()), p.evacuated(r.GetServerId()):
+		case !placement.Alive(p.st, r.GetServerId()), p.evacuated(r.GetServerId()), p.badDisk(r.GetServerId()):
 			return 1
 		}
 		return 2
@@ -242,7 +243,7 @@ func (p *planner) mayLeave(v *argonv1.Volume, r *argonv1.Replica) bool {
 	}
 	atRest := v.GetAttachment() == nil && (v.GetClean() || v.GetEpoch() == 0)
 	another := slices.ContainsFunc(v.GetReplicas(), func(o *argonv1.Replica) bool {
-		return o != r && o.GetState() == inSync && placement.Alive(p.st, o.GetServerId())
+		return o != r && o.GetState() == inSync && placement.Alive(p.st, o.GetServerId()) && !p.badDisk(o.GetServerId())
 	})
 	return atRest && another
 }

@@ -68,6 +68,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 	if m.replicas, err = s.openReplicas(clusterID, m.images); err != nil {
 		return nil, err
 	}
+	s.disk.suspend, s.disk.resume = m.replicas.Suspend, m.replicas.Resume
 	local := newGuestPorts(id)
 	m.ports = network.NewPorts(network.Options{
 		Address: s.Address, ServerID: id,
@@ -96,8 +97,8 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 	m.agent = agent.New(agent.Options{
 		ServerID: id, Store: m.store, View: m.view, Gate: m.gate,
 		Volumes:  m.volumes,
-		Replicas: replicas{m.replicas},
-		Space:    space{s.Dir, m.replicas, s.paths.images()},
+		Replicas: replicas{m.replicas, s.paths.leftovers()},
+		Space:    space{s.disk, m.replicas, s.paths.images()},
 		Images:   imageCopies{m.images, m.replicas, m.peers, s.Log},
 		Ports:    local,
 		Dirs:     guestDirs{s.paths},

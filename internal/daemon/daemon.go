@@ -133,7 +133,11 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer lock.Close()
-	has, err := findResources(o.Dir)
+	has, err := findResources(p.volumes())
+	if err != nil {
+		return err
+	}
+	disk, err := openDisk(p, o.Log)
 	if err != nil {
 		return err
 	}
@@ -149,7 +153,7 @@ func Run(ctx context.Context, o Options) error {
 	defer end(nil)
 	s := &server{
 		started: started, restart: func() { end(ErrRestart) },
-		Options: o, paths: p, member: member, resources: has,
+		Options: o, paths: p, member: member, resources: has, disk: disk,
 		listening: make(chan struct{}), configured: make(chan struct{}), ready: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	if member.Configured() {
@@ -164,6 +168,7 @@ type server struct {
 	paths  paths
 	member *cluster.Member
 	resources
+	disk *disk
 	// listening is closed once the ports are there, configured once this server
 	// is part of a cluster, ready once its parts are there, stopped once they are
 	// not to come.

@@ -38,6 +38,7 @@ func (s *server) runMember(ctx context.Context, data net.Listener) error {
 	base.Go(func() error { return m.gate.run(below, m.view) })
 	base.Go(func() error { return s.member.KeepLease(below, s.limitLease(below), m.renewed(below, s)) })
 	base.Go(func() error { return m.data.run(below, data) })
+	base.Go(func() error { return s.disk.run(below) })
 
 	above, endAbove := context.WithCancel(below)
 	defer endAbove()

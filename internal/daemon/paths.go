@@ -22,6 +22,7 @@ func (p paths) adminSocket() string           { return filepath.Join(p.runDir, "
 func (p paths) images() string                { return filepath.Join(p.dir, "images") }
 func (p paths) volumes() string               { return filepath.Join(p.dir, "volumes") }
 func (p paths) spool() string                 { return filepath.Join(p.dir, "spool") }
+func (p paths) leftovers() string             { return filepath.Join(p.dir, "leftovers") }
 func (p paths) machine(guestID string) string { return filepath.Join(p.runDir, "machines", guestID) }
 
 func (p paths) nbd(volumeID string) string {
@@ -34,7 +35,7 @@ func (p paths) make() error {
 	if n := len(longest); n > maxSocketPath {
 		return fmt.Errorf("the directory %s is too long for the sockets in it: choose one of at most %d characters", p.runDir, len(p.runDir)-(n-maxSocketPath))
 	}
-	for _, d := range []string{p.dir, p.runDir, p.volumes(), p.spool(), filepath.Dir(p.machine("x")), filepath.Dir(p.nbd("x"))} {
+	for _, d := range []string{p.dir, p.runDir, p.volumes(), p.spool(), p.leftovers(), filepath.Dir(p.machine("x")), filepath.Dir(p.nbd("x"))} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("making the server's directory: %w", err)
 		}

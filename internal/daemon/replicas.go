@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -32,7 +34,48 @@ func bootID() (string, error) {
 }
 
 // replicas is this server's store of replicas as the agent sees it.
-type replicas struct{ store *replica.Store }
+type replicas struct {
+	store *replica.Store
+	// leftovers is a directory, on another disk if there is one, with an empty file
+	// for each replica that is to be deleted when its disk can be used.
+	leftovers string
+}
+
+// Leave implements agent.Replicas.
+func (r replicas) Leave(volumeID string, replicaID uint32) error {
+	name := filepath.Join(r.leftovers, fmt.Sprintf("%s.%d", volumeID, replicaID))
+	if err := os.WriteFile(name, nil, 0o600); err != nil {
+		return fmt.Errorf("noting a replica that is to be deleted: %w", err)
+	}
+	return nil
+}
+
+// Leftovers implements agent.Replicas.
+func (r replicas) Leftovers() (map[string][]uint32, error) {
+	entries, err := os.ReadDir(r.leftovers)
+	if err != nil {
+		return nil, fmt.Errorf("looking for replicas that are to be deleted: %w", err)
+	}
+	list := map[string][]uint32{}
+	for _, e := range entries {
+		volumeID, number, _ := strings.Cut(e.Name(), ".")
+		if id, err := strconv.ParseUint(number, 10, 32); err == nil {
+			list[volumeID] = append(list[volumeID], uint32(id))
+		}
+	}
+	return list, nil
+}
+
+// RemoveLeftover implements agent.Replicas.
+func (r replicas) RemoveLeftover(volumeID string, replicaID uint32) error {
+	if err := r.store.Remove(volumeID, replicaID); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(r.leftovers, fmt.Sprintf("%s.%d", volumeID, replicaID))); err != nil {
+		return fmt.Errorf("noting that a replica was deleted: %w", err)
+	}
+	return nil
+}
 
 // List implements agent.Replicas.
 func (r replicas) List(context.Context) (map[string][]uint32, error) {
@@ -127,16 +170,19 @@ func (v snapshotView) Changed(since uint64, off, n, grain int64, bits []byte) er
 
 // space measures this server's disk; see agent.Space.
 type space struct {
-	dir      string
+	disk     *disk
 	replicas *replica.Store
 	images   string // their directory
 }
 
+// Disk implements agent.Space.
+func (s space) Disk() *argonv1.Disk { return s.disk.State() }
+
 // Measure implements agent.Space.
 func (s space) Measure() (*argonv1.Usage, error) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(s.dir, &st); err != nil {
-		return nil, fmt.Errorf("finding out the free space of %s: %w", s.dir, err)
+	if err := unix.Statfs(s.disk.path, &st); err != nil {
+		return nil, fmt.Errorf("finding out the free space of %s: %w", s.disk.path, err)
 	}
 	block := uint64(st.Bsize)
 	u := &argonv1.Usage{

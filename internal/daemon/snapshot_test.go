@@ -56,7 +56,7 @@ func TestSnapshotsAreStreamed(t *testing.T) {
 		}
 		must(t, view.Close())
 	}
-	u, err := space{dir, store, dir}.Measure()
+	u, err := space{&disk{path: dir}, store, dir}.Measure()
 	must(t, err)
 	if len(u.GetReplicas()) != 1 || u.GetReplicas()[0].GetUsedBytes() == 0 || u.GetFreeBytes() == 0 {
 		t.Errorf("measured %v", u)

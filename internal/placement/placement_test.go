@@ -441,6 +441,16 @@ func TestPlaceReplicas(t *testing.T) {
 			err:  "2 replicas would need 2 servers that are alive and have what they are made from; there is 1",
 		},
 		{
+			name: "not on a disk that failed",
+			cluster: func(f fixture) Replicas {
+				f.server("a", "").Disks = []*argonv1.Disk{{Path: "/volumes", Problem: "it burns"}}
+				f.server("b", "")
+				return Replicas{Count: 2, NeedBytes: gib}
+			},
+			want: []string{"b"},
+			err:  "2 replicas would need 2 servers that are alive; there is 1; the disk of a failed",
+		},
+		{
 			name:    "nobody",
 			cluster: func(fixture) Replicas { return Replicas{Count: 2, NeedBytes: gib} },
 			err:     "no server that may keep volumes is alive",

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/dustin/go-humanize"
 
@@ -46,6 +47,13 @@ type Replicas struct {
 // degraded and is healed when servers come.
 func PlaceReplicas(st *catalog.State, want Replicas) (serverIDs []string, err error) {
 	all := candidates(st)
+	var bad []string
+	all = slices.DeleteFunc(all, func(c candidate) bool {
+		if BadDisk(c.server) != "" {
+			bad = append(bad, c.name())
+		}
+		return BadDisk(c.server) != ""
+	})
 	if want.OnlyNear {
 		all = slices.DeleteFunc(all, func(c candidate) bool { return !slices.Contains(want.Near, c.id()) })
 	}
@@ -73,7 +81,11 @@ func PlaceReplicas(st *catalog.State, want Replicas) (serverIDs []string, err er
 		fit = slices.DeleteFunc(fit, func(c candidate) bool { return c.id() == best.id() })
 	}
 	if len(serverIDs) < want.Count {
-		return serverIDs, tooFew(all, want, len(serverIDs))
+		err := tooFew(all, want, len(serverIDs))
+		if len(bad) > 0 {
+			err = fmt.Errorf("%w; the disk of %s failed", err, strings.Join(bad, ", "))
+		}
+		return serverIDs, err
 	}
 	return serverIDs, nil
 }

@@ -69,3 +69,13 @@ func awaited(st *catalog.State, serverID string) uint64 {
 	}
 	return sum
 }
+
+// BadDisk is why a server's disk is not used; empty: it is, as far as is known.
+func BadDisk(s *argonv1.Server) string {
+	for _, d := range s.GetDisks() {
+		if d.GetProblem() != "" {
+			return d.GetProblem()
+		}
+	}
+	return ""
+}

@@ -85,17 +85,20 @@ func volumeView(st *catalog.State, v *argonv1.Volume) *argonv1.VolumeView {
 // volumeHealth says how a volume is and what to do about it.
 func volumeHealth(st *catalog.State, v *argonv1.Volume) (health, advice string) {
 	var alive, set int
-	var away, gone, behind, making []string
+	var away, bad, gone, behind, making []string
 	for _, r := range v.GetReplicas() {
 		server := serverName(st, r.GetServerId())
 		up := placement.Alive(st, r.GetServerId())
 		switch r.GetState() {
 		case inSync:
 			set++
-			if up {
-				alive++
-			} else {
+			switch {
+			case !up:
 				away = append(away, server)
+			case placement.BadDisk(st.Servers[r.GetServerId()]) != "":
+				bad = append(bad, server)
+			default:
+				alive++
 			}
 		case creating:
 			making = append(making, server)
@@ -115,10 +118,14 @@ func volumeHealth(st *catalog.State, v *argonv1.Volume) (health, advice string) 
 		return "creating", creatingAdvice(st, v, making)
 	case set == 0:
 		return "unavailable", fmt.Sprintf("no replica is in sync: if none can come back, `argon volume promote %s SERVER` trusts a stale one", name)
+	case alive == 0 && len(bad) > 0:
+		return "degraded", fmt.Sprintf("in sync only on %s, whose disk failed: mend it", strings.Join(slices.Concat(bad, away), ", "))
 	case alive == 0:
 		return "unavailable", fmt.Sprintf("in sync only on %s: start that server", strings.Join(away, ", "))
 	case alive >= wanted:
 		return "healthy", scrubAdvice(v)
+	case len(bad) > 0 && len(behind)+len(making) == 0:
+		return "degraded", fmt.Sprintf("mend the disk of %s, or add a server for a new replica", strings.Join(bad, ", "))
 	case len(away) > 0:
 		return "degraded", fmt.Sprintf("start server %s, or wait for a new replica elsewhere", strings.Join(away, ", "))
 	case len(behind)+len(making) > 0:
@@ -191,6 +198,13 @@ func warnings(st *catalog.State) []string {
 			down = append(down, name)
 		}
 		lacks = append(lacks, serverLacks(s)...)
+	}
+	for _, s := range sorted(st.Servers) {
+		for _, d := range s.GetDisks() {
+			if d.GetProblem() != "" {
+				w = append(w, fmt.Sprintf("the disk at %s on server %s is not used: %s", d.GetPath(), s.GetMeta().GetName(), d.GetProblem()))
+			}
+		}
 	}
 	if len(down) > 0 {
 		w = append(w, fmt.Sprintf("server %s is down: start it, or `argon server rm --force` it if it is lost for good", strings.Join(down, ", ")))

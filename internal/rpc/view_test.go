@@ -71,10 +71,17 @@ func TestWarnings(t *testing.T) {
 	}
 	slow := servers("a", "b", "c")
 	slow.Servers["b"].AccelerationDetail, slow.Servers["c"].ClosedNetwork = "/dev/kvm is not there", "argon is not root"
+	bad := servers("a", "b", "c")
+	bad.Servers["b"].Disks = []*argonv1.Disk{{Path: "/volumes", Problem: "it burns"}}
+	bad.Volumes["V"] = &argonv1.Volume{
+		Meta: &argonv1.Meta{Name: "v"}, ReplicasWanted: 2,
+		Replicas: []*argonv1.Replica{{ServerId: "a", State: inSync}, {ServerId: "b", State: inSync}},
+	}
 	for name, c := range map[string]struct {
 		st   *catalog.State
 		want []string
 	}{
+		"a bad disk":          {bad, []string{"the disk at /volumes on server b is not used: it burns", "volume v is degraded: mend the disk of b"}},
 		"no KVM, no ways out": {slow, []string{"server b has no KVM: its machines are emulated, slowly: /dev/kvm is not there", "server c open no connections"}},
 		"all is well":         {servers("a", "b", "c"), nil},
 		"two servers":         {two, []string{"the loss of server a stops the cluster"}},

@@ -900,6 +900,8 @@ type Server struct {
 	// Why guests there open no connections of their own, in one line; empty: they
 	// do.
 	ClosedNetwork string `protobuf:"bytes,71,opt,name=closed_network,json=closedNetwork,proto3" json:"closed_network,omitempty"`
+	// Where its replicas lie.
+	Disks         []*Disk `protobuf:"bytes,25,rep,name=disks,proto3" json:"disks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1088,6 +1090,77 @@ func (x *Server) GetClosedNetwork() string {
 	return ""
 }
 
+func (x *Server) GetDisks() []*Disk {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+// Disk is a directory that replicas lie in.
+type Disk struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Why it is not used: nothing new is put there, and what lies there is made anew
+	// elsewhere. Empty: it is well.
+	Problem string `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	// When the problem began, or ended.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Disk) Reset() {
+	*x = Disk{}
+	mi := &file_argon_v1_records_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Disk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Disk) ProtoMessage() {}
+
+func (x *Disk) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Disk.ProtoReflect.Descriptor instead.
+func (*Disk) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Disk) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Disk) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Disk) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 // Drain says that a server is to be emptied, and kept so.
 type Drain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1102,7 +1175,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_argon_v1_records_proto_msgTypes[4]
+	mi := &file_argon_v1_records_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1187,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[4]
+	mi := &file_argon_v1_records_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1200,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{4}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Drain) GetSince() *timestamppb.Timestamp {
@@ -1165,7 +1238,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_argon_v1_records_proto_msgTypes[5]
+	mi := &file_argon_v1_records_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1250,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[5]
+	mi := &file_argon_v1_records_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1263,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{5}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Resources) GetCpus() uint32 {
@@ -1237,7 +1310,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_argon_v1_records_proto_msgTypes[6]
+	mi := &file_argon_v1_records_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1322,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[6]
+	mi := &file_argon_v1_records_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1335,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{6}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Lease) GetServerId() string {
@@ -1317,7 +1390,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_argon_v1_records_proto_msgTypes[7]
+	mi := &file_argon_v1_records_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1402,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[7]
+	mi := &file_argon_v1_records_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1415,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{7}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Token) GetId() string {
@@ -1409,7 +1482,7 @@ type ClientCertificate struct {
 
 func (x *ClientCertificate) Reset() {
 	*x = ClientCertificate{}
-	mi := &file_argon_v1_records_proto_msgTypes[8]
+	mi := &file_argon_v1_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1494,7 @@ func (x *ClientCertificate) String() string {
 func (*ClientCertificate) ProtoMessage() {}
 
 func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[8]
+	mi := &file_argon_v1_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1507,7 @@ func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientCertificate.ProtoReflect.Descriptor instead.
 func (*ClientCertificate) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ClientCertificate) GetSerial() string {
@@ -1515,7 +1588,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_argon_v1_records_proto_msgTypes[9]
+	mi := &file_argon_v1_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1600,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[9]
+	mi := &file_argon_v1_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1613,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Image) GetMeta() *Meta {
@@ -1614,7 +1687,7 @@ type MachineHints struct {
 
 func (x *MachineHints) Reset() {
 	*x = MachineHints{}
-	mi := &file_argon_v1_records_proto_msgTypes[10]
+	mi := &file_argon_v1_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +1699,7 @@ func (x *MachineHints) String() string {
 func (*MachineHints) ProtoMessage() {}
 
 func (x *MachineHints) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[10]
+	mi := &file_argon_v1_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +1712,7 @@ func (x *MachineHints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineHints.ProtoReflect.Descriptor instead.
 func (*MachineHints) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MachineHints) GetCpus() uint32 {
@@ -1685,7 +1758,7 @@ type ImageCopy struct {
 
 func (x *ImageCopy) Reset() {
 	*x = ImageCopy{}
-	mi := &file_argon_v1_records_proto_msgTypes[11]
+	mi := &file_argon_v1_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1770,7 @@ func (x *ImageCopy) String() string {
 func (*ImageCopy) ProtoMessage() {}
 
 func (x *ImageCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[11]
+	mi := &file_argon_v1_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1783,7 @@ func (x *ImageCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCopy.ProtoReflect.Descriptor instead.
 func (*ImageCopy) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ImageCopy) GetServerId() string {
@@ -1773,7 +1846,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_argon_v1_records_proto_msgTypes[12]
+	mi := &file_argon_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1785,7 +1858,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[12]
+	mi := &file_argon_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1798,7 +1871,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Replica) GetId() uint32 {
@@ -1909,7 +1982,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_argon_v1_records_proto_msgTypes[13]
+	mi := &file_argon_v1_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +1994,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[13]
+	mi := &file_argon_v1_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2007,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{13}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Snapshot) GetId() uint32 {
@@ -2032,7 +2105,7 @@ type Base struct {
 
 func (x *Base) Reset() {
 	*x = Base{}
-	mi := &file_argon_v1_records_proto_msgTypes[14]
+	mi := &file_argon_v1_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2117,7 @@ func (x *Base) String() string {
 func (*Base) ProtoMessage() {}
 
 func (x *Base) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[14]
+	mi := &file_argon_v1_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2130,7 @@ func (x *Base) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Base.ProtoReflect.Descriptor instead.
 func (*Base) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{14}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Base) GetImageId() string {
@@ -2106,7 +2179,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_argon_v1_records_proto_msgTypes[15]
+	mi := &file_argon_v1_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2118,7 +2191,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[15]
+	mi := &file_argon_v1_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2131,7 +2204,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Scrub) GetWanted() uint64 {
@@ -2195,7 +2268,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_argon_v1_records_proto_msgTypes[16]
+	mi := &file_argon_v1_records_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2207,7 +2280,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[16]
+	mi := &file_argon_v1_records_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2220,7 +2293,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{16}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Attachment) GetServerId() string {
@@ -2301,7 +2374,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_argon_v1_records_proto_msgTypes[17]
+	mi := &file_argon_v1_records_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2386,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[17]
+	mi := &file_argon_v1_records_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +2399,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{17}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Volume) GetMeta() *Meta {
@@ -2485,7 +2558,7 @@ type VolumeStatus struct {
 
 func (x *VolumeStatus) Reset() {
 	*x = VolumeStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[18]
+	mi := &file_argon_v1_records_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2570,7 @@ func (x *VolumeStatus) String() string {
 func (*VolumeStatus) ProtoMessage() {}
 
 func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[18]
+	mi := &file_argon_v1_records_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2583,7 @@ func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
 func (*VolumeStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{18}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *VolumeStatus) GetVolumeId() string {
@@ -2590,7 +2663,7 @@ type ResyncProgress struct {
 
 func (x *ResyncProgress) Reset() {
 	*x = ResyncProgress{}
-	mi := &file_argon_v1_records_proto_msgTypes[19]
+	mi := &file_argon_v1_records_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2602,7 +2675,7 @@ func (x *ResyncProgress) String() string {
 func (*ResyncProgress) ProtoMessage() {}
 
 func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[19]
+	mi := &file_argon_v1_records_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2615,7 +2688,7 @@ func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncProgress.ProtoReflect.Descriptor instead.
 func (*ResyncProgress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{19}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResyncProgress) GetReplicaId() uint32 {
@@ -2672,7 +2745,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_argon_v1_records_proto_msgTypes[20]
+	mi := &file_argon_v1_records_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2757,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[20]
+	mi := &file_argon_v1_records_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2770,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{20}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Usage) GetServerId() string {
@@ -2765,7 +2838,7 @@ type ReplicaUsage struct {
 
 func (x *ReplicaUsage) Reset() {
 	*x = ReplicaUsage{}
-	mi := &file_argon_v1_records_proto_msgTypes[21]
+	mi := &file_argon_v1_records_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2777,7 +2850,7 @@ func (x *ReplicaUsage) String() string {
 func (*ReplicaUsage) ProtoMessage() {}
 
 func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[21]
+	mi := &file_argon_v1_records_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2790,7 +2863,7 @@ func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaUsage.ProtoReflect.Descriptor instead.
 func (*ReplicaUsage) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{21}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReplicaUsage) GetVolumeId() string {
@@ -2838,7 +2911,7 @@ type PublishedPort struct {
 
 func (x *PublishedPort) Reset() {
 	*x = PublishedPort{}
-	mi := &file_argon_v1_records_proto_msgTypes[22]
+	mi := &file_argon_v1_records_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2850,7 +2923,7 @@ func (x *PublishedPort) String() string {
 func (*PublishedPort) ProtoMessage() {}
 
 func (x *PublishedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[22]
+	mi := &file_argon_v1_records_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2863,7 +2936,7 @@ func (x *PublishedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishedPort.ProtoReflect.Descriptor instead.
 func (*PublishedPort) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{22}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PublishedPort) GetClusterPort() uint32 {
@@ -2936,7 +3009,7 @@ type Machine struct {
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_argon_v1_records_proto_msgTypes[23]
+	mi := &file_argon_v1_records_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2948,7 +3021,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[23]
+	mi := &file_argon_v1_records_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2961,7 +3034,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{23}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Machine) GetMeta() *Meta {
@@ -3165,7 +3238,7 @@ type Wake struct {
 
 func (x *Wake) Reset() {
 	*x = Wake{}
-	mi := &file_argon_v1_records_proto_msgTypes[24]
+	mi := &file_argon_v1_records_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3177,7 +3250,7 @@ func (x *Wake) String() string {
 func (*Wake) ProtoMessage() {}
 
 func (x *Wake) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[24]
+	mi := &file_argon_v1_records_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3190,7 +3263,7 @@ func (x *Wake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wake.ProtoReflect.Descriptor instead.
 func (*Wake) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{24}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Wake) GetCheckpointId() string {
@@ -3255,7 +3328,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_argon_v1_records_proto_msgTypes[25]
+	mi := &file_argon_v1_records_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3267,7 +3340,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[25]
+	mi := &file_argon_v1_records_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3280,7 +3353,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{25}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Checkpoint) GetMeta() *Meta {
@@ -3410,7 +3483,7 @@ type Platform struct {
 
 func (x *Platform) Reset() {
 	*x = Platform{}
-	mi := &file_argon_v1_records_proto_msgTypes[26]
+	mi := &file_argon_v1_records_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3422,7 +3495,7 @@ func (x *Platform) String() string {
 func (*Platform) ProtoMessage() {}
 
 func (x *Platform) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[26]
+	mi := &file_argon_v1_records_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3435,7 +3508,7 @@ func (x *Platform) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Platform.ProtoReflect.Descriptor instead.
 func (*Platform) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{26}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Platform) GetAcceleration() string {
@@ -3483,7 +3556,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_argon_v1_records_proto_msgTypes[27]
+	mi := &file_argon_v1_records_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3495,7 +3568,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[27]
+	mi := &file_argon_v1_records_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3508,7 +3581,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Migration) GetId() string {
@@ -3585,7 +3658,7 @@ type MigrationProgress struct {
 
 func (x *MigrationProgress) Reset() {
 	*x = MigrationProgress{}
-	mi := &file_argon_v1_records_proto_msgTypes[28]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3597,7 +3670,7 @@ func (x *MigrationProgress) String() string {
 func (*MigrationProgress) ProtoMessage() {}
 
 func (x *MigrationProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[28]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3610,7 +3683,7 @@ func (x *MigrationProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationProgress.ProtoReflect.Descriptor instead.
 func (*MigrationProgress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MigrationProgress) GetTransferredBytes() uint64 {
@@ -3683,7 +3756,7 @@ type MigrationReport struct {
 
 func (x *MigrationReport) Reset() {
 	*x = MigrationReport{}
-	mi := &file_argon_v1_records_proto_msgTypes[29]
+	mi := &file_argon_v1_records_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3695,7 +3768,7 @@ func (x *MigrationReport) String() string {
 func (*MigrationReport) ProtoMessage() {}
 
 func (x *MigrationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[29]
+	mi := &file_argon_v1_records_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3708,7 +3781,7 @@ func (x *MigrationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationReport.ProtoReflect.Descriptor instead.
 func (*MigrationReport) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MigrationReport) GetId() string {
@@ -3818,7 +3891,7 @@ type FirstBoot struct {
 
 func (x *FirstBoot) Reset() {
 	*x = FirstBoot{}
-	mi := &file_argon_v1_records_proto_msgTypes[30]
+	mi := &file_argon_v1_records_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3830,7 +3903,7 @@ func (x *FirstBoot) String() string {
 func (*FirstBoot) ProtoMessage() {}
 
 func (x *FirstBoot) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[30]
+	mi := &file_argon_v1_records_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3843,7 +3916,7 @@ func (x *FirstBoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FirstBoot.ProtoReflect.Descriptor instead.
 func (*FirstBoot) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{30}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *FirstBoot) GetRevision() uint32 {
@@ -3904,7 +3977,7 @@ type NetworkInterface struct {
 
 func (x *NetworkInterface) Reset() {
 	*x = NetworkInterface{}
-	mi := &file_argon_v1_records_proto_msgTypes[31]
+	mi := &file_argon_v1_records_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3916,7 +3989,7 @@ func (x *NetworkInterface) String() string {
 func (*NetworkInterface) ProtoMessage() {}
 
 func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[31]
+	mi := &file_argon_v1_records_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3929,7 +4002,7 @@ func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInterface.ProtoReflect.Descriptor instead.
 func (*NetworkInterface) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{31}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *NetworkInterface) GetMac() string {
@@ -3957,7 +4030,7 @@ type Shares struct {
 
 func (x *Shares) Reset() {
 	*x = Shares{}
-	mi := &file_argon_v1_records_proto_msgTypes[32]
+	mi := &file_argon_v1_records_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3969,7 +4042,7 @@ func (x *Shares) String() string {
 func (*Shares) ProtoMessage() {}
 
 func (x *Shares) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[32]
+	mi := &file_argon_v1_records_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3982,7 +4055,7 @@ func (x *Shares) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shares.ProtoReflect.Descriptor instead.
 func (*Shares) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{32}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Shares) GetCpuPercent() uint32 {
@@ -4034,7 +4107,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_argon_v1_records_proto_msgTypes[33]
+	mi := &file_argon_v1_records_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4046,7 +4119,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[33]
+	mi := &file_argon_v1_records_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4059,7 +4132,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{33}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Move) GetFromServerId() string {
@@ -4112,7 +4185,7 @@ type MachineStatus struct {
 
 func (x *MachineStatus) Reset() {
 	*x = MachineStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[34]
+	mi := &file_argon_v1_records_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4124,7 +4197,7 @@ func (x *MachineStatus) String() string {
 func (*MachineStatus) ProtoMessage() {}
 
 func (x *MachineStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[34]
+	mi := &file_argon_v1_records_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4137,7 +4210,7 @@ func (x *MachineStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineStatus.ProtoReflect.Descriptor instead.
 func (*MachineStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{34}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *MachineStatus) GetState() MachineState {
@@ -4222,7 +4295,7 @@ type GuestInfo struct {
 
 func (x *GuestInfo) Reset() {
 	*x = GuestInfo{}
-	mi := &file_argon_v1_records_proto_msgTypes[35]
+	mi := &file_argon_v1_records_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4234,7 +4307,7 @@ func (x *GuestInfo) String() string {
 func (*GuestInfo) ProtoMessage() {}
 
 func (x *GuestInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[35]
+	mi := &file_argon_v1_records_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4247,7 +4320,7 @@ func (x *GuestInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestInfo.ProtoReflect.Descriptor instead.
 func (*GuestInfo) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{35}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GuestInfo) GetHostname() string {
@@ -4292,7 +4365,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_argon_v1_records_proto_msgTypes[36]
+	mi := &file_argon_v1_records_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4304,7 +4377,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[36]
+	mi := &file_argon_v1_records_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4317,7 +4390,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{36}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Event) GetId() string {
@@ -4411,7 +4484,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x13voter_grace_seconds\x18\x03 \x01(\rR\x11voterGraceSeconds\x120\n" +
 	"\x14scrub_interval_hours\x18\x04 \x01(\rR\x12scrubIntervalHours\x12\x1b\n" +
 	"\tscrub_off\x18\x05 \x01(\bR\bscrubOff\x12%\n" +
-	"\x0ecpu_overcommit\x18\x06 \x01(\rR\rcpuOvercommit\"\xa4\x06\n" +
+	"\x0ecpu_overcommit\x18\x06 \x01(\rR\rcpuOvercommit\"\xca\x06\n" +
 	"\x06Server\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x19\n" +
@@ -4436,7 +4509,12 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x05moves\x18\x1e \x01(\rR\x05moves\x12K\n" +
 	"\x13certificate_expires\x18\x1f \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\x12/\n" +
 	"\x13acceleration_detail\x18F \x01(\tR\x12accelerationDetail\x12%\n" +
-	"\x0eclosed_network\x18G \x01(\tR\rclosedNetwork\"q\n" +
+	"\x0eclosed_network\x18G \x01(\tR\rclosedNetwork\x12$\n" +
+	"\x05disks\x18\x19 \x03(\v2\x0e.argon.v1.DiskR\x05disks\"f\n" +
+	"\x04Disk\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"q\n" +
 	"\x05Drain\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
 	"\bevacuate\x18\x02 \x01(\bR\bevacuate\x12\x1a\n" +
@@ -4836,7 +4914,7 @@ func file_argon_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_argon_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_argon_v1_records_proto_goTypes = []any{
 	(VoterRole)(0),                // 0: argon.v1.VoterRole
 	(ReplicaState)(0),             // 1: argon.v1.ReplicaState
@@ -4852,123 +4930,126 @@ var file_argon_v1_records_proto_goTypes = []any{
 	(*Cluster)(nil),               // 11: argon.v1.Cluster
 	(*Settings)(nil),              // 12: argon.v1.Settings
 	(*Server)(nil),                // 13: argon.v1.Server
-	(*Drain)(nil),                 // 14: argon.v1.Drain
-	(*Resources)(nil),             // 15: argon.v1.Resources
-	(*Lease)(nil),                 // 16: argon.v1.Lease
-	(*Token)(nil),                 // 17: argon.v1.Token
-	(*ClientCertificate)(nil),     // 18: argon.v1.ClientCertificate
-	(*Image)(nil),                 // 19: argon.v1.Image
-	(*MachineHints)(nil),          // 20: argon.v1.MachineHints
-	(*ImageCopy)(nil),             // 21: argon.v1.ImageCopy
-	(*Replica)(nil),               // 22: argon.v1.Replica
-	(*Snapshot)(nil),              // 23: argon.v1.Snapshot
-	(*Base)(nil),                  // 24: argon.v1.Base
-	(*Scrub)(nil),                 // 25: argon.v1.Scrub
-	(*Attachment)(nil),            // 26: argon.v1.Attachment
-	(*Volume)(nil),                // 27: argon.v1.Volume
-	(*VolumeStatus)(nil),          // 28: argon.v1.VolumeStatus
-	(*ResyncProgress)(nil),        // 29: argon.v1.ResyncProgress
-	(*Usage)(nil),                 // 30: argon.v1.Usage
-	(*ReplicaUsage)(nil),          // 31: argon.v1.ReplicaUsage
-	(*PublishedPort)(nil),         // 32: argon.v1.PublishedPort
-	(*Machine)(nil),               // 33: argon.v1.Machine
-	(*Wake)(nil),                  // 34: argon.v1.Wake
-	(*Checkpoint)(nil),            // 35: argon.v1.Checkpoint
-	(*Platform)(nil),              // 36: argon.v1.Platform
-	(*Migration)(nil),             // 37: argon.v1.Migration
-	(*MigrationProgress)(nil),     // 38: argon.v1.MigrationProgress
-	(*MigrationReport)(nil),       // 39: argon.v1.MigrationReport
-	(*FirstBoot)(nil),             // 40: argon.v1.FirstBoot
-	(*NetworkInterface)(nil),      // 41: argon.v1.NetworkInterface
-	(*Shares)(nil),                // 42: argon.v1.Shares
-	(*Move)(nil),                  // 43: argon.v1.Move
-	(*MachineStatus)(nil),         // 44: argon.v1.MachineStatus
-	(*GuestInfo)(nil),             // 45: argon.v1.GuestInfo
-	(*Event)(nil),                 // 46: argon.v1.Event
-	nil,                           // 47: argon.v1.Meta.LabelsEntry
-	nil,                           // 48: argon.v1.Snapshot.LabelsEntry
-	nil,                           // 49: argon.v1.Checkpoint.SnapshotsEntry
-	(*timestamppb.Timestamp)(nil), // 50: google.protobuf.Timestamp
+	(*Disk)(nil),                  // 14: argon.v1.Disk
+	(*Drain)(nil),                 // 15: argon.v1.Drain
+	(*Resources)(nil),             // 16: argon.v1.Resources
+	(*Lease)(nil),                 // 17: argon.v1.Lease
+	(*Token)(nil),                 // 18: argon.v1.Token
+	(*ClientCertificate)(nil),     // 19: argon.v1.ClientCertificate
+	(*Image)(nil),                 // 20: argon.v1.Image
+	(*MachineHints)(nil),          // 21: argon.v1.MachineHints
+	(*ImageCopy)(nil),             // 22: argon.v1.ImageCopy
+	(*Replica)(nil),               // 23: argon.v1.Replica
+	(*Snapshot)(nil),              // 24: argon.v1.Snapshot
+	(*Base)(nil),                  // 25: argon.v1.Base
+	(*Scrub)(nil),                 // 26: argon.v1.Scrub
+	(*Attachment)(nil),            // 27: argon.v1.Attachment
+	(*Volume)(nil),                // 28: argon.v1.Volume
+	(*VolumeStatus)(nil),          // 29: argon.v1.VolumeStatus
+	(*ResyncProgress)(nil),        // 30: argon.v1.ResyncProgress
+	(*Usage)(nil),                 // 31: argon.v1.Usage
+	(*ReplicaUsage)(nil),          // 32: argon.v1.ReplicaUsage
+	(*PublishedPort)(nil),         // 33: argon.v1.PublishedPort
+	(*Machine)(nil),               // 34: argon.v1.Machine
+	(*Wake)(nil),                  // 35: argon.v1.Wake
+	(*Checkpoint)(nil),            // 36: argon.v1.Checkpoint
+	(*Platform)(nil),              // 37: argon.v1.Platform
+	(*Migration)(nil),             // 38: argon.v1.Migration
+	(*MigrationProgress)(nil),     // 39: argon.v1.MigrationProgress
+	(*MigrationReport)(nil),       // 40: argon.v1.MigrationReport
+	(*FirstBoot)(nil),             // 41: argon.v1.FirstBoot
+	(*NetworkInterface)(nil),      // 42: argon.v1.NetworkInterface
+	(*Shares)(nil),                // 43: argon.v1.Shares
+	(*Move)(nil),                  // 44: argon.v1.Move
+	(*MachineStatus)(nil),         // 45: argon.v1.MachineStatus
+	(*GuestInfo)(nil),             // 46: argon.v1.GuestInfo
+	(*Event)(nil),                 // 47: argon.v1.Event
+	nil,                           // 48: argon.v1.Meta.LabelsEntry
+	nil,                           // 49: argon.v1.Snapshot.LabelsEntry
+	nil,                           // 50: argon.v1.Checkpoint.SnapshotsEntry
+	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
 }
 var file_argon_v1_records_proto_depIdxs = []int32{
-	50, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	47, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
-	50, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
+	51, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	48, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
+	51, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
 	12, // 3: argon.v1.Cluster.settings:type_name -> argon.v1.Settings
 	10, // 4: argon.v1.Server.meta:type_name -> argon.v1.Meta
 	0,  // 5: argon.v1.Server.voter_role:type_name -> argon.v1.VoterRole
-	15, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
-	15, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
-	14, // 8: argon.v1.Server.drain:type_name -> argon.v1.Drain
-	50, // 9: argon.v1.Server.certificate_expires:type_name -> google.protobuf.Timestamp
-	50, // 10: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
-	50, // 11: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
-	50, // 12: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
-	50, // 13: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	50, // 14: argon.v1.ClientCertificate.created:type_name -> google.protobuf.Timestamp
-	50, // 15: argon.v1.ClientCertificate.expires:type_name -> google.protobuf.Timestamp
-	50, // 16: argon.v1.ClientCertificate.revoked:type_name -> google.protobuf.Timestamp
-	10, // 17: argon.v1.Image.meta:type_name -> argon.v1.Meta
-	21, // 18: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
-	20, // 19: argon.v1.Image.hints:type_name -> argon.v1.MachineHints
-	1,  // 20: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
-	50, // 21: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
-	2,  // 22: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
-	50, // 23: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	48, // 24: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
-	50, // 25: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
-	50, // 26: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	10, // 27: argon.v1.Volume.meta:type_name -> argon.v1.Meta
-	22, // 28: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
-	26, // 29: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
-	23, // 30: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
-	24, // 31: argon.v1.Volume.base:type_name -> argon.v1.Base
-	25, // 32: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
-	29, // 33: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
-	50, // 34: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
-	50, // 35: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
-	50, // 36: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
-	31, // 37: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
-	10, // 38: argon.v1.Machine.meta:type_name -> argon.v1.Meta
-	32, // 39: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
-	3,  // 40: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
-	44, // 41: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
-	42, // 42: argon.v1.Machine.shares:type_name -> argon.v1.Shares
-	43, // 43: argon.v1.Machine.move:type_name -> argon.v1.Move
-	40, // 44: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
-	41, // 45: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
-	34, // 46: argon.v1.Machine.wake:type_name -> argon.v1.Wake
-	5,  // 47: argon.v1.Machine.on_loss:type_name -> argon.v1.OnLoss
-	37, // 48: argon.v1.Machine.migration:type_name -> argon.v1.Migration
-	39, // 49: argon.v1.Machine.last_migration:type_name -> argon.v1.MigrationReport
-	10, // 50: argon.v1.Checkpoint.meta:type_name -> argon.v1.Meta
-	6,  // 51: argon.v1.Checkpoint.state:type_name -> argon.v1.CheckpointState
-	7,  // 52: argon.v1.Checkpoint.purpose:type_name -> argon.v1.CheckpointPurpose
-	49, // 53: argon.v1.Checkpoint.snapshots:type_name -> argon.v1.Checkpoint.SnapshotsEntry
-	33, // 54: argon.v1.Checkpoint.machine:type_name -> argon.v1.Machine
-	36, // 55: argon.v1.Checkpoint.platform:type_name -> argon.v1.Platform
-	50, // 56: argon.v1.Checkpoint.taken:type_name -> google.protobuf.Timestamp
-	8,  // 57: argon.v1.Migration.phase:type_name -> argon.v1.MigrationPhase
-	50, // 58: argon.v1.Migration.since:type_name -> google.protobuf.Timestamp
-	50, // 59: argon.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
-	38, // 60: argon.v1.Migration.progress:type_name -> argon.v1.MigrationProgress
-	50, // 61: argon.v1.MigrationReport.since:type_name -> google.protobuf.Timestamp
-	50, // 62: argon.v1.MigrationReport.ended:type_name -> google.protobuf.Timestamp
-	38, // 63: argon.v1.MigrationReport.progress:type_name -> argon.v1.MigrationProgress
-	50, // 64: argon.v1.MigrationReport.paused:type_name -> google.protobuf.Timestamp
-	50, // 65: argon.v1.MigrationReport.resumed:type_name -> google.protobuf.Timestamp
-	50, // 66: argon.v1.MigrationReport.drain_since:type_name -> google.protobuf.Timestamp
-	50, // 67: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
-	4,  // 68: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
-	50, // 69: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
-	45, // 70: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
-	50, // 71: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
-	9,  // 72: argon.v1.Event.severity:type_name -> argon.v1.Severity
-	73, // [73:73] is the sub-list for method output_type
-	73, // [73:73] is the sub-list for method input_type
-	73, // [73:73] is the sub-list for extension type_name
-	73, // [73:73] is the sub-list for extension extendee
-	0,  // [0:73] is the sub-list for field type_name
+	16, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
+	16, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
+	15, // 8: argon.v1.Server.drain:type_name -> argon.v1.Drain
+	51, // 9: argon.v1.Server.certificate_expires:type_name -> google.protobuf.Timestamp
+	14, // 10: argon.v1.Server.disks:type_name -> argon.v1.Disk
+	51, // 11: argon.v1.Disk.since:type_name -> google.protobuf.Timestamp
+	51, // 12: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
+	51, // 13: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
+	51, // 14: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
+	51, // 15: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	51, // 16: argon.v1.ClientCertificate.created:type_name -> google.protobuf.Timestamp
+	51, // 17: argon.v1.ClientCertificate.expires:type_name -> google.protobuf.Timestamp
+	51, // 18: argon.v1.ClientCertificate.revoked:type_name -> google.protobuf.Timestamp
+	10, // 19: argon.v1.Image.meta:type_name -> argon.v1.Meta
+	22, // 20: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
+	21, // 21: argon.v1.Image.hints:type_name -> argon.v1.MachineHints
+	1,  // 22: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
+	51, // 23: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
+	2,  // 24: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
+	51, // 25: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	49, // 26: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
+	51, // 27: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
+	51, // 28: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	10, // 29: argon.v1.Volume.meta:type_name -> argon.v1.Meta
+	23, // 30: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
+	27, // 31: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
+	24, // 32: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
+	25, // 33: argon.v1.Volume.base:type_name -> argon.v1.Base
+	26, // 34: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
+	30, // 35: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
+	51, // 36: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
+	51, // 37: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
+	51, // 38: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
+	32, // 39: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
+	10, // 40: argon.v1.Machine.meta:type_name -> argon.v1.Meta
+	33, // 41: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
+	3,  // 42: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
+	45, // 43: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
+	43, // 44: argon.v1.Machine.shares:type_name -> argon.v1.Shares
+	44, // 45: argon.v1.Machine.move:type_name -> argon.v1.Move
+	41, // 46: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
+	42, // 47: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
+	35, // 48: argon.v1.Machine.wake:type_name -> argon.v1.Wake
+	5,  // 49: argon.v1.Machine.on_loss:type_name -> argon.v1.OnLoss
+	38, // 50: argon.v1.Machine.migration:type_name -> argon.v1.Migration
+	40, // 51: argon.v1.Machine.last_migration:type_name -> argon.v1.MigrationReport
+	10, // 52: argon.v1.Checkpoint.meta:type_name -> argon.v1.Meta
+	6,  // 53: argon.v1.Checkpoint.state:type_name -> argon.v1.CheckpointState
+	7,  // 54: argon.v1.Checkpoint.purpose:type_name -> argon.v1.CheckpointPurpose
+	50, // 55: argon.v1.Checkpoint.snapshots:type_name -> argon.v1.Checkpoint.SnapshotsEntry
+	34, // 56: argon.v1.Checkpoint.machine:type_name -> argon.v1.Machine
+	37, // 57: argon.v1.Checkpoint.platform:type_name -> argon.v1.Platform
+	51, // 58: argon.v1.Checkpoint.taken:type_name -> google.protobuf.Timestamp
+	8,  // 59: argon.v1.Migration.phase:type_name -> argon.v1.MigrationPhase
+	51, // 60: argon.v1.Migration.since:type_name -> google.protobuf.Timestamp
+	51, // 61: argon.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
+	39, // 62: argon.v1.Migration.progress:type_name -> argon.v1.MigrationProgress
+	51, // 63: argon.v1.MigrationReport.since:type_name -> google.protobuf.Timestamp
+	51, // 64: argon.v1.MigrationReport.ended:type_name -> google.protobuf.Timestamp
+	39, // 65: argon.v1.MigrationReport.progress:type_name -> argon.v1.MigrationProgress
+	51, // 66: argon.v1.MigrationReport.paused:type_name -> google.protobuf.Timestamp
+	51, // 67: argon.v1.MigrationReport.resumed:type_name -> google.protobuf.Timestamp
+	51, // 68: argon.v1.MigrationReport.drain_since:type_name -> google.protobuf.Timestamp
+	51, // 69: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
+	4,  // 70: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
+	51, // 71: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
+	46, // 72: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
+	51, // 73: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
+	9,  // 74: argon.v1.Event.severity:type_name -> argon.v1.Severity
+	75, // [75:75] is the sub-list for method output_type
+	75, // [75:75] is the sub-list for method input_type
+	75, // [75:75] is the sub-list for extension type_name
+	75, // [75:75] is the sub-list for extension extendee
+	0,  // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_records_proto_init() }
@@ -4982,7 +5063,7 @@ func file_argon_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_records_proto_rawDesc), len(file_argon_v1_records_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -61,6 +61,9 @@ func (r *Replica) health(onDisk layer.Health) layer.Health {
 // epoch is on disk, lower ones are refused for ever, and nothing of an earlier
 // session is under way or can begin (I4). The newest session of an epoch wins.
 func (r *Replica) Seal(epoch uint64) (*Session, Info, error) {
+	if isClosed(r.store.suspension()) {
+		return nil, Info{}, ErrSuspended
+	}
 	r.ops.Lock()
 	defer r.ops.Unlock()
 	if epoch < r.sealed && !r.opts.Hooks.AcceptOldEpoch {

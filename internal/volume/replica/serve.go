@@ -40,6 +40,17 @@ func Serve(ctx context.Context, nc net.Conn, store *Store) error {
 	defer nc.Close()
 	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 	defer stop()
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	over, suspended := make(chan struct{}), store.suspension()
+	defer close(over)
+	watching.Go(func() {
+		select {
+		case <-suspended:
+			_ = nc.Close()
+		case <-over:
+		}
+	})
 	c := &serverConn{nc: nc, below: cork.Of(nc), in: bufio.NewReaderSize(nc, 64<<10), out: bufio.NewWriterSize(nc, 64<<10), slots: make(chan struct{}, window)}
 	if err := c.hello(store); err != nil {
 		return err
@@ -53,7 +64,7 @@ func Serve(ctx context.Context, nc net.Conn, store *Store) error {
 	wg.Wait()
 	// A session that was not closed clean ends with the next one: until then
 	// nobody uses it.
-	if errors.Is(c.err, io.EOF) || errors.Is(c.err, cork.ErrCut) || ctx.Err() != nil || errors.Is(c.err, net.ErrClosed) {
+	if isClosed(suspended) || errors.Is(c.err, io.EOF) || errors.Is(c.err, cork.ErrCut) || ctx.Err() != nil || errors.Is(c.err, net.ErrClosed) {
 		return nil
 	}
 	return c.err

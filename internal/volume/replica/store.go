@@ -25,6 +25,8 @@ var (
 	ErrFailed = errors.New("the replica's disk failed")
 	// ErrFenced: another session began, or this one was closed.
 	ErrFenced = errors.New("the session with the replica is over")
+	// ErrSuspended: the disk answers nothing at the moment.
+	ErrSuspended = errors.New("the disk does not answer")
 	// ErrForeign: the directory belongs to another cluster.
 	ErrForeign = errors.New("belongs to another cluster")
 )
@@ -104,6 +106,8 @@ type Store struct {
 
 	mu       sync.Mutex
 	replicas map[key]*Replica
+	// suspended is closed while the disk answers nothing, and ends connections.
+	suspended chan struct{}
 }
 
 type key struct {
@@ -114,7 +118,7 @@ type key struct {
 // Open finds the replicas in the directory. One that cannot be read is left
 // alone and logged: it counts as not there.
 func Open(opts Options) (*Store, error) {
-	s := &Store{opts: opts, replicas: map[key]*Replica{}}
+	s := &Store{opts: opts, replicas: map[key]*Replica{}, suspended: make(chan struct{})}
 	if err := opts.FS.MkdirAll(opts.Dir); err != nil {
 		return nil, fmt.Errorf("replicas: %w", err)
 	}
@@ -251,6 +255,42 @@ func (s *Store) create(spec CreateSpec) (*Replica, error) {
 		return nil, err
 	}
 	return s.open(dir)
+}
+
+// Suspend ends the sessions of holders elsewhere, and refuses all that would begin:
+// whoever waits for a disk that hangs had better do without it. What is under way
+// ends when the disk goes on.
+func (s *Store) Suspend() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !isClosed(s.suspended) {
+		close(s.suspended)
+	}
+}
+
+// Resume ends that.
+func (s *Store) Resume() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if isClosed(s.suspended) {
+		s.suspended = make(chan struct{})
+	}
+}
+
+// suspension is closed when Suspend is called.
+func (s *Store) suspension() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.suspended
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // Get finds a replica.

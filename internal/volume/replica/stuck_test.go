@@ -107,6 +107,12 @@ func (h *pipelined) read() wire.Header {
 // written a page.
 func serveOn(t *testing.T, fs *stuckFS) *pipelined {
 	t.Helper()
+	h, _ := serveStoreOn(t, fs)
+	return h
+}
+
+func serveStoreOn(t *testing.T, fs *stuckFS) (*pipelined, *replica.Store) {
+	t.Helper()
 	store, err := replica.Open(replica.Options{FS: fs, Dir: t.TempDir(), ClusterID: "c", BootID: "b", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +135,7 @@ func serveOn(t *testing.T, fs *stuckFS) *pipelined {
 	h.answer(wire.Hello)
 	h.send(page(0)) // stamps the region: the next writes need not wait for that
 	h.answer(wire.Write)
-	return h
+	return h, store
 }
 
 func page(i int) wire.Header {
@@ -171,5 +177,36 @@ func TestAnswersDoNotWait(t *testing.T) {
 		if head.Type != wire.Flush && head.Type != wire.Write {
 			t.Errorf("answer of type %d", head.Type)
 		}
+	}
+}
+
+// Who waits for a disk that hangs is told that it is of no use, and nobody else
+// begins to wait; when it goes on, all is as before.
+func TestSuspension(t *testing.T) {
+	fs := newStuckFS()
+	h, store := serveStoreOn(t, fs)
+	r, err := store.Get("v", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs.writes.Store(true)
+	h.send(page(0), wire.Header{Type: wire.Ping})
+	h.answer(wire.Ping)
+	store.Suspend()
+	if _, err := h.nc.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the connection: %v", err)
+	}
+	if _, _, err := r.Seal(2); !errors.Is(err, replica.ErrSuspended) {
+		t.Errorf("a new session: %v", err)
+	}
+	fs.writes.Store(false)
+	fs.goesOn()
+	store.Resume()
+	s, _, err := r.Seal(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WriteAt(make([]byte, 4096), 0, 2, false); err != nil {
+		t.Error(err)
 	}
 }
