@@ -25,6 +25,9 @@ const (
 	exitOK     = 0
 	exitFailed = 1
 	exitUsage  = 2
+	// exitFinal: a server that is started again ends again; docs/argon.service
+	// knows it.
+	exitFinal = 3
 )
 
 // app is what the commands share: where they read and write, and which server

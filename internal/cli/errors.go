@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/argon-cluster/argon/client"
+	"github.com/argon-cluster/argon/internal/daemon"
 )
 
 // usageError: the command line was not understood.
@@ -59,6 +60,9 @@ func (a *app) exit(err error) int {
 	var wrong *usageError
 	if errors.As(err, &wrong) || !a.runs {
 		return exitUsage
+	}
+	if daemon.Final(err) {
+		return exitFinal
 	}
 	return exitFailed
 }

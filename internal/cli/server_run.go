@@ -90,7 +90,7 @@ func (a *app) runServer(cmd *cobra.Command, f *serverFlags) error {
 	signal.Notify(restart, syscall.SIGHUP)
 	defer signal.Stop(restart)
 	err = guard.Run(cmd.Context(), guard.Options{
-		Daemon: f.daemonArgs(self, a.dir), Groups: cgroup.Options{Name: cgroup.ServerName(a.dir)}, Watchdog: f.watchdog, Restart: restart, Log: log.With("part", "guard"),
+		Daemon: f.daemonArgs(self, a.dir), Groups: cgroup.Options{Name: cgroup.ServerName(a.dir)}, Watchdog: f.watchdog, Restart: restart, Final: exitFinal, Log: log.With("part", "guard"),
 	})
 	if exit := (*guard.ExitError)(nil); errors.As(err, &exit) {
 		return &toldError{code: exit.Code} // it has said why

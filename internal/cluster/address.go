@@ -131,7 +131,8 @@ const (
 
 // addressWait is how a member finds that its address has changed.
 type addressWait struct {
-	look            func() ([]hostAddress, error)
+	look func() ([]hostAddress, error)
+	// find finds another one; nil: none will do.
 	find            func(ctx context.Context) (string, error)
 	patience, pause time.Duration
 	log             *slog.Logger
@@ -141,11 +142,20 @@ type addressWait struct {
 // away, while the host has another one that can be told, the host was given that:
 // it returns the new one. Of a name the name server knows.
 func AwaitAddress(ctx context.Context, own string, log *slog.Logger) (string, error) {
-	return addressWait{
-		look:     hostAddresses,
-		find:     func(ctx context.Context) (string, error) { return FindAddress(ctx, "") },
-		patience: addressPatience, pause: addressPause, log: log,
-	}.await(ctx, own)
+	w := newAddressWait(log)
+	w.find = func(ctx context.Context) (string, error) { return FindAddress(ctx, "") }
+	return w.await(ctx, own)
+}
+
+// AwaitGivenAddress waits until the address that a member was told to use is one
+// of this host. It takes no other one.
+func AwaitGivenAddress(ctx context.Context, given string, log *slog.Logger) error {
+	_, err := newAddressWait(log).await(ctx, given)
+	return err
+}
+
+func newAddressWait(log *slog.Logger) addressWait {
+	return addressWait{look: hostAddresses, patience: addressPatience, pause: addressPause, log: log}
 }
 
 func (w addressWait) await(ctx context.Context, own string) (string, error) {
@@ -153,7 +163,7 @@ func (w addressWait) await(ctx context.Context, own string) (string, error) {
 	if err != nil || ip.IsLoopback() { // of which a host has more than its interface says
 		return own, nil
 	}
-	trouble := complaint{log: w.log, about: "waiting for this server's address, or for another one"}
+	trouble := complaint{log: w.log, about: "waiting for this server's address"}
 	for began := time.Now(); ; {
 		all, err := w.look()
 		if err != nil {
@@ -163,7 +173,7 @@ func (w addressWait) await(ctx context.Context, own string) (string, error) {
 			return own, nil
 		}
 		missing := fmt.Errorf("%s is not an address of this host", own)
-		if time.Since(began) >= w.patience {
+		if w.find != nil && time.Since(began) >= w.patience {
 			now, err := w.find(ctx)
 			if err == nil {
 				w.log.Info("this server's address is gone; it takes the one that the host has now", "was", own, "address", now)

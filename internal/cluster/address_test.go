@@ -89,6 +89,7 @@ func TestAwaitAddress(t *testing.T) {
 	}{
 		{"it is there", "10.0.0.1", [][]hostAddress{has("10.0.0.1", "10.0.0.2")}, 0, nil, "10.0.0.1"},
 		{"it comes", "10.0.0.1", [][]hostAddress{has(), has("10.0.0.2"), has("10.0.0.2", "10.0.0.1")}, time.Hour, nil, "10.0.0.1"},
+		{"given, and it comes late", "10.0.0.1", [][]hostAddress{has("10.0.0.2"), has("10.0.0.2"), has("10.0.0.1")}, 0, nil, "10.0.0.1"},
 		{"it is another", "10.0.0.1", [][]hostAddress{has("10.0.0.2")}, 0, []string{"10.0.0.2"}, "10.0.0.2"},
 		{"not clear at once", "fd00::1", [][]hostAddress{has("fd00::2")}, 0, []string{"", "", "fd00::2"}, "fd00::2"},
 		{"not clear, and it comes", "fd00::1", [][]hostAddress{has("fd00::2"), has("fd00::1")}, 0, []string{""}, "fd00::1"},
@@ -110,6 +111,9 @@ func TestAwaitAddress(t *testing.T) {
 					return now, nil
 				},
 				patience: tt.patience, log: slog.New(slog.DiscardHandler),
+			}
+			if tt.found == nil {
+				w.find = nil // as for an address that was given
 			}
 			if got, err := w.await(t.Context(), tt.own); err != nil || got != tt.want {
 				t.Errorf("got %s, %v, want %s", got, err, tt.want)

@@ -58,7 +58,7 @@ func (d directory) load() (*identity, *credentials, error) {
 		return nil, nil, fmt.Errorf("%s is damaged: %w", d.identityFile(), err)
 	}
 	if id.Schema != identitySchema {
-		return nil, nil, fmt.Errorf("directory %s: its layout is %d, this program knows %d: install the version of argon that it was made with, or a newer one", d, id.Schema, identitySchema)
+		return nil, nil, fmt.Errorf("directory %s %w: its layout is %d, this program knows %d: install the version of argon that it was made with, or a newer one", d, ErrLayout, id.Schema, identitySchema)
 	}
 	creds, err := d.loadCredentials()
 	if err != nil {

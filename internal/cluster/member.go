@@ -26,6 +26,8 @@ var (
 	ErrUnconfigured = errors.New("this server is not part of a cluster: run `argon init` or `argon join`")
 	// ErrRemoved: the cluster does not know this server any more.
 	ErrRemoved = errors.New("this server was removed from its cluster")
+	// ErrLayout: another version of argon has to be installed.
+	ErrLayout = errors.New("is not for this version of argon")
 	// ErrNotRunning: Start comes first, or Stop came.
 	ErrNotRunning = errors.New("this server has not started")
 )

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/cluster"
 	"github.com/argon-cluster/argon/internal/hypervisor"
 	"github.com/argon-cluster/argon/internal/rpc"
@@ -50,6 +51,12 @@ type Options struct {
 // ErrRestart ends a server whose place another one takes at once: its guests run
 // on.
 var ErrRestart = errors.New("the daemon is restarted")
+
+// Final reports whether a server that ended with err would end so each time it is
+// started, until somebody has done what err says.
+func Final(err error) bool {
+	return errors.Is(err, cluster.ErrRemoved) || errors.Is(err, cluster.ErrLayout) || errors.Is(err, catalog.ErrSchema)
+}
 
 // Guard is the parent process that outlives the daemon.
 type Guard interface {
@@ -108,6 +115,8 @@ func openMember(ctx context.Context, o *Options, r resources) (*cluster.Member, 
 				return nil, err
 			}
 			address, ports = m.Address()
+		} else if err := cluster.AwaitGivenAddress(ctx, o.Address, o.Log); err != nil {
+			return nil, err
 		}
 		o.Address, o.APIPort, o.DataPort, o.PeerPort, o.EtcdPort = address, ports.API, ports.Data, ports.Peer, ports.Etcd
 		return m, nil

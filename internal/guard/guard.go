@@ -31,11 +31,13 @@ type Options struct {
 	// Restart asks for a new daemon in the place of the one that runs, such as
 	// after an upgrade; guests run on.
 	Restart <-chan os.Signal
-	Log     *slog.Logger
+	// Final is the exit code of a daemon that would end so again: none follows.
+	Final int
+	Log   *slog.Logger
 }
 
-// ExitError says that the daemon could not start at all: its own last words
-// are all that the user needs to see.
+// ExitError says that the daemon could not start at all, or can't go on: its own
+// last words are all that the user needs to see.
 type ExitError struct{ Code int }
 
 func (e *ExitError) Error() string { return fmt.Sprintf("the daemon ended with code %d", e.Code) }
@@ -64,7 +66,7 @@ const (
 
 // Run runs the daemon, again whenever it ends, and its guests, until ctx ends:
 // then it stops the daemon and kills the guests. It returns an *ExitError when
-// the daemon ends before one has ever started.
+// the daemon ends before one has ever started, or for good.
 func Run(ctx context.Context, o Options) error {
 	groups, err := cgroup.Open(o.Groups)
 	if err != nil {
@@ -162,13 +164,14 @@ func (g *guard) keepDaemon(ctx context.Context) error {
 			g.opts.Log.Info("the daemon is started anew, as asked")
 			continue
 		}
-		if exit := (*exec.ExitError)(nil); !g.everStarted() {
-			if errors.As(err, &exit) && exit.Exited() {
-				return &ExitError{Code: exit.ExitCode()}
-			}
-			if err != nil && exit == nil {
-				return err
-			}
+		exit := (*exec.ExitError)(nil)
+		ended := errors.As(err, &exit) && exit.Exited()
+		started := g.everStarted()
+		switch {
+		case ended && (!started || exit.ExitCode() == g.opts.Final):
+			return &ExitError{Code: exit.ExitCode()}
+		case err != nil && exit == nil && !started:
+			return err
 		}
 		if time.Since(began) > longRun {
 			pause = firstPause

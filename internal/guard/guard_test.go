@@ -32,6 +32,7 @@ const (
 	mountsName   = "ARGON_GUARD_TEST_MOUNTS"
 	watchdogName = "ARGON_GUARD_TEST_WATCHDOG"
 	patience     = 30 * time.Second // a hang, not a measure
+	finalCode    = 3
 )
 
 func TestMain(m *testing.M) {
@@ -54,7 +55,7 @@ func beGuard() int {
 	restart := make(chan os.Signal, 1)
 	signal.Notify(restart, unix.SIGHUP)
 	err := Run(ctx, Options{
-		Daemon: []string{os.Args[0]}, Watchdog: os.Getenv(watchdogName), Restart: restart,
+		Daemon: []string{os.Args[0]}, Final: finalCode, Watchdog: os.Getenv(watchdogName), Restart: restart,
 		Groups: groupsOf(os.Getenv(dirName)),
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
@@ -127,6 +128,9 @@ func obey(c *Client, dir string, words []string) string {
 	case "lower":
 		d, _ := time.ParseDuration(arg(1))
 		err = c.LimitDeadline(ctx, boottime.Now()+d)
+	case "exit":
+		code, _ := strconv.Atoi(arg(1))
+		os.Exit(code)
 	case "start":
 		var pid int
 		if pid, err = c.Start(ctx, Process{ID: arg(1), Path: "sleep", Args: []string{"3600"}, Dir: dir, LogPath: filepath.Join(dir, arg(1)+".log")}); err == nil {
@@ -427,6 +431,27 @@ func TestDaemonCannotStart(t *testing.T) {
 	err := w.cmd.Wait()
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 2 {
 		t.Errorf("the guard ended with %v, want code 2", err)
+	}
+}
+
+// A daemon that would end so again is not followed by another; its guests end.
+func TestDaemonEndsForGood(t *testing.T) {
+	w := newWorld(t, "")
+	w.must("ready")
+	w.must("deadline 1h")
+	guest := w.must("start a")
+	if nc, err := net.Dial("unix", filepath.Join(w.dir, "control")); err != nil {
+		t.Fatal(err)
+	} else {
+		fmt.Fprintln(nc, "exit", finalCode)
+		_ = nc.Close()
+	}
+	err := w.cmd.Wait()
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != finalCode {
+		t.Errorf("the guard ended with %v, want code %d", err, finalCode)
+	}
+	if alive(guest) {
+		t.Error("its guest lives")
 	}
 }
 
