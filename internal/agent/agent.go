@@ -154,7 +154,7 @@ func (a *Agent) look(ctx context.Context) error {
 			continue
 		}
 		m := a.machine(machineID)
-		m.guests[placement] = &guest{id: id, guestSeen: guestSeen{placement: placement}}
+		m.guests[placement] = newGuest(id, guestSeen{placement: placement})
 	}
 	if replicas != nil {
 		a.replicas = replicas

@@ -81,13 +81,13 @@ func (a *Agent) takeCheckpoint(ctx context.Context, c *argonv1.Checkpoint, m *ar
 	// memory was saved to be suspended.
 	ferr := a.failCheckpoint(context.WithoutCancel(ctx), c, err)
 	if ferr == nil || c.GetPurpose() != forSuspend {
-		ferr = errors.Join(ferr, a.letGoOn(ctx, g))
+		ferr = errors.Join(ferr, a.letGoOn(ctx, g, stop{}))
 	}
 	return errors.Join(err, ferr)
 }
 
 // letGoOn makes a guest run again; one that runs does not mind.
-func (a *Agent) letGoOn(ctx context.Context, g *guest) error {
+func (a *Agent) letGoOn(ctx context.Context, g *guest, after stop) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goOnTimeout)
 	defer cancel()
 	select {
@@ -95,7 +95,7 @@ func (a *Agent) letGoOn(ctx context.Context, g *guest) error {
 		return nil
 	default:
 	}
-	if err := g.handle.Resume(ctx); err != nil {
+	if err := g.goOn(ctx, after); err != nil {
 		return fmt.Errorf("let the guest go on: %w", err)
 	}
 	return nil
@@ -157,7 +157,7 @@ func (a *Agent) save(ctx context.Context, c *argonv1.Checkpoint, m *argonv1.Mach
 	defer saved.Memory.Close()
 	t.stopped, t.pause = saved.Stopped, saved.Pause
 	if !t.mode.Live && !suspend {
-		if err := g.handle.Resume(ctx); err != nil {
+		if err := g.goOn(ctx, stop{}); err != nil {
 			return t, fmt.Errorf("let the guest go on: %w", err)
 		}
 		t.pause = time.Since(saved.Stopped)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/hypervisor/fake"
 )
 
 // What a guest's agent says is in the machine's record while the guest runs, and
@@ -42,4 +43,39 @@ func TestGuestAgent(t *testing.T) {
 	w.want(wantStopped)
 	w.until("stopped", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateStopped })
 	said("[]")
+}
+
+// A guest that stood still, with its memory in a checkpoint or on the way to another
+// server, gets its clock set; where it can't be after a long time, that is told.
+func TestClockIsSet(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(2, "a", "b")
+	w.runs(0)
+	id := w.checkpoint(manual)
+	w.until("taken", func(st *catalog.State) bool { return st.Checkpoints[id].GetState() == cpReady })
+	here := func() *fake.Guest { return w.hosts[w.view.State().Machines["m"].GetServerId()].guest() }
+	goesOn := func(agent *hypervisor.Info) {
+		t.Helper()
+		w.want(wantStopped)
+		w.until("stopped", atRest(stateStopped))
+		w.atWake = func(g *fake.Guest) { g.Say(agent) }
+		w.wakeFrom(id)
+		w.runs(0)
+	}
+	set := func(h *host) bool { return h.guest() == nil || h.guest().ClockSet() > 0 }
+
+	goesOn(&hypervisor.Info{Hostname: "web"})
+	w.untilHosts("its clock is set", set)
+	w.tells("machine-clock-set")
+
+	to := map[string]string{"a": "b", "b": "a"}[w.view.State().Machines["m"].GetServerId()]
+	if r := w.ended(w.migrate(to)); r.GetFailure() != "" {
+		t.Fatal(r)
+	}
+	w.runs(0)
+	here().Say(&hypervisor.Info{Hostname: "web"})
+	w.untilHosts("its clock is set there", set)
+
+	goesOn(nil)
+	w.tells("machine-clock-behind")
 }

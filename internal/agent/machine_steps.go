@@ -48,7 +48,14 @@ type guest struct {
 	killed bool
 	// wentOn is when it was told to go on after a migration.
 	wentOn time.Time
+	// stood has how its clock came to be behind, for who sets it: the last time.
+	stood chan stop
 	guestSeen
+}
+
+// newGuest is one that is to run, or was found running.
+func newGuest(id string, seen guestSeen) *guest {
+	return &guest{id: id, guestSeen: seen, stood: make(chan stop, 1)}
 }
 
 // machine finds or makes the entry of a machine. The caller holds mu.
@@ -315,7 +322,7 @@ func (a *Agent) start(ctx context.Context, m *argonv1.Machine) error {
 	if err := a.announce(ctx, id, placement); err != nil {
 		return err
 	}
-	g := &guest{id: GuestID(id, placement), guestSeen: guestSeen{placement: placement, acceleration: accel, unshared: sharesOf(m) != hypervisor.Shares{}}}
+	g := newGuest(GuestID(id, placement), guestSeen{placement: placement, acceleration: accel, unshared: sharesOf(m) != hypervisor.Shares{}})
 	spec, err := a.spec(ctx, m, g)
 	if err == nil {
 		var handle hypervisor.Guest
@@ -488,7 +495,7 @@ func (a *Agent) resume(ctx context.Context, g *guest) error {
 	a.mu.Unlock()
 	ctx, cancel := a.answering(ctx)
 	defer cancel()
-	if err := g.handle.Resume(ctx); err != nil {
+	if err := g.goOn(ctx, stop{}); err != nil {
 		return fmt.Errorf("resume guest %s: %w", g.id, err)
 	}
 	return nil

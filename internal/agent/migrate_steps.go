@@ -315,10 +315,10 @@ func progressOf(t hypervisor.Transfer) *argonv1.MigrationProgress {
 // If that fails, the machine stays where it is.
 func (a *Agent) receive(ctx context.Context, m *argonv1.Machine) error {
 	id, placement := m.GetMeta().GetId(), m.GetMigration().GetPlacement()
-	g := &guest{id: GuestID(id, placement), guestSeen: guestSeen{
+	g := newGuest(GuestID(id, placement), guestSeen{
 		placement: placement, acceleration: hypervisor.Acceleration(m.GetStatus().GetAcceleration()),
 		unshared: sharesOf(m) != hypervisor.Shares{},
-	}}
+	})
 	spec, err := a.spec(ctx, m, g)
 	if err == nil {
 		spec.Incoming, spec.Machine = true, m.GetStatus().GetMachineType()
@@ -368,7 +368,7 @@ func (a *Agent) goOn(ctx context.Context, g *guest) error {
 	}
 	status, err := g.handle.Status(ctx)
 	if err == nil && status.State != hypervisor.Running && status.State != hypervisor.ShutDown {
-		err, status = g.handle.Resume(ctx), hypervisor.Status{State: hypervisor.Running}
+		err, status = g.goOn(ctx, stop{}), hypervisor.Status{State: hypervisor.Running}
 	}
 	if err != nil {
 		return fmt.Errorf("guest %s: it goes on: %w", g.id, err)

@@ -195,7 +195,7 @@ func (a *Agent) wakeUp(ctx context.Context, m *argonv1.Machine, c *argonv1.Check
 		return err
 	}
 	accel := hypervisor.Acceleration(c.GetPlatform().GetAcceleration())
-	g := &guest{id: GuestID(id, number), guestSeen: guestSeen{placement: number, acceleration: accel, wokenFrom: c.GetMeta().GetId()}}
+	g := newGuest(GuestID(id, number), guestSeen{placement: number, acceleration: accel, wokenFrom: c.GetMeta().GetId()})
 	spec, err := a.spec(ctx, m, g)
 	if err == nil {
 		spec.Machine = c.GetPlatform().GetMachineType()
@@ -248,7 +248,7 @@ func (a *Agent) consume(ctx context.Context, m *argonv1.Machine, c *argonv1.Chec
 		cancel()
 		switch {
 		case err == nil:
-			if err := a.letGoOn(ctx, g); err != nil {
+			if err := a.letGoOn(ctx, g, stop{m, c.GetTaken().AsTime()}); err != nil {
 				a.Log.Warn("a guest does not go on; it is tried again", "guest", g.id, "err", err)
 			}
 			a.tell(ctx, machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-woken",

@@ -225,6 +225,9 @@ type Guest interface {
 	Freeze(ctx context.Context) error
 	// Thaw ends that. One that is not frozen stays as it is.
 	Thaw(ctx context.Context) error
+	// SetClock has the guest's agent set its clock, which stood still with the
+	// guest, to this host's. ErrNoAgent if none answers.
+	SetClock(ctx context.Context) error
 	// Done is closed when the guest's process is gone.
 	Done() <-chan struct{}
 }

@@ -162,6 +162,8 @@ type Guest struct {
 	shares hypervisor.Shares
 	grown  map[int]int64
 	info   *hypervisor.Info
+	// clockSet is how often its clock was set.
+	clockSet int
 	frozen bool
 	line   *Line
 	// resumed is how often it was told to go on.
@@ -377,6 +379,24 @@ func (g *Guest) freeze(frozen bool) error {
 	}
 	g.frozen = frozen
 	return nil
+}
+
+// SetClock implements hypervisor.Guest.
+func (g *Guest) SetClock(context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.info == nil {
+		return hypervisor.ErrNoAgent
+	}
+	g.clockSet++
+	return nil
+}
+
+// ClockSet is how often its clock was set.
+func (g *Guest) ClockSet() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.clockSet
 }
 
 // Frozen tells whether its file systems rest.
