@@ -2,8 +2,10 @@ package agent
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/hypervisor"
 	"github.com/argon-cluster/argon/internal/hypervisor/fake"
@@ -78,4 +80,53 @@ func TestClockIsSet(t *testing.T) {
 
 	goesOn(nil)
 	w.tells("machine-clock-behind")
+}
+
+// What waits for the next start is not given to a guest that goes to another server:
+// it would not take the memory. Ports are published and taken away while it runs.
+func TestChangedWhileItRuns(t *testing.T) {
+	w := newWorld(t, "a", "b")
+	w.create(2, "a", "b")
+	from := w.runs(0).GetServerId()
+	change := func(change func(*argonv1.Machine)) {
+		t.Helper()
+		if _, err := w.store.Machines.Update(t.Context(), "m", func(m *argonv1.Machine) error { change(m); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publishes := func(want ...int) {
+		t.Helper()
+		w.untilHosts(fmt.Sprint("published: ", want), func(h *host) bool {
+			if h.guest() == nil {
+				return true
+			}
+			var got []int
+			for _, p := range h.guest().Ports() {
+				got = append(got, p.GuestPort)
+			}
+			return slices.Equal(got, want)
+		})
+	}
+	change(func(m *argonv1.Machine) {
+		m.Cpus, m.MemoryBytes, m.FirstBoot = 4, 2*gib, &argonv1.FirstBoot{Revision: 1}
+		m.Ports = []*argonv1.PublishedPort{{ClusterPort: 8080, GuestPort: 80}, {ClusterPort: 8022, GuestPort: 22}}
+	})
+	publishes(80, 22)
+	to := map[string]string{"a": "b", "b": "a"}[from]
+	if r := w.ended(w.migrate(to)); r.GetFailure() != "" {
+		t.Fatal(r)
+	}
+	w.runs(0)
+	if s := w.hosts[to].guest().Spec(); s.CPUs != 1 || s.MemoryBytes != gib || s.Seed != "" {
+		t.Errorf("the guest there is made of %+v", s)
+	}
+	change(func(m *argonv1.Machine) { m.Ports = m.GetPorts()[:1] })
+	publishes(80)
+	w.want(wantStopped)
+	w.until("stopped", atRest(stateStopped))
+	w.want(wantRunning)
+	m := w.runs(0)
+	if s := w.hosts[m.GetServerId()].guest().Spec(); s.CPUs != 4 || s.MemoryBytes != 2*gib || s.Seed == "" {
+		t.Errorf("its next guest is made of %+v", s)
+	}
 }

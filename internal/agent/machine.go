@@ -52,6 +52,10 @@ type guestSeen struct {
 	shares       hypervisor.Shares
 	unshared     bool
 	sharesDetail string
+	// ports are those of the guest that are forwarded to; unforwarded: that is not
+	// known, as it was found running.
+	ports       []uint32
+	unforwarded bool
 	// diskSizes are those that it was told of last; nil: that is not known.
 	diskSizes []uint64
 	// wokenFrom is the checkpoint that this run has made it of.
@@ -128,10 +132,12 @@ const (
 	announceIt
 	// goOn makes a guest run that a migration left standing.
 	goOn
+	// forward gives a guest the ports that its record says.
+	forward
 )
 
 func (s machineStep) String() string {
-	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "share", "grow", "reap", "check", "wake", "receive", "announce", "go on"}[s]
+	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "share", "grow", "reap", "check", "wake", "receive", "announce", "go on", "forward"}[s]
 }
 
 // belongs tells whether a machine is to be run by this server, as far as
@@ -211,6 +217,9 @@ func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksS
 	if g.unshared || g.shares != sharesOf(m) {
 		return share
 	}
+	if g.unforwarded || !slices.Equal(g.ports, portsOf(m)) {
+		return forward
+	}
 	if disks.ready && !slices.Equal(g.diskSizes, disks.sizes) {
 		return grow
 	}
@@ -224,6 +233,17 @@ func sharesOf(m *argonv1.Machine) hypervisor.Shares {
 		CPUPercent: s.GetCpuPercent(), CPUWeight: s.GetCpuWeight(),
 		DiskIOPS: s.GetDiskIops(), DiskBytesPerSecond: s.GetDiskBytesPerSecond(),
 	}
+}
+
+// portsOf are the ports of a machine's guest that something is published from, in
+// order.
+func portsOf(m *argonv1.Machine) []uint32 {
+	var ports []uint32
+	for _, p := range m.GetPorts() {
+		ports = append(ports, p.GetGuestPort())
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
 }
 
 // nextForStop ends a guest: by its agent or its power button, by the button once

@@ -14,6 +14,7 @@ import (
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/placement"
 )
 
 // This file carries out what machine.go and status.go decide.
@@ -48,6 +49,8 @@ type guest struct {
 	killed bool
 	// wentOn is when it was told to go on after a migration.
 	wentOn time.Time
+	// forwarded is what leads to its ports.
+	forwarded []hypervisor.Port
 	// stood has how its clock came to be behind, for who sets it: the last time.
 	stood chan stop
 	guestSeen
@@ -162,6 +165,10 @@ func (p *plan) machineJob(id string, step machineStep, m *argonv1.Machine, g *gu
 		key = "shares/" + id
 		j.step = fmt.Sprint(sharesOf(m))
 		j.run = func(ctx context.Context) error { return a.share(ctx, g, sharesOf(m)) }
+	case forward:
+		key = "ports/" + id
+		j.step = fmt.Sprint(portsOf(m))
+		j.run = func(ctx context.Context) error { return a.forward(ctx, m, g) }
 	case grow:
 		key = "disks/" + id
 		sizes := seen.disks.sizes
@@ -282,7 +289,7 @@ func (a *Agent) adopt(ctx context.Context, id string, m *argonv1.Machine, g *gue
 		return fmt.Errorf("take up guest %s, which was found running: %w", g.id, err)
 	}
 	a.mu.Lock()
-	g.found, g.unshared, g.info = true, true, m.GetStatus().GetGuest()
+	g.found, g.unshared, g.unforwarded, g.info = true, true, true, m.GetStatus().GetGuest()
 	a.mu.Unlock()
 	a.take(ctx, g, handle)
 	a.note(func() {
@@ -319,7 +326,8 @@ func (a *Agent) start(ctx context.Context, m *argonv1.Machine) error {
 	case want == hypervisor.KVM && accel != hypervisor.KVM:
 		return fmt.Errorf("the machine wants KVM, which this server can't give: %s", probe.Reason)
 	}
-	if err := a.announce(ctx, id, placement); err != nil {
+	m, err = a.announce(ctx, id, placement, nil)
+	if err != nil {
 		return err
 	}
 	g := newGuest(GuestID(id, placement), guestSeen{placement: placement, acceleration: accel, unshared: sharesOf(m) != hypervisor.Shares{}})
@@ -346,22 +354,26 @@ func (a *Agent) clearAway(g *guest) {
 
 // announce writes that the machine is being started, right before it is: so
 // the record never shows a run that is over as if it went on, and a machine
-// that was moved or stopped in the meantime is not started.
-func (a *Agent) announce(ctx context.Context, id string, placement uint64) error {
-	_, err := a.Store.Machines.Update(ctx, id, func(m *argonv1.Machine) error {
-		if !belongs(m, a.ServerID) || m.GetPlacement() != placement || wanted(m) != argonv1.Wanted_WANTED_RUNNING {
+// that was moved or stopped in the meantime is not started. It also writes what the
+// guest is made of, nil for what is wanted now, and returns the machine as that.
+func (a *Agent) announce(ctx context.Context, id string, number uint64, hardware *argonv1.Hardware) (*argonv1.Machine, error) {
+	m, err := a.Store.Machines.Update(ctx, id, func(m *argonv1.Machine) error {
+		if !belongs(m, a.ServerID) || m.GetPlacement() != number || wanted(m) != argonv1.Wanted_WANTED_RUNNING {
 			return ErrOvertaken
+		}
+		if m.InForce = hardware; hardware == nil {
+			m.InForce = placement.HardwareOf(m)
 		}
 		observation{state: stateStarting}.apply(m, a.ServerID, a.Now())
 		return nil
 	})
 	if errors.Is(err, catalog.ErrNotFound) {
-		return ErrOvertaken
+		return nil, ErrOvertaken
 	}
 	if err != nil {
-		return fmt.Errorf("announce the start: %w", err)
+		return nil, fmt.Errorf("announce the start: %w", err)
 	}
-	return nil
+	return placement.AsStarted(m), nil
 }
 
 // spec is what the machine's guest is made of.
@@ -379,6 +391,7 @@ func (a *Agent) spec(ctx context.Context, m *argonv1.Machine, g *guest) (hypervi
 		Acceleration: g.acceleration, Shares: sharesOf(m), Ports: ports, Dir: dir, Firmware: hypervisor.Firmware(m.GetFirmware()),
 		Generation: m.GetGenerationId(),
 	}
+	g.forwarded, g.ports = ports, portsOf(m)
 	for _, n := range m.GetNetworks() {
 		spec.Networks = append(spec.Networks, hypervisor.Network{MAC: n.GetMac()})
 	}
@@ -415,6 +428,24 @@ func (a *Agent) share(ctx context.Context, g *guest, shares hypervisor.Shares) e
 		return fmt.Errorf("set its shares: %w", err)
 	}
 	a.note(func() { g.shares, g.unshared, g.sharesDetail = shares, false, detail })
+	return nil
+}
+
+// forward gives a guest that runs the ports that are published now.
+func (a *Agent) forward(ctx context.Context, m *argonv1.Machine, g *guest) error {
+	ports, err := a.Ports.Open(ctx, m, g.id)
+	if err == nil {
+		ctx, cancel := a.answering(ctx)
+		defer cancel()
+		a.mu.Lock()
+		stale := g.forwarded
+		a.mu.Unlock()
+		err = g.handle.SetPorts(ctx, stale, ports)
+	}
+	if err != nil {
+		return fmt.Errorf("publish its ports: %w", err)
+	}
+	a.note(func() { g.forwarded, g.ports, g.unforwarded = ports, portsOf(m), false })
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/placement"
 )
 
 // This file carries out what migrate.go decides.
@@ -314,12 +315,12 @@ func progressOf(t hypervisor.Transfer) *argonv1.MigrationProgress {
 // receive makes a guest that waits for the state of the one on the other server.
 // If that fails, the machine stays where it is.
 func (a *Agent) receive(ctx context.Context, m *argonv1.Machine) error {
-	id, placement := m.GetMeta().GetId(), m.GetMigration().GetPlacement()
-	g := newGuest(GuestID(id, placement), guestSeen{
-		placement: placement, acceleration: hypervisor.Acceleration(m.GetStatus().GetAcceleration()),
+	id, number := m.GetMeta().GetId(), m.GetMigration().GetPlacement()
+	g := newGuest(GuestID(id, number), guestSeen{
+		placement: number, acceleration: hypervisor.Acceleration(m.GetStatus().GetAcceleration()),
 		unshared: sharesOf(m) != hypervisor.Shares{},
 	})
-	spec, err := a.spec(ctx, m, g)
+	spec, err := a.spec(ctx, placement.AsStarted(m), g)
 	if err == nil {
 		spec.Incoming, spec.Machine = true, m.GetStatus().GetMachineType()
 		var handle hypervisor.Guest
@@ -327,7 +328,7 @@ func (a *Agent) receive(ctx context.Context, m *argonv1.Machine) error {
 			a.take(ctx, g, handle)
 			a.note(func() {
 				g.status, g.arriving = hypervisor.Status{State: hypervisor.Receiving}, true
-				a.machine(id).guests[placement] = g
+				a.machine(id).guests[number] = g
 			})
 			return a.announceReceiver(ctx, m)
 		}

@@ -191,7 +191,8 @@ func (a *Agent) refuse(ctx context.Context, m *argonv1.Machine, why error) error
 // on the guest.
 func (a *Agent) wakeUp(ctx context.Context, m *argonv1.Machine, c *argonv1.Checkpoint) error {
 	id, number := m.GetMeta().GetId(), m.GetPlacement()
-	if err := a.announce(ctx, id, number); err != nil {
+	m, err := a.announce(ctx, id, number, placement.HardwareOf(placement.AsStarted(c.GetMachine())))
+	if err != nil {
 		return err
 	}
 	accel := hypervisor.Acceleration(c.GetPlatform().GetAcceleration())

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ func (a *app) machineCommand() *cobra.Command {
 		a.machineStartCommand(), a.machineStopCommand(), a.machineSnapshotCommand(), a.machineRemoveCommand(), a.machineMigrateCommand(), a.machineConsoleCommand(),
 		a.machineCheckpointCommand(), a.machineSuspendCommand(), a.machineResumeCommand(), a.machineCloneCommand(),
 		a.machineFirstBootCommand(), a.machineVNCCommand(), a.machineScreenshotCommand(), a.machineSetCommand(),
+		a.machineResetCommand(), a.machineRestartCommand(), a.machineRenameCommand(), a.machineCopyCommand(),
 		a.machineImportCommand(), a.machineExportCommand())
 }
 
@@ -68,8 +70,12 @@ func (a *app) machineColumns() []column[*argonv1.MachineView] {
 		{"name", func(v view) cell { return plain(v.GetMachine().GetMeta().GetName()) }},
 		{"state", func(v view) cell { return machineState(v.GetMachine()) }},
 		{"server", func(v view) cell { return plain(v.GetServerName()) }},
-		{"cpus", func(v view) cell { return number(v.GetMachine().GetCpus()) }},
-		{"memory", func(v view) cell { return plain(formatBytes(v.GetMachine().GetMemoryBytes())) }},
+		{"cpus", func(v view) cell {
+			return inForce(v, (*argonv1.Hardware).GetCpus, v.GetMachine().GetCpus(), formatNumber)
+		}},
+		{"memory", func(v view) cell {
+			return inForce(v, (*argonv1.Hardware).GetMemoryBytes, v.GetMachine().GetMemoryBytes(), formatBytes)
+		}},
 		{"ports", func(v view) cell { return plain(formatPorts(v.GetMachine().GetPorts())) }},
 		{"addresses", func(v view) cell {
 			return plain(strings.Join(v.GetMachine().GetStatus().GetGuest().GetAddresses(), ","))
@@ -79,9 +85,24 @@ func (a *app) machineColumns() []column[*argonv1.MachineView] {
 	}
 }
 
+// inForce shows what a machine has, and what it gets when it starts next if that is
+// something else.
+func inForce[T comparable](v *argonv1.MachineView, of func(*argonv1.Hardware) T, wanted T, show func(T) string) cell {
+	has := v.GetMachine().GetInForce()
+	if len(v.GetNextStart()) == 0 || has == nil || of(has) == wanted {
+		return plain(show(wanted))
+	}
+	return cell{show(of(has)) + ", then " + show(wanted), yellow}
+}
+
+func formatNumber(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
 // machineDetails are shown of a single machine only.
 var machineDetails = []column[*argonv1.MachineView]{
 	{"wanted", func(v *argonv1.MachineView) cell { return plain(enumWord(v.GetMachine().GetWanted(), "WANTED_")) }},
+	{"at next start", func(v *argonv1.MachineView) cell { return cell{strings.Join(v.GetNextStart(), "; "), yellow} }},
+	{"closed ports", func(v *argonv1.MachineView) cell { return cell{strings.Join(v.GetClosedPorts(), "; "), yellow} }},
+	{"labels", func(v *argonv1.MachineView) cell { return plain(formatLabels(v.GetMachine().GetMeta().GetLabels())) }},
 	{"volumes", func(v *argonv1.MachineView) cell { return plain(strings.Join(v.GetVolumeNames(), ", ")) }},
 	{"acceleration", func(v *argonv1.MachineView) cell { return plain(v.GetMachine().GetStatus().GetAcceleration()) }},
 	{"firmware", func(v *argonv1.MachineView) cell { return plain(firstOf(v.GetMachine().GetFirmware(), "bios")) }},
@@ -191,7 +212,10 @@ func (a *app) machineRemoveCommand() *cobra.Command {
 	req := argonv1.RemoveMachineRequest{}
 	cmd := &cobra.Command{
 		Use:   "rm NAME...",
-		Short: "Remove machines with their disks",
+		Short: "Remove machines with the disks that were made with them",
+		Long: `Removes machines, with the disks that were made with them: from an image, by
+an import, a clone or a copy. Volumes that were made apart and given with
+--volume or attached later stay, and are named.`,
 		Example: `  argon machine rm web
   argon machine rm web --force          # although it runs
   argon machine rm web --keep-volumes   # its disks stay`,
@@ -202,9 +226,12 @@ func (a *app) machineRemoveCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&req.KeepVolumes, "keep-volumes", false, "keep its disks")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		return a.forEach(args, "machine %s removed", func(name string) error {
-			_, err := waiting(ctx, a, "removing machine "+name, c.Machines.RemoveMachine, &argonv1.RemoveMachineRequest{
+			res, err := waiting(ctx, a, "removing machine "+name, c.Machines.RemoveMachine, &argonv1.RemoveMachineRequest{
 				Name: name, Force: req.GetForce(), KeepVolumes: req.GetKeepVolumes(),
 			})
+			if kept := res.GetKeptVolumes(); err == nil && len(kept) > 0 {
+				fmt.Fprintf(a.err, "made apart, and kept: volume %s (argon volume rm)\n", strings.Join(kept, ", "))
+			}
 			return err
 		})
 	})

@@ -31,7 +31,8 @@ default for its image.`,
 		Example: `  argon machine create web --image debian --disk 10GiB --publish 8080:80
   argon machine create web --image debian --user alice --ssh-key ~/.ssh/id_ed25519.pub
   argon machine create db --volume db-root --volume db-data --cpus 4 --memory 8GiB
-  argon machine create spare --image debian --replicas 3 --stopped`,
+  argon machine create spare --image debian --replicas 3 --stopped
+  argon machine create near --image debian --on s2`,
 		Args: takes("NAME"),
 	}
 	f := addFormat(cmd)
@@ -76,7 +77,9 @@ func (c *createFlags) add(a *app, cmd *cobra.Command) {
 	flags.StringArrayVar(&c.req.Volumes, "volume", nil, "use this volume; repeated, the first one boots")
 	flags.Uint32Var(&c.req.Cpus, "cpus", 1, "virtual processors")
 	flags.Var(&c.memory, "memory", "such as 1GiB; a number alone is MiB")
-	flags.StringArrayVarP(&c.ports, "publish", "p", nil, "reach the machine's TCP port at every server's address, `CLUSTER:GUEST`; repeated")
+	addPublish(cmd, &c.ports)
+	flags.StringVar(&c.req.On, "on", "", "start it on this server first (default: the cluster chooses)")
+	a.completeFlag(cmd, "on", serverNames)
 	flags.StringVar(&c.req.Acceleration, "acceleration", "auto", "auto, kvm or tcg")
 	flags.StringVar(&c.req.Firmware, "firmware", "bios", "bios or uefi")
 	flags.Uint32Var(&c.req.Networks, "networks", 1, "how many network interfaces; ports are published from the first")
@@ -127,6 +130,11 @@ func (c *createFlags) request(cmd *cobra.Command, name string) (*argonv1.CreateM
 		req.Networks = 0
 	}
 	return req, checkReplicas(cmd, req.GetReplicas())
+}
+
+// addPublish gives a command the flag that publishes ports.
+func addPublish(cmd *cobra.Command, ports *[]string) {
+	cmd.Flags().StringArrayVarP(ports, "publish", "p", nil, "reach the machine's TCP port at every server's address, `CLUSTER:GUEST`; repeated")
 }
 
 // parsePorts reads CLUSTER:GUEST pairs, or one number for both.

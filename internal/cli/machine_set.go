@@ -69,14 +69,19 @@ func (a *app) machineSetCommand() *cobra.Command {
 	var stopTimeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "set NAME",
-		Short: "Change what a machine has: processors, memory, shares",
-		Long: `Changes what a machine has. Limits of processors, disks and published ports
-change while it runs; another number of processors or other memory waits for its
-next start, and the command says so. What no server could give is refused.`,
+		Short: "Change what a machine has: memory, ports, disks, shares",
+		Long: `Changes what a machine has. Limits, published ports, labels and the name change
+while it runs. Another number of processors or other memory waits for its next
+start, and the command says so. Disks, network cards and firmware can be changed
+while it is stopped. What no server could give is refused.`,
 		Example: `  argon machine set web --cpu-cap 50% --cpu-weight 50
   argon machine set db --disk-iops 2000 --disk-rate 100MiB
   argon machine set db --memory 8GiB --cpus 4     # from its next start on
-  argon machine set web --cpu-cap 0               # no limit any more`,
+  argon machine set web --cpu-cap 0               # no limit any more
+  argon machine set web --publish 8443:443 --unpublish 8080
+  argon machine set db --attach db-data           # stopped: one more disk
+  argon machine set db --detach old --boot root   # stopped
+  argon machine set web --label env=test --label owner=`,
 		Args:              takes("NAME"),
 		ValidArgsFunction: a.complete(machineNames),
 	}
@@ -89,6 +94,8 @@ next start, and the command says so. What no server could give is refused.`,
 	var keep keeping
 	keep.add(cmd, keeping{})
 	req := &argonv1.SetMachineRequest{}
+	var parts partFlags
+	parts.add(a, cmd, req)
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		any := false
 		given := func(name string) bool {
@@ -108,6 +115,12 @@ next start, and the command says so. What no server could give is refused.`,
 				return usage(cmd, "--stop-timeout %v: %v", stopTimeout, err)
 			}
 			req.StopTimeoutSeconds = &seconds
+		}
+		for _, name := range partFlagNames {
+			given(name)
+		}
+		if err := parts.read(cmd, req); err != nil {
+			return err
 		}
 		policy, every, err := keep.read(cmd)
 		if err != nil {

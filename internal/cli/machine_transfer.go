@@ -19,6 +19,7 @@ func (a *app) machineImportCommand() *cobra.Command {
 	req := &argonv1.CreateMachineRequest{}
 	memory := memorySize(0)
 	var format string
+	var ports []string
 	cmd := &cobra.Command{
 		Use:   "import NAME FILE...",
 		Short: "Make a machine of a stopped machine's disks",
@@ -27,6 +28,7 @@ The files are its disks, the first one boots; or an OVA, with all of them. Each
 may be in any format that images may be (see "argon image import").`,
 		Example: `  argon machine import web web.ova
   argon machine import db root.vmdk data.vdi --memory 8GiB --cpus 4
+  argon machine import web web.ova --publish 2222:22
   argon machine start web`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) < 2 {
@@ -44,10 +46,14 @@ may be in any format that images may be (see "argon image import").`,
 	flags.Var(&memory, "memory", "such as 1GiB (default: the OVA's, or 512MiB)")
 	flags.StringVar(&req.Firmware, "firmware", "", "bios or uefi (default: the OVA's, or bios)")
 	flags.StringVar(&req.Acceleration, "acceleration", "auto", "auto, kvm or tcg")
+	addPublish(cmd, &ports)
 	completeWords(cmd, "format", imageFormats...)
 	completeWords(cmd, "firmware", "bios", "uefi")
 	completeWords(cmd, "acceleration", "auto", "kvm", "tcg")
-	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) (err error) {
+		if req.Ports, err = parsePorts(ports); err != nil {
+			return usage(cmd, "%v", err)
+		}
 		return cmp.Or(checkImageFormat(cmd, format), checkReplicas(cmd, req.GetReplicas()))
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {

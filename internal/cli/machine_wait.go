@@ -52,7 +52,13 @@ type aim struct {
 	wanted  argonv1.Wanted
 }
 
-func toRun() aim   { return aim{isRunning, argonv1.Wanted_WANTED_RUNNING} }
+func toRun() aim { return aim{isRunning, argonv1.Wanted_WANTED_RUNNING} }
+
+// toRunAfter is toRun for one that is to be started again.
+func toRunAfter(placement uint64) aim {
+	return aim{func(m *argonv1.Machine) bool { return m.GetPlacement() > placement && isRunning(m) }, argonv1.Wanted_WANTED_RUNNING}
+}
+
 func toStand() aim { return aim{isStopped, argonv1.Wanted_WANTED_STOPPED} }
 
 func isRunning(m *argonv1.Machine) bool {

@@ -27,6 +27,8 @@ func (p *planner) running(m *argonv1.Machine) {
 	switch {
 	case m.GetServerId() == "", p.lost(m.GetServerId()):
 		p.place(m)
+	case restarts(m) && p.atRest(m):
+		p.place(m)
 	case p.leaves(m) && p.atRest(m):
 		if why := p.nowhere(m); why != "" {
 			p.goBack(m, why)

@@ -87,6 +87,8 @@ func (p *planner) place(m *argonv1.Machine) {
 	var events []*argonv1.Event
 	prefix := ""
 	switch {
+	case restarts(m) && !p.lost(m.GetServerId()):
+		prefix = "is restarted"
 	case m.GetServerId() != "" && !p.lost(m.GetServerId()):
 		prefix = fmt.Sprintf("moved off server %s", p.name(m.GetServerId()))
 	case m.GetServerId() != "":
@@ -108,11 +110,20 @@ func (p *planner) place(m *argonv1.Machine) {
 		p.putMachine(m, next, "has no server: "+err.Error(), events...)
 		return
 	}
-	next.ServerId, next.Placement = serverID, placement.NextPlacement(m)
+	next.ServerId, next.Placement, next.StartOn = serverID, placement.NextPlacement(m), ""
+	if restarts(m) {
+		next.Move, next.ForceStop = nil, false
+		prefix = "restarted"
+	}
 	to := "starting on " + p.name(serverID)
 	p.setStatus(next, argonv1.MachineState_MACHINE_STATE_PENDING, join(prefix, to))
 	events = append(events, machineEvent(m, argonv1.Severity_SEVERITY_INFO, "machine-placed", to))
 	p.putMachine(m, next, "is placed on "+p.name(serverID), events...)
+}
+
+// restarts tells whether a machine has stopped to be started again.
+func restarts(m *argonv1.Machine) bool {
+	return m.GetMove().GetRestart() && m.GetMove().GetPlacement() == m.GetPlacement()
 }
 
 // placeFor chooses a server for a machine that boots or goes on.

@@ -57,6 +57,36 @@ func TestMachines(t *testing.T) {
 			events: []string{"machine-placed"},
 		},
 		{
+			name: "new: placed where it is to start",
+			cluster: func() fixture {
+				f := newFixture("a", "b")
+				f.machine("m", "", run, pending).StartOn = "b"
+				return f
+			},
+			want:   &wantMachine{"b", 4, pending, "starting on b"},
+			events: []string{"machine-placed"},
+		},
+		{
+			name: "has stopped to be restarted",
+			cluster: func() fixture {
+				f := newFixture("a", "b")
+				m := f.machine("m", "a", run, stopped)
+				m.Move, m.ForceStop = &argonv1.Move{FromServerId: "a", Placement: m.GetPlacement(), Restart: true}, true
+				return f
+			},
+			want:   &wantMachine{"a", 4, pending, "restarted; starting on a"},
+			events: []string{"machine-placed"},
+		},
+		{
+			name: "is to be restarted, and runs yet",
+			cluster: func() fixture {
+				f := newFixture("a", "b")
+				m := f.machine("m", "a", run, running)
+				m.Move = &argonv1.Move{FromServerId: "a", Placement: m.GetPlacement(), Restart: true}
+				return f
+			},
+		},
+		{
 			name: "its server is lost: moved",
 			cluster: func() fixture {
 				f := newFixture("a", "b").dead("a")

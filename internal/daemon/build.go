@@ -40,6 +40,7 @@ type memberParts struct {
 	peers    *peers
 	volumes  *volumes
 	ports    *network.Ports
+	closed   *closedPorts
 	carrier  *carrier
 	agent    *agent.Agent
 	gate     *gate
@@ -49,7 +50,7 @@ type memberParts struct {
 // build makes the parts of a member whose catalog is open. Nothing runs yet.
 func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 	id := s.member.ID()
-	m = &memberParts{store: s.member.Store(), gate: newGate(boottime.Now)}
+	m = &memberParts{store: s.member.Store(), gate: newGate(boottime.Now), closed: newClosedPorts()}
 	about, err := m.store.Cluster(ctx)
 	if err != nil {
 		return nil, err
@@ -189,15 +190,6 @@ func allowServer(st *catalog.State, state tls.ConnectionState) (string, error) {
 		return "", fmt.Errorf("%s is not a server of this cluster", id.ID)
 	}
 	return id.ID, nil
-}
-
-// portBusy tells that a published port can't be served here.
-func (m *memberParts) portBusy(p network.Publication, err error) {
-	m.news.tell(&argonv1.Event{
-		Severity: argonv1.Severity_SEVERITY_WARNING, Kind: "machine", SubjectId: p.Target.MachineID, SubjectName: p.Machine,
-		Reason:  "port-busy",
-		Message: fmt.Sprintf("port %d can't be opened on this server: %v; it is tried again", p.Port, err),
-	})
 }
 
 // rpcParts are what the API's handlers get to see.

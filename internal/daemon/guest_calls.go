@@ -56,3 +56,12 @@ func (g guests) Thaw(ctx context.Context, machineID string) error {
 	}
 	return guest.Thaw(ctx)
 }
+
+// Reset implements rpc.Guests.
+func (g guests) Reset(ctx context.Context, machineID string) error {
+	guest, err := g.find(machineID)
+	if err != nil {
+		return err
+	}
+	return guest.Reset(ctx)
+}

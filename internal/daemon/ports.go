@@ -1,7 +1,11 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -32,7 +36,7 @@ func (g *guestPorts) Open(_ context.Context, m *argonv1.Machine, guestID string)
 		if targets[target] != "" {
 			continue // published under several numbers
 		}
-		at := network.LocalAddress(g.serverID, guestID, len(ports))
+		at := network.LocalAddress(g.serverID, guestID, target.GuestPort)
 		targets[target] = at.String()
 		ports = append(ports, hypervisor.Port{
 			HostAddress: at.Addr().String(), HostPort: int(at.Port()), GuestPort: int(p.GetGuestPort()),
@@ -81,4 +85,60 @@ func publications(st *catalog.State) []network.Publication {
 		}
 	}
 	return all
+}
+
+// closedPorts are the published ports that this server can't open now.
+type closedPorts struct {
+	mu    sync.Mutex
+	ports map[uint16]*argonv1.ClosedPort
+	// changed has something when they have.
+	changed chan struct{}
+}
+
+func newClosedPorts() *closedPorts {
+	return &closedPorts{ports: map[uint16]*argonv1.ClosedPort{}, changed: make(chan struct{}, 1)}
+}
+
+// note keeps what network.Options.Busy is told.
+func (c *closedPorts) note(p network.Publication, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.ports, p.Port)
+	if err != nil {
+		c.ports[p.Port] = &argonv1.ClosedPort{Port: uint32(p.Port), MachineId: p.Target.MachineID, Reason: err.Error()}
+	}
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}
+
+// list is in the ports' order.
+func (c *closedPorts) list() []*argonv1.ClosedPort {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var list []*argonv1.ClosedPort
+	for _, port := range slices.Sorted(maps.Keys(c.ports)) {
+		list = append(list, c.ports[port])
+	}
+	return list
+}
+
+// portBusy tells that a published port can't be served here, or that it can again.
+func (m *memberParts) portBusy(p network.Publication, err error) {
+	m.closed.note(p, err)
+	e := &argonv1.Event{
+		Severity: argonv1.Severity_SEVERITY_WARNING, Kind: "machine", SubjectId: p.Target.MachineID, SubjectName: p.Machine,
+		Reason: "port-busy", Message: fmt.Sprintf("port %d can't be opened on server %s: %v; it is tried again", p.Port, m.serverName(), err),
+	}
+	if err == nil {
+		e.Severity, e.Reason = argonv1.Severity_SEVERITY_INFO, "port-opened"
+		e.Message = fmt.Sprintf("port %d is not in the way on server %s any more", p.Port, m.serverName())
+	}
+	m.news.tell(e)
+}
+
+// serverName is this server's.
+func (m *memberParts) serverName() string {
+	return cmp.Or(m.view.State().Servers[m.news.serverID].GetMeta().GetName(), m.news.serverID)
 }

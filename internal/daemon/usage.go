@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -31,6 +32,7 @@ func (s *server) reportUsage(ctx context.Context, m *memberParts) error {
 		}
 		select {
 		case <-tick.C:
+		case <-m.closed.changed:
 		case <-ctx.Done():
 			return nil
 		}
@@ -49,9 +51,11 @@ func (s *server) tellUsage(ctx context.Context, m *memberParts, anyway bool) err
 	if known == nil {
 		return catalog.ErrUnchanged
 	}
+	closed := m.closed.list()
 	news := usageNews(known, capacity, used, s.Version()) ||
 		known.GetContainment() != s.Containment || known.GetConfinement() != s.Confinement ||
-		known.GetClosedNetwork() != s.ClosedNetwork
+		known.GetClosedNetwork() != s.ClosedNetwork ||
+		!slices.EqualFunc(known.GetClosedPorts(), closed, func(a, b *argonv1.ClosedPort) bool { return proto.Equal(a, b) })
 	if !news && (!anyway || proto.Equal(known.GetUsed(), used)) {
 		return catalog.ErrUnchanged
 	}
@@ -59,7 +63,7 @@ func (s *server) tellUsage(ctx context.Context, m *memberParts, anyway bool) err
 	defer cancel()
 	_, err = m.store.Servers.Update(ctx, s.member.ID(), func(r *argonv1.Server) error {
 		r.Capacity, r.Used, r.Version = capacity, used, s.Version()
-		r.Containment, r.Confinement, r.ClosedNetwork = s.Containment, s.Confinement, s.ClosedNetwork
+		r.Containment, r.Confinement, r.ClosedNetwork, r.ClosedPorts = s.Containment, s.Confinement, s.ClosedNetwork, closed
 		return nil
 	})
 	if err != nil {

@@ -168,6 +168,11 @@ type Guest interface {
 	PowerDown(ctx context.Context) error
 	// PressPower presses the ACPI power button.
 	PressPower(ctx context.Context) error
+	// Reset presses the reset button.
+	Reset(ctx context.Context) error
+	// SetPorts forwards those that are wanted, and no more those of stale that are
+	// not. One that is forwarded already may be given again.
+	SetPorts(ctx context.Context, stale, wanted []Port) error
 	// Resume goes on after Paused.
 	Resume(ctx context.Context) error
 	// Pause makes it stand still; nothing is under way at its disks then.

@@ -37,7 +37,8 @@ type Options struct {
 	LocalPort func(Target) (address string, ok bool)
 	// Dial opens a connection to another server's data port with [ALPN].
 	Dial func(ctx context.Context, serverID string) (net.Conn, error)
-	// Busy is told when a port can not be listened on, once until it could.
+	// Busy is told when a port can not be listened on, once until it could, and with
+	// nil when it can after all, or is published no more.
 	Busy func(Publication, error)
 	Log  *slog.Logger
 	// Rate is how many bytes per second a machine's published ports may carry
@@ -113,6 +114,7 @@ func (p *Ports) reconcile(ctx context.Context, published []Publication) bool {
 	for port, l := range p.listeners {
 		if _, ok := want[port]; !ok {
 			l.close()
+			l.mended()
 			delete(p.listeners, port)
 		}
 	}
@@ -177,10 +179,19 @@ func (l *listener) open(ctx context.Context) bool {
 		}
 		return false
 	}
-	l.ln, l.told = ln, false
+	l.ln = ln
+	l.mended()
 	ctx, l.cancel = context.WithCancel(ctx)
 	l.done.Go(func() { l.serve(ctx, ln) })
 	return true
+}
+
+// mended tells that the port is in use no more, if it was told that it is.
+func (l *listener) mended() {
+	if l.told {
+		l.told = false
+		l.ports.o.Busy(l.pub, nil)
+	}
 }
 
 func (l *listener) close() {

@@ -277,7 +277,11 @@ func TestUnpublishedPortIsClosed(t *testing.T) {
 }
 
 func TestPortInUse(t *testing.T) {
-	busy := make(chan Publication, 10)
+	type told struct {
+		port uint16
+		busy bool
+	}
+	busy := make(chan told, 10)
 	var mu sync.Mutex
 	tries := 0
 	w := newWorld(t, func(o *Options) {
@@ -285,7 +289,7 @@ func TestPortInUse(t *testing.T) {
 		if o.ServerID != "a" {
 			return
 		}
-		o.Busy = func(p Publication, _ error) { busy <- p }
+		o.Busy = func(p Publication, err error) { busy <- told{p.Port, err != nil} }
 		o.Listen = func(ctx context.Context, network, address string) (net.Listener, error) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -300,8 +304,10 @@ func TestPortInUse(t *testing.T) {
 	if got, err := ask(t, w.dial(<-w.where("a", "8080")), "x"); err != nil || got != "X" {
 		t.Errorf("after the port was free: %q, %v", got, err)
 	}
-	if p := <-busy; p.Port != 8080 {
-		t.Errorf("told of %+v", p)
+	for _, want := range []told{{8080, true}, {8080, false}} {
+		if got := <-busy; got != want {
+			t.Errorf("told %+v, want %+v", got, want)
+		}
 	}
 	if len(busy) > 0 {
 		t.Error("told more than once")

@@ -14,8 +14,8 @@ import (
 
 // PlaceMachine chooses the server that a machine should run on: one that holds
 // its lease, is no witness, has its memory and CPUs free, and has the
-// acceleration that the machine insists on. Among those it prefers the one
-// with the most of the machine's disks in sync on its own disk, so that reads
+// acceleration that the machine insists on. Among those it takes the one that the
+// machine is to start on first, if it has to; then it prefers the one with the most of the machine's disks in sync on its own disk, so that reads
 // stay local; then the least loaded; then the first by name.
 //
 // What the machine itself occupies where it is now counts as free. The error
@@ -48,6 +48,9 @@ func PlaceMachine(st *catalog.State, m *argonv1.Machine) (serverID string, err e
 	overcommit := CPUOvercommit(st)
 	if len(fit) == 0 {
 		return "", tooBig(all, m, overcommit)
+	}
+	if slices.ContainsFunc(fit, func(c candidate) bool { return c.id() == m.GetStartOn() }) {
+		return m.GetStartOn(), nil
 	}
 	near := nearBytes(st, m)
 	best := slices.MinFunc(fit, func(a, b candidate) int {

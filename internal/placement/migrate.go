@@ -37,6 +37,7 @@ func PlaceElsewhere(st *catalog.State, m *argonv1.Machine) (serverID string, err
 // CanReceive says in one line why a running machine can't go to a server; nil
 // if it can.
 func CanReceive(st *catalog.State, m *argonv1.Machine, serverID string) error {
+	m = AsStarted(m) // the guest there has to be the same
 	s, free := st.Servers[serverID], Free(st, serverID)
 	accelerated := m.GetStatus().GetAcceleration()
 	switch {

@@ -219,7 +219,7 @@ func freePorts(st *catalog.State, machine string, ports []*argonv1.PublishedPort
 		}
 		for _, m := range sorted(st.Machines) {
 			for _, q := range m.GetPorts() {
-				if q.GetClusterPort() == port {
+				if q.GetClusterPort() == port && m.GetMeta().GetName() != machine { // its own are checked as a whole
 					return precondition("machine %s: port %d is published by machine %s already: choose another", machine, port, m.GetMeta().GetName())
 				}
 			}

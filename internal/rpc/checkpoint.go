@@ -258,7 +258,7 @@ func resumeFrom(st *catalog.State, txn *catalog.Txn, m *argonv1.Machine, checkpo
 
 // asThen gives a machine the parts that a checkpoint's memory knows.
 func asThen(m *argonv1.Machine, c *argonv1.Checkpoint) {
-	was := c.GetMachine()
+	was := placement.AsStarted(c.GetMachine())
 	m.Cpus, m.MemoryBytes, m.VolumeIds = was.GetCpus(), was.GetMemoryBytes(), was.GetVolumeIds()
 	m.Firmware, m.Networks, m.FirstBoot = was.GetFirmware(), was.GetNetworks(), was.GetFirstBoot()
 	m.GenerationId = placement.NextGeneration(was, catalog.NewGeneration())
@@ -364,7 +364,7 @@ func (p *Parts) planClone(st *catalog.State, txn *catalog.Txn, req *argonv1.Clon
 			called = fmt.Sprintf("%s-%d", name, i)
 		}
 		v, err := p.planVolume(st, txn, newVolume{
-			name: called, replicas: parent.GetReplicasWanted(),
+			name: called, replicas: parent.GetReplicasWanted(), machine: m.GetMeta().GetId(),
 			parent: parent.GetMeta().GetName(), snapshot: placement.Snapshot(parent, c.GetSnapshots()[id]).GetName(),
 		})
 		if err != nil {

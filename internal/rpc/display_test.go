@@ -22,6 +22,7 @@ import (
 // fakeGuests has one guest, of the machine that runs. Its screen sends back what
 // it gets.
 type fakeGuests struct {
+	resets int
 	mu     sync.Mutex
 	calls  []string
 	freeze error
@@ -60,6 +61,11 @@ func (f *fakeGuests) Freeze(context.Context, string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.freeze
+}
+
+func (f *fakeGuests) Reset(context.Context, string) error {
+	f.resets++
+	return nil
 }
 
 func (f *fakeGuests) Thaw(context.Context, string) error {

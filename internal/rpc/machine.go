@@ -20,11 +20,16 @@ type machineService struct{ *API }
 // CreateMachine answers once the machine is recorded, with its disk: from then
 // on the cluster makes it run, whatever happens to who asked.
 func (s machineService) CreateMachine(ctx context.Context, req *connect.Request[argonv1.CreateMachineRequest]) (*connect.Response[argonv1.CreateMachineResponse], error) {
+	return s.createMachine(ctx, req.Msg, false)
+}
+
+// createMachine is CreateMachine; owns says that the volumes were made with the
+// machine, and go with it.
+func (s machineService) createMachine(ctx context.Context, m *argonv1.CreateMachineRequest, owns bool) (*connect.Response[argonv1.CreateMachineResponse], error) {
 	p, err := s.parts()
 	if err != nil {
 		return nil, err
 	}
-	m := req.Msg
 	if err := p.takeHints(ctx, m); err != nil {
 		return nil, err
 	}
@@ -34,7 +39,7 @@ func (s machineService) CreateMachine(ctx context.Context, req *connect.Request[
 	var machine *argonv1.Machine
 	var disk *argonv1.Volume
 	err = p.change(ctx, func(st *catalog.State, txn *catalog.Txn) (err error) {
-		machine, disk, err = p.planMachine(st, txn, m)
+		machine, disk, err = p.planMachine(st, txn, m, owns)
 		return err
 	})
 	if err != nil {
@@ -58,8 +63,8 @@ func (s machineService) CreateMachine(ctx context.Context, req *connect.Request[
 }
 
 // planMachine puts a new machine into a transaction, and the disk it is to get;
-// disk is nil when it uses volumes that exist.
-func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.CreateMachineRequest) (m *argonv1.Machine, disk *argonv1.Volume, err error) {
+// disk is nil when it uses volumes that exist. See createMachine for owns.
+func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.CreateMachineRequest, owns bool) (m *argonv1.Machine, disk *argonv1.Volume, err error) {
 	name := req.GetName()
 	if _, ok := byName(st.Machines, name); ok {
 		return nil, nil, exists("machine", name)
@@ -104,14 +109,21 @@ func (p *Parts) planMachine(st *catalog.State, txn *catalog.Txn, req *argonv1.Cr
 			return nil, nil, err
 		}
 		// So that no other machine can take it, and nobody remove it.
-		txn.Put(proto.CloneOf(v))
+		v = proto.CloneOf(v)
+		if owns {
+			v.MadeFor = m.GetMeta().GetId()
+		}
+		txn.Put(v)
 		m.VolumeIds = append(m.VolumeIds, v.GetMeta().GetId())
 	}
 	if req.GetImage() != "" {
-		if disk, err = p.planVolume(st, txn, newVolume{name: name, size: req.GetDiskBytes(), replicas: req.GetReplicas(), image: req.GetImage()}); err != nil {
+		if disk, err = p.planVolume(st, txn, newVolume{name: name, size: req.GetDiskBytes(), replicas: req.GetReplicas(), image: req.GetImage(), machine: m.GetMeta().GetId()}); err != nil {
 			return nil, nil, err
 		}
 		m.VolumeIds = slices.Insert(m.VolumeIds, 0, disk.GetMeta().GetId())
+	}
+	if m.StartOn, err = awakeServer(st, req.GetOn()); err != nil {
+		return nil, nil, err
 	}
 	if !req.GetStopped() {
 		if err := placeable(st, m); err != nil {
@@ -133,8 +145,13 @@ func oldest(servers map[string]*argonv1.Server) *argonv1.Server {
 
 // placeable refuses a machine that no server could run now.
 func placeable(st *catalog.State, m *argonv1.Machine) error {
-	if _, err := placement.PlaceMachine(st, m); err != nil {
+	at, err := placement.PlaceMachine(st, m)
+	if err != nil {
 		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("machine %s: %w", m.GetMeta().GetName(), err))
+	}
+	if on := m.GetStartOn(); on != "" && at != on {
+		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("machine %s: server %s has not the memory, the CPUs or the acceleration for it: choose another, or leave the choice to the cluster",
+			m.GetMeta().GetName(), serverName(st, on)))
 	}
 	return nil
 }
@@ -241,8 +258,8 @@ func (s machineService) wantWith(ctx context.Context, name string, change func(*
 	return machineView(st, m), nil
 }
 
-// RemoveMachine answers once nothing of the machine is left, nor of its disks
-// unless they are kept. What is left on servers that are down goes when they
+// RemoveMachine answers once nothing of the machine is left, nor of the disks that
+// were made with it, unless they are kept. Volumes that were made apart stay. What is left on servers that are down goes when they
 // return.
 func (s machineService) RemoveMachine(ctx context.Context, req *connect.Request[argonv1.RemoveMachineRequest]) (*connect.Response[argonv1.RemoveMachineResponse], error) {
 	p, err := s.parts()
@@ -250,13 +267,13 @@ func (s machineService) RemoveMachine(ctx context.Context, req *connect.Request[
 		return nil, err
 	}
 	var machineID string
-	var volumeIDs []string
+	var volumeIDs, kept []string
 	err = p.change(ctx, func(st *catalog.State, txn *catalog.Txn) error {
 		m, ok := byName(st.Machines, req.Msg.GetName())
 		if !ok {
 			return notFound("machine", req.Msg.GetName())
 		}
-		machineID, volumeIDs = m.GetMeta().GetId(), nil
+		machineID, volumeIDs, kept = m.GetMeta().GetId(), nil, nil
 		if m.GetWanted() == argonv1.Wanted_WANTED_REMOVED && !req.Msg.GetForce() {
 			return nil // somebody else has begun; wait with them
 		}
@@ -267,7 +284,12 @@ func (s machineService) RemoveMachine(ctx context.Context, req *connect.Request[
 		m.Wanted, m.ForceStop = argonv1.Wanted_WANTED_REMOVED, true
 		txn.Put(m)
 		for _, id := range m.GetVolumeIds() {
-			if v := st.Volumes[id]; v != nil && !req.Msg.GetKeepVolumes() {
+			v := st.Volumes[id]
+			switch {
+			case v == nil || req.Msg.GetKeepVolumes():
+			case v.GetMadeFor() != machineID:
+				kept = append(kept, v.GetMeta().GetName())
+			default:
 				volumeIDs = append(volumeIDs, id)
 				if err := p.planRemoval(st, txn, v); err != nil {
 					return err
@@ -287,7 +309,7 @@ func (s machineService) RemoveMachine(ctx context.Context, req *connect.Request[
 		}
 		return st.Machines[machineID] == nil
 	})
-	return answer(&argonv1.RemoveMachineResponse{}, err)
+	return answer(&argonv1.RemoveMachineResponse{KeptVolumes: kept}, err)
 }
 
 // removable refuses to remove a machine that runs, unless it is forced.

@@ -126,6 +126,7 @@ type Guests interface {
 	Screenshot(ctx context.Context, machineID string) ([]byte, error)
 	Freeze(ctx context.Context, machineID string) error
 	Thaw(ctx context.Context, machineID string) error
+	Reset(ctx context.Context, machineID string) error
 }
 
 // Peers reaches the API of other servers.

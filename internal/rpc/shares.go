@@ -1,15 +1,13 @@
 package rpc
 
 import (
-	"context"
 	"fmt"
 
-	"connectrpc.com/connect"
 	"github.com/dustin/go-humanize"
 	"google.golang.org/protobuf/proto"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
-	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/placement"
 )
 
 // The limits of shares.
@@ -39,34 +37,6 @@ func checkShares(name string, cpus uint32, s *argonv1.Shares) error {
 		}
 	}
 	return nil
-}
-
-// SetMachine answers once the change is recorded. What can be changed while the
-// machine runs, its agent changes from then on.
-func (s machineService) SetMachine(ctx context.Context, req *connect.Request[argonv1.SetMachineRequest]) (*connect.Response[argonv1.SetMachineResponse], error) {
-	var later []string
-	view, err := s.want(ctx, req.Msg.GetName(), func(st *catalog.State, m *argonv1.Machine) error {
-		old := proto.CloneOf(m)
-		setMachine(m, req.Msg)
-		if err := checkSize(m.GetMeta().GetName(), m.GetCpus(), m.GetMemoryBytes(), m.GetStopTimeoutSeconds()); err != nil {
-			return err
-		}
-		if err := checkShares(m.GetMeta().GetName(), m.GetCpus(), m.GetShares()); err != nil {
-			return err
-		}
-		if err := checkSchedule(m.GetMeta().GetName(), m.GetCheckpointEverySeconds(), m.GetCheckpointsKept()); err != nil {
-			return err
-		}
-		if m.GetWake() != nil && (old.GetCpus() != m.GetCpus() || old.GetMemoryBytes() != m.GetMemoryBytes()) {
-			return precondition("machine %s goes on from its memory, which fits on what it had only: let it go on first", m.GetMeta().GetName())
-		}
-		later = nextStart(old, m)
-		if m.GetWanted() != argonv1.Wanted_WANTED_RUNNING || len(later) == 0 {
-			return nil
-		}
-		return placeable(st, m)
-	})
-	return answer(&argonv1.SetMachineResponse{Machine: view, NextStart: later}, err)
 }
 
 // setMachine makes the changes that are asked for.
@@ -102,12 +72,19 @@ func nextStart(old, now *argonv1.Machine) []string {
 	if old.GetServerId() == "" {
 		return nil
 	}
+	old = placement.AsStarted(old)
 	var later []string
 	if old.GetCpus() != now.GetCpus() {
 		later = append(later, fmt.Sprintf("%s instead of %d", plural(uint64(now.GetCpus()), "CPU"), old.GetCpus()))
 	}
 	if old.GetMemoryBytes() != now.GetMemoryBytes() {
 		later = append(later, fmt.Sprintf("%s of memory instead of %s", humanize.IBytes(now.GetMemoryBytes()), humanize.IBytes(old.GetMemoryBytes())))
+	}
+	switch had, has := old.GetFirstBoot() != nil, now.GetFirstBoot() != nil; {
+	case had && !has:
+		later = append(later, "nothing for cloud-init")
+	case has && !had:
+		later = append(later, "something for cloud-init")
 	}
 	return later
 }

@@ -72,8 +72,11 @@ func (p *Parts) mayImport(ctx context.Context, req *argonv1.CreateMachineRequest
 	if _, ok := byName(st.Machines, req.GetName()); ok {
 		return exists("machine", req.GetName())
 	}
-	if _, ok := byName(st.Volumes, req.GetName()); ok {
-		return exists("volume", req.GetName())
+	if v, ok := byName(st.Volumes, req.GetName()); ok {
+		return inTheWay(st, v)
+	}
+	if err := freePorts(st, req.GetName(), req.GetPorts()); err != nil {
+		return err
 	}
 	_, err = checkReplicas(req.GetName(), req.GetReplicas())
 	return err
@@ -178,7 +181,7 @@ func (p *Parts) machineOf(ctx context.Context, s machineService, req *argonv1.Cr
 	if err == nil {
 		req.Volumes, req.Replicas = names, 0
 		var res *connect.Response[argonv1.CreateMachineResponse]
-		if res, err = s.CreateMachine(ctx, connect.NewRequest(req)); err == nil {
+		if res, err = s.createMachine(ctx, req, true); err == nil {
 			return res.Msg.GetMachine(), append(taken, res.Msg.GetWarnings()...), nil
 		}
 	}

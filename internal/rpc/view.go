@@ -59,6 +59,8 @@ func machineView(st *catalog.State, m *argonv1.Machine) *argonv1.MachineView {
 	if m.GetServerId() != "" {
 		v.ServerName = serverName(st, m.GetServerId())
 	}
+	v.NextStart = nextStart(m, m)
+	v.ClosedPorts = closedPorts(st, m)
 	for _, id := range m.GetVolumeIds() {
 		v.VolumeNames = append(v.VolumeNames, cmp.Or(st.Volumes[id].GetMeta().GetName(), id))
 		if disk := st.Volumes[id]; disk != nil {
@@ -226,6 +228,11 @@ func warnings(st *catalog.State) []string {
 			w = append(w, fmt.Sprintf("volume %s has one replica: it is lost with server %s", name, serverName(st, onlyServer(v))))
 		}
 	}
+	for _, m := range sorted(st.Machines) {
+		for _, c := range closedPorts(st, m) {
+			w = append(w, fmt.Sprintf("machine %s can't be reached at %s", m.GetMeta().GetName(), c))
+		}
+	}
 	return append(w, lacks...)
 }
 
@@ -238,6 +245,20 @@ func serverLacks(s *argonv1.Server) []string {
 	}
 	if why := s.GetClosedNetwork(); why != "" && !s.GetWitness() {
 		w = append(w, fmt.Sprintf("machines on server %s open no connections: loopback can't be closed to them: %s", name, why))
+	}
+	return w
+}
+
+// closedPorts are a machine's published ports that servers which live can't open.
+func closedPorts(st *catalog.State, m *argonv1.Machine) []string {
+	var w []string
+	for _, s := range sorted(st.Servers) {
+		for _, c := range s.GetClosedPorts() {
+			published := slices.ContainsFunc(m.GetPorts(), func(p *argonv1.PublishedPort) bool { return p.GetClusterPort() == c.GetPort() })
+			if published && c.GetMachineId() == m.GetMeta().GetId() && placement.Alive(st, s.GetMeta().GetId()) {
+				w = append(w, fmt.Sprintf("port %d on server %s: %s", c.GetPort(), s.GetMeta().GetName(), c.GetReason()))
+			}
+		}
 	}
 	return w
 }

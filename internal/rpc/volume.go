@@ -67,12 +67,17 @@ type newVolume struct {
 	image            string
 	parent, snapshot string
 	labels           map[string]string
+	// machine is the id of the one that it is made with, and goes with.
+	machine string
 }
 
 // planVolume puts a new volume into a transaction, with its replicas placed as
 // far as there are servers for them.
 func (p *Parts) planVolume(st *catalog.State, txn *catalog.Txn, want newVolume) (*argonv1.Volume, error) {
-	if _, ok := byName(st.Volumes, want.name); ok {
+	if old, ok := byName(st.Volumes, want.name); ok {
+		if want.machine != "" {
+			return nil, inTheWay(st, old)
+		}
 		return nil, exists("volume", want.name)
 	}
 	from, err := baseOf(st, txn, want)
@@ -94,6 +99,7 @@ func (p *Parts) planVolume(st *catalog.State, txn *catalog.Txn, want newVolume) 
 		ImageId:        from.base.GetImageId(),
 		Base:           from.base,
 		NextReplicaId:  1,
+		MadeFor:        want.machine,
 	}
 	servers, err := placement.PlaceReplicas(st, placement.Replicas{
 		Count: int(replicas), SizeBytes: size, Near: placement.BaseServers(st, v), OnlyNear: v.GetBase().GetVolumeId() != "",
@@ -109,6 +115,16 @@ func (p *Parts) planVolume(st *catalog.State, txn *catalog.Txn, want newVolume) 
 	}
 	txn.Create(v)
 	return v, nil
+}
+
+// inTheWay says what to do about a volume whose name a machine's disk would get.
+func inTheWay(st *catalog.State, v *argonv1.Volume) error {
+	name := v.GetMeta().GetName()
+	if m := userOf(st, v); m != nil {
+		return connect.NewError(connect.CodeAlreadyExists, fmt.Errorf("volume %q exists already, as a disk of machine %s: choose another name", name, m.GetMeta().GetName()))
+	}
+	return connect.NewError(connect.CodeAlreadyExists, fmt.Errorf(
+		"volume %q exists already, and no machine has it: use it with --volume %s, remove it with `argon volume rm %s`, or choose another name", name, name, name))
 }
 
 // origin is what a volume is made from.

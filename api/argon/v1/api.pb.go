@@ -4790,7 +4790,12 @@ type MachineView struct {
 	ServerName  string                 `protobuf:"bytes,2,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
 	VolumeNames []string               `protobuf:"bytes,3,rep,name=volume_names,json=volumeNames,proto3" json:"volume_names,omitempty"`
 	// What goes on with its disks now, a line each, for people.
-	Activity      []string `protobuf:"bytes,4,rep,name=activity,proto3" json:"activity,omitempty"`
+	Activity []string `protobuf:"bytes,4,rep,name=activity,proto3" json:"activity,omitempty"`
+	// What is wanted of it that its guest gets only when it starts next; one line
+	// each.
+	NextStart []string `protobuf:"bytes,70,rep,name=next_start,json=nextStart,proto3" json:"next_start,omitempty"`
+	// Its published ports that some servers can't open, and why; one line each.
+	ClosedPorts   []string `protobuf:"bytes,71,rep,name=closed_ports,json=closedPorts,proto3" json:"closed_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4853,6 +4858,20 @@ func (x *MachineView) GetActivity() []string {
 	return nil
 }
 
+func (x *MachineView) GetNextStart() []string {
+	if x != nil {
+		return x.NextStart
+	}
+	return nil
+}
+
+func (x *MachineView) GetClosedPorts() []string {
+	if x != nil {
+		return x.ClosedPorts
+	}
+	return nil
+}
+
 type CreateMachineRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -4885,8 +4904,10 @@ type CreateMachineRequest struct {
 	CheckpointEverySeconds uint32   `protobuf:"varint,41,opt,name=checkpoint_every_seconds,json=checkpointEverySeconds,proto3" json:"checkpoint_every_seconds,omitempty"`
 	// 0: 6.
 	CheckpointsKept uint32 `protobuf:"varint,42,opt,name=checkpoints_kept,json=checkpointsKept,proto3" json:"checkpoints_kept,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The server that it is to start on first; empty: the cluster chooses.
+	On            string `protobuf:"bytes,70,opt,name=on,proto3" json:"on,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateMachineRequest) Reset() {
@@ -5050,6 +5071,13 @@ func (x *CreateMachineRequest) GetCheckpointsKept() uint32 {
 		return x.CheckpointsKept
 	}
 	return 0
+}
+
+func (x *CreateMachineRequest) GetOn() string {
+	if x != nil {
+		return x.On
+	}
+	return ""
 }
 
 type CreateMachineResponse struct {
@@ -5519,7 +5547,9 @@ func (x *RemoveMachineRequest) GetKeepVolumes() bool {
 }
 
 type RemoveMachineResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its disks that were not made with it, and stay.
+	KeptVolumes   []string `protobuf:"bytes,1,rep,name=kept_volumes,json=keptVolumes,proto3" json:"kept_volumes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5554,6 +5584,323 @@ func (*RemoveMachineResponse) Descriptor() ([]byte, []int) {
 	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
 }
 
+func (x *RemoveMachineResponse) GetKeptVolumes() []string {
+	if x != nil {
+		return x.KeptVolumes
+	}
+	return nil
+}
+
+type ResetMachineRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetMachineRequest) Reset() {
+	*x = ResetMachineRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[99]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetMachineRequest) ProtoMessage() {}
+
+func (x *ResetMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[99]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetMachineRequest.ProtoReflect.Descriptor instead.
+func (*ResetMachineRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
+}
+
+func (x *ResetMachineRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ResetMachineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *MachineView           `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetMachineResponse) Reset() {
+	*x = ResetMachineResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[100]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetMachineResponse) ProtoMessage() {}
+
+func (x *ResetMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[100]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetMachineResponse.ProtoReflect.Descriptor instead.
+func (*ResetMachineResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
+}
+
+func (x *ResetMachineResponse) GetMachine() *MachineView {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+type RestartMachineRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// End it at once, as a power cut would.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartMachineRequest) Reset() {
+	*x = RestartMachineRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[101]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartMachineRequest) ProtoMessage() {}
+
+func (x *RestartMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[101]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartMachineRequest.ProtoReflect.Descriptor instead.
+func (*RestartMachineRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
+}
+
+func (x *RestartMachineRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RestartMachineRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RestartMachineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       *MachineView           `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartMachineResponse) Reset() {
+	*x = RestartMachineResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[102]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartMachineResponse) ProtoMessage() {}
+
+func (x *RestartMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[102]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartMachineResponse.ProtoReflect.Descriptor instead.
+func (*RestartMachineResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
+}
+
+func (x *RestartMachineResponse) GetMachine() *MachineView {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+type CopyMachineRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What the new machine is called.
+	Copy string `protobuf:"bytes,2,opt,name=copy,proto3" json:"copy,omitempty"`
+	// Its disks stay clones of a snapshot of the other's, instead of getting all
+	// data of their own in the background.
+	Linked bool `protobuf:"varint,3,opt,name=linked,proto3" json:"linked,omitempty"`
+	// Leave it stopped.
+	Stopped       bool `protobuf:"varint,4,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyMachineRequest) Reset() {
+	*x = CopyMachineRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[103]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyMachineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyMachineRequest) ProtoMessage() {}
+
+func (x *CopyMachineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[103]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyMachineRequest.ProtoReflect.Descriptor instead.
+func (*CopyMachineRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
+}
+
+func (x *CopyMachineRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CopyMachineRequest) GetCopy() string {
+	if x != nil {
+		return x.Copy
+	}
+	return ""
+}
+
+func (x *CopyMachineRequest) GetLinked() bool {
+	if x != nil {
+		return x.Linked
+	}
+	return false
+}
+
+func (x *CopyMachineRequest) GetStopped() bool {
+	if x != nil {
+		return x.Stopped
+	}
+	return false
+}
+
+type CopyMachineResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Machine *MachineView           `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
+	// What it shares with the other one; one line each.
+	Notes         []string `protobuf:"bytes,2,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyMachineResponse) Reset() {
+	*x = CopyMachineResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[104]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyMachineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyMachineResponse) ProtoMessage() {}
+
+func (x *CopyMachineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[104]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyMachineResponse.ProtoReflect.Descriptor instead.
+func (*CopyMachineResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
+}
+
+func (x *CopyMachineResponse) GetMachine() *MachineView {
+	if x != nil {
+		return x.Machine
+	}
+	return nil
+}
+
+func (x *CopyMachineResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
 // What is absent stays as it is.
 type SetMachineRequest struct {
 	state                  protoimpl.MessageState `protogen:"open.v1"`
@@ -5569,13 +5916,30 @@ type SetMachineRequest struct {
 	OnLoss                 *OnLoss                `protobuf:"varint,40,opt,name=on_loss,json=onLoss,proto3,enum=argon.v1.OnLoss,oneof" json:"on_loss,omitempty"`
 	CheckpointEverySeconds *uint32                `protobuf:"varint,41,opt,name=checkpoint_every_seconds,json=checkpointEverySeconds,proto3,oneof" json:"checkpoint_every_seconds,omitempty"`
 	CheckpointsKept        *uint32                `protobuf:"varint,42,opt,name=checkpoints_kept,json=checkpointsKept,proto3,oneof" json:"checkpoints_kept,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// What it is called from now on; its volumes keep their names.
+	NewName string `protobuf:"bytes,70,opt,name=new_name,json=newName,proto3" json:"new_name,omitempty"`
+	// Ports to publish and, by their number in the cluster, to publish no more.
+	Publish   []*PublishedPort `protobuf:"bytes,71,rep,name=publish,proto3" json:"publish,omitempty"`
+	Unpublish []uint32         `protobuf:"varint,72,rep,packed,name=unpublish,proto3" json:"unpublish,omitempty"`
+	// Volumes, by name, that become disks, and disks that are let go of. Of a
+	// stopped machine only, as what follows.
+	Attach []string `protobuf:"bytes,73,rep,name=attach,proto3" json:"attach,omitempty"`
+	Detach []string `protobuf:"bytes,74,rep,name=detach,proto3" json:"detach,omitempty"`
+	// The disk that boots.
+	Boot string `protobuf:"bytes,75,opt,name=boot,proto3" json:"boot,omitempty"`
+	// How many network interfaces it has.
+	Networks *uint32 `protobuf:"varint,76,opt,name=networks,proto3,oneof" json:"networks,omitempty"`
+	Firmware *string `protobuf:"bytes,77,opt,name=firmware,proto3,oneof" json:"firmware,omitempty"`
+	// Labels to set, and to take away.
+	Labels        map[string]string `protobuf:"bytes,78,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	RemoveLabels  []string          `protobuf:"bytes,79,rep,name=remove_labels,json=removeLabels,proto3" json:"remove_labels,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetMachineRequest) Reset() {
 	*x = SetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5587,7 +5951,7 @@ func (x *SetMachineRequest) String() string {
 func (*SetMachineRequest) ProtoMessage() {}
 
 func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5600,7 +5964,7 @@ func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineRequest.ProtoReflect.Descriptor instead.
 func (*SetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *SetMachineRequest) GetName() string {
@@ -5687,6 +6051,76 @@ func (x *SetMachineRequest) GetCheckpointsKept() uint32 {
 	return 0
 }
 
+func (x *SetMachineRequest) GetNewName() string {
+	if x != nil {
+		return x.NewName
+	}
+	return ""
+}
+
+func (x *SetMachineRequest) GetPublish() []*PublishedPort {
+	if x != nil {
+		return x.Publish
+	}
+	return nil
+}
+
+func (x *SetMachineRequest) GetUnpublish() []uint32 {
+	if x != nil {
+		return x.Unpublish
+	}
+	return nil
+}
+
+func (x *SetMachineRequest) GetAttach() []string {
+	if x != nil {
+		return x.Attach
+	}
+	return nil
+}
+
+func (x *SetMachineRequest) GetDetach() []string {
+	if x != nil {
+		return x.Detach
+	}
+	return nil
+}
+
+func (x *SetMachineRequest) GetBoot() string {
+	if x != nil {
+		return x.Boot
+	}
+	return ""
+}
+
+func (x *SetMachineRequest) GetNetworks() uint32 {
+	if x != nil && x.Networks != nil {
+		return *x.Networks
+	}
+	return 0
+}
+
+func (x *SetMachineRequest) GetFirmware() string {
+	if x != nil && x.Firmware != nil {
+		return *x.Firmware
+	}
+	return ""
+}
+
+func (x *SetMachineRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *SetMachineRequest) GetRemoveLabels() []string {
+	if x != nil {
+		return x.RemoveLabels
+	}
+	return nil
+}
+
 type SetMachineResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Machine *MachineView           `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"`
@@ -5698,7 +6132,7 @@ type SetMachineResponse struct {
 
 func (x *SetMachineResponse) Reset() {
 	*x = SetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5710,7 +6144,7 @@ func (x *SetMachineResponse) String() string {
 func (*SetMachineResponse) ProtoMessage() {}
 
 func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5723,7 +6157,7 @@ func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineResponse.ProtoReflect.Descriptor instead.
 func (*SetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *SetMachineResponse) GetMachine() *MachineView {
@@ -5751,7 +6185,7 @@ type CheckpointMachineRequest struct {
 
 func (x *CheckpointMachineRequest) Reset() {
 	*x = CheckpointMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5763,7 +6197,7 @@ func (x *CheckpointMachineRequest) String() string {
 func (*CheckpointMachineRequest) ProtoMessage() {}
 
 func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5776,7 +6210,7 @@ func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *CheckpointMachineRequest) GetName() string {
@@ -5802,7 +6236,7 @@ type CheckpointMachineResponse struct {
 
 func (x *CheckpointMachineResponse) Reset() {
 	*x = CheckpointMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5814,7 +6248,7 @@ func (x *CheckpointMachineResponse) String() string {
 func (*CheckpointMachineResponse) ProtoMessage() {}
 
 func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5827,7 +6261,7 @@ func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *CheckpointMachineResponse) GetCheckpoint() *CheckpointView {
@@ -5846,7 +6280,7 @@ type SuspendMachineRequest struct {
 
 func (x *SuspendMachineRequest) Reset() {
 	*x = SuspendMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5858,7 +6292,7 @@ func (x *SuspendMachineRequest) String() string {
 func (*SuspendMachineRequest) ProtoMessage() {}
 
 func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5871,7 +6305,7 @@ func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineRequest.ProtoReflect.Descriptor instead.
 func (*SuspendMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *SuspendMachineRequest) GetName() string {
@@ -5890,7 +6324,7 @@ type SuspendMachineResponse struct {
 
 func (x *SuspendMachineResponse) Reset() {
 	*x = SuspendMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5902,7 +6336,7 @@ func (x *SuspendMachineResponse) String() string {
 func (*SuspendMachineResponse) ProtoMessage() {}
 
 func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5915,7 +6349,7 @@ func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineResponse.ProtoReflect.Descriptor instead.
 func (*SuspendMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *SuspendMachineResponse) GetMachine() *MachineView {
@@ -5938,7 +6372,7 @@ type ResumeMachineRequest struct {
 
 func (x *ResumeMachineRequest) Reset() {
 	*x = ResumeMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5950,7 +6384,7 @@ func (x *ResumeMachineRequest) String() string {
 func (*ResumeMachineRequest) ProtoMessage() {}
 
 func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5963,7 +6397,7 @@ func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineRequest.ProtoReflect.Descriptor instead.
 func (*ResumeMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ResumeMachineRequest) GetName() string {
@@ -5996,7 +6430,7 @@ type ResumeMachineResponse struct {
 
 func (x *ResumeMachineResponse) Reset() {
 	*x = ResumeMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6008,7 +6442,7 @@ func (x *ResumeMachineResponse) String() string {
 func (*ResumeMachineResponse) ProtoMessage() {}
 
 func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6021,7 +6455,7 @@ func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineResponse.ProtoReflect.Descriptor instead.
 func (*ResumeMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ResumeMachineResponse) GetMachine() *MachineView {
@@ -6045,7 +6479,7 @@ type CloneMachineRequest struct {
 
 func (x *CloneMachineRequest) Reset() {
 	*x = CloneMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6057,7 +6491,7 @@ func (x *CloneMachineRequest) String() string {
 func (*CloneMachineRequest) ProtoMessage() {}
 
 func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6070,7 +6504,7 @@ func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineRequest.ProtoReflect.Descriptor instead.
 func (*CloneMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *CloneMachineRequest) GetName() string {
@@ -6112,7 +6546,7 @@ type CloneMachineResponse struct {
 
 func (x *CloneMachineResponse) Reset() {
 	*x = CloneMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6124,7 +6558,7 @@ func (x *CloneMachineResponse) String() string {
 func (*CloneMachineResponse) ProtoMessage() {}
 
 func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6137,7 +6571,7 @@ func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineResponse.ProtoReflect.Descriptor instead.
 func (*CloneMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *CloneMachineResponse) GetMachine() *MachineView {
@@ -6167,7 +6601,7 @@ type MigrateMachineRequest struct {
 
 func (x *MigrateMachineRequest) Reset() {
 	*x = MigrateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6179,7 +6613,7 @@ func (x *MigrateMachineRequest) String() string {
 func (*MigrateMachineRequest) ProtoMessage() {}
 
 func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6192,7 +6626,7 @@ func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineRequest.ProtoReflect.Descriptor instead.
 func (*MigrateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *MigrateMachineRequest) GetName() string {
@@ -6225,7 +6659,7 @@ type MigrateMachineResponse struct {
 
 func (x *MigrateMachineResponse) Reset() {
 	*x = MigrateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6237,7 +6671,7 @@ func (x *MigrateMachineResponse) String() string {
 func (*MigrateMachineResponse) ProtoMessage() {}
 
 func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6250,7 +6684,7 @@ func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineResponse.ProtoReflect.Descriptor instead.
 func (*MigrateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *MigrateMachineResponse) GetMachine() *MachineView {
@@ -6269,7 +6703,7 @@ type CancelMigrationRequest struct {
 
 func (x *CancelMigrationRequest) Reset() {
 	*x = CancelMigrationRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6281,7 +6715,7 @@ func (x *CancelMigrationRequest) String() string {
 func (*CancelMigrationRequest) ProtoMessage() {}
 
 func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6294,7 +6728,7 @@ func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationRequest.ProtoReflect.Descriptor instead.
 func (*CancelMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *CancelMigrationRequest) GetName() string {
@@ -6313,7 +6747,7 @@ type CancelMigrationResponse struct {
 
 func (x *CancelMigrationResponse) Reset() {
 	*x = CancelMigrationResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6325,7 +6759,7 @@ func (x *CancelMigrationResponse) String() string {
 func (*CancelMigrationResponse) ProtoMessage() {}
 
 func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6338,7 +6772,7 @@ func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationResponse.ProtoReflect.Descriptor instead.
 func (*CancelMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *CancelMigrationResponse) GetMachine() *MachineView {
@@ -6359,7 +6793,7 @@ type SetFirstBootRequest struct {
 
 func (x *SetFirstBootRequest) Reset() {
 	*x = SetFirstBootRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6371,7 +6805,7 @@ func (x *SetFirstBootRequest) String() string {
 func (*SetFirstBootRequest) ProtoMessage() {}
 
 func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6384,7 +6818,7 @@ func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootRequest.ProtoReflect.Descriptor instead.
 func (*SetFirstBootRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *SetFirstBootRequest) GetName() string {
@@ -6410,7 +6844,7 @@ type SetFirstBootResponse struct {
 
 func (x *SetFirstBootResponse) Reset() {
 	*x = SetFirstBootResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6422,7 +6856,7 @@ func (x *SetFirstBootResponse) String() string {
 func (*SetFirstBootResponse) ProtoMessage() {}
 
 func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6435,7 +6869,7 @@ func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootResponse.ProtoReflect.Descriptor instead.
 func (*SetFirstBootResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *SetFirstBootResponse) GetMachine() *MachineView {
@@ -6458,7 +6892,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6470,7 +6904,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6483,7 +6917,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ConsoleRequest) GetName() string {
@@ -6516,7 +6950,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6528,7 +6962,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6541,7 +6975,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ConsoleResponse) GetData() []byte {
@@ -6565,7 +6999,7 @@ type CheckpointView struct {
 
 func (x *CheckpointView) Reset() {
 	*x = CheckpointView{}
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6577,7 +7011,7 @@ func (x *CheckpointView) String() string {
 func (*CheckpointView) ProtoMessage() {}
 
 func (x *CheckpointView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6590,7 +7024,7 @@ func (x *CheckpointView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointView.ProtoReflect.Descriptor instead.
 func (*CheckpointView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *CheckpointView) GetCheckpoint() *Checkpoint {
@@ -6631,7 +7065,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6643,7 +7077,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6656,7 +7090,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *ListCheckpointsRequest) GetMachine() string {
@@ -6675,7 +7109,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6687,7 +7121,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6700,7 +7134,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*CheckpointView {
@@ -6719,7 +7153,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6731,7 +7165,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6744,7 +7178,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *GetCheckpointRequest) GetName() string {
@@ -6763,7 +7197,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6775,7 +7209,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6788,7 +7222,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() *CheckpointView {
@@ -6807,7 +7241,7 @@ type RemoveCheckpointRequest struct {
 
 func (x *RemoveCheckpointRequest) Reset() {
 	*x = RemoveCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6819,7 +7253,7 @@ func (x *RemoveCheckpointRequest) String() string {
 func (*RemoveCheckpointRequest) ProtoMessage() {}
 
 func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6832,7 +7266,7 @@ func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *RemoveCheckpointRequest) GetName() string {
@@ -6850,7 +7284,7 @@ type RemoveCheckpointResponse struct {
 
 func (x *RemoveCheckpointResponse) Reset() {
 	*x = RemoveCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[123]
+	mi := &file_argon_v1_api_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6862,7 +7296,7 @@ func (x *RemoveCheckpointResponse) String() string {
 func (*RemoveCheckpointResponse) ProtoMessage() {}
 
 func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[123]
+	mi := &file_argon_v1_api_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6875,7 +7309,7 @@ func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{129}
 }
 
 type DisplayRequest struct {
@@ -6888,7 +7322,7 @@ type DisplayRequest struct {
 
 func (x *DisplayRequest) Reset() {
 	*x = DisplayRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[124]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6900,7 +7334,7 @@ func (x *DisplayRequest) String() string {
 func (*DisplayRequest) ProtoMessage() {}
 
 func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[124]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6913,7 +7347,7 @@ func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayRequest.ProtoReflect.Descriptor instead.
 func (*DisplayRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{124}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *DisplayRequest) GetName() string {
@@ -6939,7 +7373,7 @@ type DisplayResponse struct {
 
 func (x *DisplayResponse) Reset() {
 	*x = DisplayResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6951,7 +7385,7 @@ func (x *DisplayResponse) String() string {
 func (*DisplayResponse) ProtoMessage() {}
 
 func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6964,7 +7398,7 @@ func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayResponse.ProtoReflect.Descriptor instead.
 func (*DisplayResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *DisplayResponse) GetData() []byte {
@@ -6983,7 +7417,7 @@ type ScreenshotRequest struct {
 
 func (x *ScreenshotRequest) Reset() {
 	*x = ScreenshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6995,7 +7429,7 @@ func (x *ScreenshotRequest) String() string {
 func (*ScreenshotRequest) ProtoMessage() {}
 
 func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7008,7 +7442,7 @@ func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotRequest.ProtoReflect.Descriptor instead.
 func (*ScreenshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{126}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *ScreenshotRequest) GetName() string {
@@ -7027,7 +7461,7 @@ type ScreenshotResponse struct {
 
 func (x *ScreenshotResponse) Reset() {
 	*x = ScreenshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[127]
+	mi := &file_argon_v1_api_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7039,7 +7473,7 @@ func (x *ScreenshotResponse) String() string {
 func (*ScreenshotResponse) ProtoMessage() {}
 
 func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[127]
+	mi := &file_argon_v1_api_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7052,7 +7486,7 @@ func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotResponse.ProtoReflect.Descriptor instead.
 func (*ScreenshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{127}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ScreenshotResponse) GetData() []byte {
@@ -7071,7 +7505,7 @@ type QuiesceMachineRequest struct {
 
 func (x *QuiesceMachineRequest) Reset() {
 	*x = QuiesceMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7083,7 +7517,7 @@ func (x *QuiesceMachineRequest) String() string {
 func (*QuiesceMachineRequest) ProtoMessage() {}
 
 func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7096,7 +7530,7 @@ func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{128}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *QuiesceMachineRequest) GetName() string {
@@ -7114,7 +7548,7 @@ type QuiesceMachineResponse struct {
 
 func (x *QuiesceMachineResponse) Reset() {
 	*x = QuiesceMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[129]
+	mi := &file_argon_v1_api_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7126,7 +7560,7 @@ func (x *QuiesceMachineResponse) String() string {
 func (*QuiesceMachineResponse) ProtoMessage() {}
 
 func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[129]
+	mi := &file_argon_v1_api_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7139,7 +7573,7 @@ func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{129}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{135}
 }
 
 type ImportMachineRequest struct {
@@ -7156,7 +7590,7 @@ type ImportMachineRequest struct {
 
 func (x *ImportMachineRequest) Reset() {
 	*x = ImportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[130]
+	mi := &file_argon_v1_api_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7168,7 +7602,7 @@ func (x *ImportMachineRequest) String() string {
 func (*ImportMachineRequest) ProtoMessage() {}
 
 func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[130]
+	mi := &file_argon_v1_api_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7181,7 +7615,7 @@ func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{130}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ImportMachineRequest) GetPart() isImportMachineRequest_Part {
@@ -7257,7 +7691,7 @@ type ImportMachineResponse struct {
 
 func (x *ImportMachineResponse) Reset() {
 	*x = ImportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[131]
+	mi := &file_argon_v1_api_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7269,7 +7703,7 @@ func (x *ImportMachineResponse) String() string {
 func (*ImportMachineResponse) ProtoMessage() {}
 
 func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[131]
+	mi := &file_argon_v1_api_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7282,7 +7716,7 @@ func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ImportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{131}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *ImportMachineResponse) GetPhase() string {
@@ -7333,7 +7767,7 @@ type ExportMachineRequest struct {
 
 func (x *ExportMachineRequest) Reset() {
 	*x = ExportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[132]
+	mi := &file_argon_v1_api_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7345,7 +7779,7 @@ func (x *ExportMachineRequest) String() string {
 func (*ExportMachineRequest) ProtoMessage() {}
 
 func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[132]
+	mi := &file_argon_v1_api_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7358,7 +7792,7 @@ func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ExportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{132}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *ExportMachineRequest) GetName() string {
@@ -7395,7 +7829,7 @@ type ExportMachineResponse struct {
 
 func (x *ExportMachineResponse) Reset() {
 	*x = ExportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[133]
+	mi := &file_argon_v1_api_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7407,7 +7841,7 @@ func (x *ExportMachineResponse) String() string {
 func (*ExportMachineResponse) ProtoMessage() {}
 
 func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[133]
+	mi := &file_argon_v1_api_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7420,7 +7854,7 @@ func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ExportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{133}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *ExportMachineResponse) GetPhase() string {
@@ -7465,7 +7899,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[134]
+	mi := &file_argon_v1_api_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7477,7 +7911,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[134]
+	mi := &file_argon_v1_api_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7490,7 +7924,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{134}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -7530,7 +7964,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[135]
+	mi := &file_argon_v1_api_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7542,7 +7976,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[135]
+	mi := &file_argon_v1_api_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7555,7 +7989,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{135}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -7577,7 +8011,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[136]
+	mi := &file_argon_v1_api_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7589,7 +8023,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[136]
+	mi := &file_argon_v1_api_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7602,7 +8036,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{136}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -7635,7 +8069,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[137]
+	mi := &file_argon_v1_api_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7647,7 +8081,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[137]
+	mi := &file_argon_v1_api_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7660,7 +8094,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{137}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -7689,7 +8123,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[138]
+	mi := &file_argon_v1_api_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7701,7 +8135,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[138]
+	mi := &file_argon_v1_api_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7772,7 +8206,7 @@ type ExportVolumeResponse_Header struct {
 
 func (x *ExportVolumeResponse_Header) Reset() {
 	*x = ExportVolumeResponse_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[139]
+	mi := &file_argon_v1_api_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7784,7 +8218,7 @@ func (x *ExportVolumeResponse_Header) String() string {
 func (*ExportVolumeResponse_Header) ProtoMessage() {}
 
 func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[139]
+	mi := &file_argon_v1_api_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7843,7 +8277,7 @@ type ImportVolumeRequest_Header struct {
 
 func (x *ImportVolumeRequest_Header) Reset() {
 	*x = ImportVolumeRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[140]
+	mi := &file_argon_v1_api_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7855,7 +8289,7 @@ func (x *ImportVolumeRequest_Header) String() string {
 func (*ImportVolumeRequest_Header) ProtoMessage() {}
 
 func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[140]
+	mi := &file_argon_v1_api_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7914,7 +8348,7 @@ type ImportMachineRequest_File struct {
 
 func (x *ImportMachineRequest_File) Reset() {
 	*x = ImportMachineRequest_File{}
-	mi := &file_argon_v1_api_proto_msgTypes[142]
+	mi := &file_argon_v1_api_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7926,7 +8360,7 @@ func (x *ImportMachineRequest_File) String() string {
 func (*ImportMachineRequest_File) ProtoMessage() {}
 
 func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[142]
+	mi := &file_argon_v1_api_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7939,7 +8373,7 @@ func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest_File.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest_File) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{130, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{136, 0}
 }
 
 func (x *ImportMachineRequest_File) GetFormat() string {
@@ -8296,13 +8730,16 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\amachine\x18\x02 \x01(\tR\amachine\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\"B\n" +
 	"\x10RollBackResponse\x12.\n" +
-	"\avolumes\x18\x01 \x03(\v2\x14.argon.v1.VolumeViewR\avolumes\"\x9a\x01\n" +
+	"\avolumes\x18\x01 \x03(\v2\x14.argon.v1.VolumeViewR\avolumes\"\xdc\x01\n" +
 	"\vMachineView\x12+\n" +
 	"\amachine\x18\x01 \x01(\v2\x11.argon.v1.MachineR\amachine\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
 	"serverName\x12!\n" +
 	"\fvolume_names\x18\x03 \x03(\tR\vvolumeNames\x12\x1a\n" +
-	"\bactivity\x18\x04 \x03(\tR\bactivity\"\xa5\x05\n" +
+	"\bactivity\x18\x04 \x03(\tR\bactivity\x12\x1d\n" +
+	"\n" +
+	"next_start\x18F \x03(\tR\tnextStart\x12!\n" +
+	"\fclosed_ports\x18G \x03(\tR\vclosedPorts\"\xb5\x05\n" +
 	"\x14CreateMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -8325,7 +8762,8 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x04macs\x18! \x03(\tR\x04macs\x12)\n" +
 	"\aon_loss\x18( \x01(\x0e2\x10.argon.v1.OnLossR\x06onLoss\x128\n" +
 	"\x18checkpoint_every_seconds\x18) \x01(\rR\x16checkpointEverySeconds\x12)\n" +
-	"\x10checkpoints_kept\x18* \x01(\rR\x0fcheckpointsKept\"d\n" +
+	"\x10checkpoints_kept\x18* \x01(\rR\x0fcheckpointsKept\x12\x0e\n" +
+	"\x02on\x18F \x01(\tR\x02on\"d\n" +
 	"\x15CreateMachineResponse\x12/\n" +
 	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\x12\x1a\n" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\x15\n" +
@@ -8348,8 +8786,26 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x14RemoveMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x12!\n" +
-	"\fkeep_volumes\x18\x03 \x01(\bR\vkeepVolumes\"\x17\n" +
-	"\x15RemoveMachineResponse\"\xf5\x05\n" +
+	"\fkeep_volumes\x18\x03 \x01(\bR\vkeepVolumes\":\n" +
+	"\x15RemoveMachineResponse\x12!\n" +
+	"\fkept_volumes\x18\x01 \x03(\tR\vkeptVolumes\")\n" +
+	"\x13ResetMachineRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"G\n" +
+	"\x14ResetMachineResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\"A\n" +
+	"\x15RestartMachineRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"I\n" +
+	"\x16RestartMachineResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\"n\n" +
+	"\x12CopyMachineRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04copy\x18\x02 \x01(\tR\x04copy\x12\x16\n" +
+	"\x06linked\x18\x03 \x01(\bR\x06linked\x12\x18\n" +
+	"\astopped\x18\x04 \x01(\bR\astopped\"\\\n" +
+	"\x13CopyMachineResponse\x12/\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\x12\x14\n" +
+	"\x05notes\x18\x02 \x03(\tR\x05notes\"\xa2\t\n" +
 	"\x11SetMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
 	"\x04cpus\x18\x02 \x01(\rH\x00R\x04cpus\x88\x01\x01\x12&\n" +
@@ -8366,7 +8822,20 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\aon_loss\x18( \x01(\x0e2\x10.argon.v1.OnLossH\bR\x06onLoss\x88\x01\x01\x12=\n" +
 	"\x18checkpoint_every_seconds\x18) \x01(\rH\tR\x16checkpointEverySeconds\x88\x01\x01\x12.\n" +
 	"\x10checkpoints_kept\x18* \x01(\rH\n" +
-	"R\x0fcheckpointsKept\x88\x01\x01B\a\n" +
+	"R\x0fcheckpointsKept\x88\x01\x01\x12\x19\n" +
+	"\bnew_name\x18F \x01(\tR\anewName\x121\n" +
+	"\apublish\x18G \x03(\v2\x17.argon.v1.PublishedPortR\apublish\x12\x1c\n" +
+	"\tunpublish\x18H \x03(\rR\tunpublish\x12\x16\n" +
+	"\x06attach\x18I \x03(\tR\x06attach\x12\x16\n" +
+	"\x06detach\x18J \x03(\tR\x06detach\x12\x12\n" +
+	"\x04boot\x18K \x01(\tR\x04boot\x12\x1f\n" +
+	"\bnetworks\x18L \x01(\rH\vR\bnetworks\x88\x01\x01\x12\x1f\n" +
+	"\bfirmware\x18M \x01(\tH\fR\bfirmware\x88\x01\x01\x12?\n" +
+	"\x06labels\x18N \x03(\v2'.argon.v1.SetMachineRequest.LabelsEntryR\x06labels\x12#\n" +
+	"\rremove_labels\x18O \x03(\tR\fremoveLabels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
 	"\x05_cpusB\x0f\n" +
 	"\r_memory_bytesB\x17\n" +
 	"\x15_stop_timeout_secondsB\x0e\n" +
@@ -8379,7 +8848,9 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"\b_on_lossB\x1b\n" +
 	"\x19_checkpoint_every_secondsB\x13\n" +
-	"\x11_checkpoints_kept\"d\n" +
+	"\x11_checkpoints_keptB\v\n" +
+	"\t_networksB\v\n" +
+	"\t_firmware\"d\n" +
 	"\x12SetMachineResponse\x12/\n" +
 	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\x12\x1d\n" +
 	"\n" +
@@ -8562,7 +9033,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\rListSnapshots\x12\x1e.argon.v1.ListSnapshotsRequest\x1a\x1f.argon.v1.ListSnapshotsResponse\x12J\n" +
 	"\vGetSnapshot\x12\x1c.argon.v1.GetSnapshotRequest\x1a\x1d.argon.v1.GetSnapshotResponse\x12S\n" +
 	"\x0eRemoveSnapshot\x12\x1f.argon.v1.RemoveSnapshotRequest\x1a .argon.v1.RemoveSnapshotResponse\x12A\n" +
-	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\xd4\f\n" +
+	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\xc4\x0e\n" +
 	"\x0eMachineService\x12P\n" +
 	"\rCreateMachine\x12\x1e.argon.v1.CreateMachineRequest\x1a\x1f.argon.v1.CreateMachineResponse\x12M\n" +
 	"\fListMachines\x12\x1d.argon.v1.ListMachinesRequest\x1a\x1e.argon.v1.ListMachinesResponse\x12G\n" +
@@ -8575,7 +9046,10 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x0fCancelMigration\x12 .argon.v1.CancelMigrationRequest\x1a!.argon.v1.CancelMigrationResponse\x12M\n" +
 	"\fSetFirstBoot\x12\x1d.argon.v1.SetFirstBootRequest\x1a\x1e.argon.v1.SetFirstBootResponse\x12G\n" +
 	"\n" +
-	"SetMachine\x12\x1b.argon.v1.SetMachineRequest\x1a\x1c.argon.v1.SetMachineResponse\x12\\\n" +
+	"SetMachine\x12\x1b.argon.v1.SetMachineRequest\x1a\x1c.argon.v1.SetMachineResponse\x12M\n" +
+	"\fResetMachine\x12\x1d.argon.v1.ResetMachineRequest\x1a\x1e.argon.v1.ResetMachineResponse\x12S\n" +
+	"\x0eRestartMachine\x12\x1f.argon.v1.RestartMachineRequest\x1a .argon.v1.RestartMachineResponse\x12J\n" +
+	"\vCopyMachine\x12\x1c.argon.v1.CopyMachineRequest\x1a\x1d.argon.v1.CopyMachineResponse\x12\\\n" +
 	"\x11CheckpointMachine\x12\".argon.v1.CheckpointMachineRequest\x1a#.argon.v1.CheckpointMachineResponse\x12S\n" +
 	"\x0eSuspendMachine\x12\x1f.argon.v1.SuspendMachineRequest\x1a .argon.v1.SuspendMachineResponse\x12P\n" +
 	"\rResumeMachine\x12\x1e.argon.v1.ResumeMachineRequest\x1a\x1f.argon.v1.ResumeMachineResponse\x12M\n" +
@@ -8608,7 +9082,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 143)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 150)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*SetClusterRequest)(nil),              // 0: argon.v1.SetClusterRequest
 	(*SetClusterResponse)(nil),             // 1: argon.v1.SetClusterResponse
@@ -8709,108 +9183,115 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*StopMachineResponse)(nil),            // 96: argon.v1.StopMachineResponse
 	(*RemoveMachineRequest)(nil),           // 97: argon.v1.RemoveMachineRequest
 	(*RemoveMachineResponse)(nil),          // 98: argon.v1.RemoveMachineResponse
-	(*SetMachineRequest)(nil),              // 99: argon.v1.SetMachineRequest
-	(*SetMachineResponse)(nil),             // 100: argon.v1.SetMachineResponse
-	(*CheckpointMachineRequest)(nil),       // 101: argon.v1.CheckpointMachineRequest
-	(*CheckpointMachineResponse)(nil),      // 102: argon.v1.CheckpointMachineResponse
-	(*SuspendMachineRequest)(nil),          // 103: argon.v1.SuspendMachineRequest
-	(*SuspendMachineResponse)(nil),         // 104: argon.v1.SuspendMachineResponse
-	(*ResumeMachineRequest)(nil),           // 105: argon.v1.ResumeMachineRequest
-	(*ResumeMachineResponse)(nil),          // 106: argon.v1.ResumeMachineResponse
-	(*CloneMachineRequest)(nil),            // 107: argon.v1.CloneMachineRequest
-	(*CloneMachineResponse)(nil),           // 108: argon.v1.CloneMachineResponse
-	(*MigrateMachineRequest)(nil),          // 109: argon.v1.MigrateMachineRequest
-	(*MigrateMachineResponse)(nil),         // 110: argon.v1.MigrateMachineResponse
-	(*CancelMigrationRequest)(nil),         // 111: argon.v1.CancelMigrationRequest
-	(*CancelMigrationResponse)(nil),        // 112: argon.v1.CancelMigrationResponse
-	(*SetFirstBootRequest)(nil),            // 113: argon.v1.SetFirstBootRequest
-	(*SetFirstBootResponse)(nil),           // 114: argon.v1.SetFirstBootResponse
-	(*ConsoleRequest)(nil),                 // 115: argon.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),                // 116: argon.v1.ConsoleResponse
-	(*CheckpointView)(nil),                 // 117: argon.v1.CheckpointView
-	(*ListCheckpointsRequest)(nil),         // 118: argon.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),        // 119: argon.v1.ListCheckpointsResponse
-	(*GetCheckpointRequest)(nil),           // 120: argon.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 121: argon.v1.GetCheckpointResponse
-	(*RemoveCheckpointRequest)(nil),        // 122: argon.v1.RemoveCheckpointRequest
-	(*RemoveCheckpointResponse)(nil),       // 123: argon.v1.RemoveCheckpointResponse
-	(*DisplayRequest)(nil),                 // 124: argon.v1.DisplayRequest
-	(*DisplayResponse)(nil),                // 125: argon.v1.DisplayResponse
-	(*ScreenshotRequest)(nil),              // 126: argon.v1.ScreenshotRequest
-	(*ScreenshotResponse)(nil),             // 127: argon.v1.ScreenshotResponse
-	(*QuiesceMachineRequest)(nil),          // 128: argon.v1.QuiesceMachineRequest
-	(*QuiesceMachineResponse)(nil),         // 129: argon.v1.QuiesceMachineResponse
-	(*ImportMachineRequest)(nil),           // 130: argon.v1.ImportMachineRequest
-	(*ImportMachineResponse)(nil),          // 131: argon.v1.ImportMachineResponse
-	(*ExportMachineRequest)(nil),           // 132: argon.v1.ExportMachineRequest
-	(*ExportMachineResponse)(nil),          // 133: argon.v1.ExportMachineResponse
-	(*ListEventsRequest)(nil),              // 134: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 135: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 136: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 137: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 138: argon.v1.ImportImageRequest.Header
-	(*ExportVolumeResponse_Header)(nil),    // 139: argon.v1.ExportVolumeResponse.Header
-	(*ImportVolumeRequest_Header)(nil),     // 140: argon.v1.ImportVolumeRequest.Header
-	nil,                                    // 141: argon.v1.CreateSnapshotRequest.LabelsEntry
-	(*ImportMachineRequest_File)(nil),      // 142: argon.v1.ImportMachineRequest.File
-	(*Cluster)(nil),                        // 143: argon.v1.Cluster
-	(*Settings)(nil),                       // 144: argon.v1.Settings
-	(*Server)(nil),                         // 145: argon.v1.Server
-	(*Token)(nil),                          // 146: argon.v1.Token
-	(*ClientCertificate)(nil),              // 147: argon.v1.ClientCertificate
-	(*Resources)(nil),                      // 148: argon.v1.Resources
-	(*Usage)(nil),                          // 149: argon.v1.Usage
-	(*Image)(nil),                          // 150: argon.v1.Image
-	(*Volume)(nil),                         // 151: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 152: argon.v1.VolumeStatus
-	(*ReplicaUsage)(nil),                   // 153: argon.v1.ReplicaUsage
-	(*Snapshot)(nil),                       // 154: argon.v1.Snapshot
-	(*Machine)(nil),                        // 155: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 156: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 157: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 158: argon.v1.FirstBoot
-	(OnLoss)(0),                            // 159: argon.v1.OnLoss
-	(*Checkpoint)(nil),                     // 160: argon.v1.Checkpoint
-	(*timestamppb.Timestamp)(nil),          // 161: google.protobuf.Timestamp
-	(*Event)(nil),                          // 162: argon.v1.Event
+	(*ResetMachineRequest)(nil),            // 99: argon.v1.ResetMachineRequest
+	(*ResetMachineResponse)(nil),           // 100: argon.v1.ResetMachineResponse
+	(*RestartMachineRequest)(nil),          // 101: argon.v1.RestartMachineRequest
+	(*RestartMachineResponse)(nil),         // 102: argon.v1.RestartMachineResponse
+	(*CopyMachineRequest)(nil),             // 103: argon.v1.CopyMachineRequest
+	(*CopyMachineResponse)(nil),            // 104: argon.v1.CopyMachineResponse
+	(*SetMachineRequest)(nil),              // 105: argon.v1.SetMachineRequest
+	(*SetMachineResponse)(nil),             // 106: argon.v1.SetMachineResponse
+	(*CheckpointMachineRequest)(nil),       // 107: argon.v1.CheckpointMachineRequest
+	(*CheckpointMachineResponse)(nil),      // 108: argon.v1.CheckpointMachineResponse
+	(*SuspendMachineRequest)(nil),          // 109: argon.v1.SuspendMachineRequest
+	(*SuspendMachineResponse)(nil),         // 110: argon.v1.SuspendMachineResponse
+	(*ResumeMachineRequest)(nil),           // 111: argon.v1.ResumeMachineRequest
+	(*ResumeMachineResponse)(nil),          // 112: argon.v1.ResumeMachineResponse
+	(*CloneMachineRequest)(nil),            // 113: argon.v1.CloneMachineRequest
+	(*CloneMachineResponse)(nil),           // 114: argon.v1.CloneMachineResponse
+	(*MigrateMachineRequest)(nil),          // 115: argon.v1.MigrateMachineRequest
+	(*MigrateMachineResponse)(nil),         // 116: argon.v1.MigrateMachineResponse
+	(*CancelMigrationRequest)(nil),         // 117: argon.v1.CancelMigrationRequest
+	(*CancelMigrationResponse)(nil),        // 118: argon.v1.CancelMigrationResponse
+	(*SetFirstBootRequest)(nil),            // 119: argon.v1.SetFirstBootRequest
+	(*SetFirstBootResponse)(nil),           // 120: argon.v1.SetFirstBootResponse
+	(*ConsoleRequest)(nil),                 // 121: argon.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),                // 122: argon.v1.ConsoleResponse
+	(*CheckpointView)(nil),                 // 123: argon.v1.CheckpointView
+	(*ListCheckpointsRequest)(nil),         // 124: argon.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),        // 125: argon.v1.ListCheckpointsResponse
+	(*GetCheckpointRequest)(nil),           // 126: argon.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 127: argon.v1.GetCheckpointResponse
+	(*RemoveCheckpointRequest)(nil),        // 128: argon.v1.RemoveCheckpointRequest
+	(*RemoveCheckpointResponse)(nil),       // 129: argon.v1.RemoveCheckpointResponse
+	(*DisplayRequest)(nil),                 // 130: argon.v1.DisplayRequest
+	(*DisplayResponse)(nil),                // 131: argon.v1.DisplayResponse
+	(*ScreenshotRequest)(nil),              // 132: argon.v1.ScreenshotRequest
+	(*ScreenshotResponse)(nil),             // 133: argon.v1.ScreenshotResponse
+	(*QuiesceMachineRequest)(nil),          // 134: argon.v1.QuiesceMachineRequest
+	(*QuiesceMachineResponse)(nil),         // 135: argon.v1.QuiesceMachineResponse
+	(*ImportMachineRequest)(nil),           // 136: argon.v1.ImportMachineRequest
+	(*ImportMachineResponse)(nil),          // 137: argon.v1.ImportMachineResponse
+	(*ExportMachineRequest)(nil),           // 138: argon.v1.ExportMachineRequest
+	(*ExportMachineResponse)(nil),          // 139: argon.v1.ExportMachineResponse
+	(*ListEventsRequest)(nil),              // 140: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 141: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 142: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 143: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 144: argon.v1.ImportImageRequest.Header
+	(*ExportVolumeResponse_Header)(nil),    // 145: argon.v1.ExportVolumeResponse.Header
+	(*ImportVolumeRequest_Header)(nil),     // 146: argon.v1.ImportVolumeRequest.Header
+	nil,                                    // 147: argon.v1.CreateSnapshotRequest.LabelsEntry
+	nil,                                    // 148: argon.v1.SetMachineRequest.LabelsEntry
+	(*ImportMachineRequest_File)(nil),      // 149: argon.v1.ImportMachineRequest.File
+	(*Cluster)(nil),                        // 150: argon.v1.Cluster
+	(*Settings)(nil),                       // 151: argon.v1.Settings
+	(*Server)(nil),                         // 152: argon.v1.Server
+	(*Token)(nil),                          // 153: argon.v1.Token
+	(*ClientCertificate)(nil),              // 154: argon.v1.ClientCertificate
+	(*Resources)(nil),                      // 155: argon.v1.Resources
+	(*Usage)(nil),                          // 156: argon.v1.Usage
+	(*Image)(nil),                          // 157: argon.v1.Image
+	(*Volume)(nil),                         // 158: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 159: argon.v1.VolumeStatus
+	(*ReplicaUsage)(nil),                   // 160: argon.v1.ReplicaUsage
+	(*Snapshot)(nil),                       // 161: argon.v1.Snapshot
+	(*Machine)(nil),                        // 162: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 163: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 164: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 165: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 166: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 167: argon.v1.Checkpoint
+	(*timestamppb.Timestamp)(nil),          // 168: google.protobuf.Timestamp
+	(*Event)(nil),                          // 169: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	143, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
-	144, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	143, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	145, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	143, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	145, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	145, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	143, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	145, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	143, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	145, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	150, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
+	151, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	150, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	152, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	150, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	152, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	152, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	150, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	152, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	150, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	152, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
 	30,  // 11: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
 	10,  // 12: argon.v1.StatusResponse.catalog:type_name -> argon.v1.CatalogLoad
-	146, // 13: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	146, // 14: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	147, // 15: argon.v1.ListClientsResponse.clients:type_name -> argon.v1.ClientCertificate
-	147, // 16: argon.v1.RevokeClientResponse.revoked:type_name -> argon.v1.ClientCertificate
+	153, // 13: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	153, // 14: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	154, // 15: argon.v1.ListClientsResponse.clients:type_name -> argon.v1.ClientCertificate
+	154, // 16: argon.v1.RevokeClientResponse.revoked:type_name -> argon.v1.ClientCertificate
 	30,  // 17: argon.v1.SetServerResponse.server:type_name -> argon.v1.ServerView
 	23,  // 18: argon.v1.MeetServersResponse.met:type_name -> argon.v1.Whereabouts
 	23,  // 19: argon.v1.IntroduceRequest.self:type_name -> argon.v1.Whereabouts
 	23,  // 20: argon.v1.IntroduceResponse.self:type_name -> argon.v1.Whereabouts
 	23,  // 21: argon.v1.IntroduceResponse.others:type_name -> argon.v1.Whereabouts
-	145, // 22: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	148, // 23: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	149, // 24: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
+	152, // 22: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	155, // 23: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	156, // 24: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
 	30,  // 25: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
 	30,  // 26: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
 	30,  // 27: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
 	30,  // 28: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	138, // 29: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	150, // 30: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	150, // 31: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	150, // 32: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	151, // 33: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	152, // 34: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	153, // 35: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
+	144, // 29: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	157, // 30: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	157, // 31: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	157, // 32: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	158, // 33: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	159, // 34: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	160, // 35: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
 	51,  // 36: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
 	51,  // 37: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
 	51,  // 38: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
@@ -8818,181 +9299,192 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	51,  // 40: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
 	51,  // 41: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
 	51,  // 42: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	139, // 43: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
+	145, // 43: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
 	72,  // 44: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
-	140, // 45: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
+	146, // 45: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
 	72,  // 46: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
 	51,  // 47: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	154, // 48: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
-	141, // 49: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
+	161, // 48: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
+	147, // 49: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
 	75,  // 50: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
 	75,  // 51: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
 	75,  // 52: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
 	51,  // 53: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
-	155, // 54: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	156, // 55: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	157, // 56: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	158, // 57: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	159, // 58: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	162, // 54: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	163, // 55: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	164, // 56: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	165, // 57: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	166, // 58: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
 	86,  // 59: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
 	86,  // 60: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
 	86,  // 61: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
 	86,  // 62: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
 	86,  // 63: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	159, // 64: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	86,  // 65: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
-	117, // 66: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	86,  // 67: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 68: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 69: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 70: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 71: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
-	158, // 72: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
-	86,  // 73: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
-	160, // 74: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
-	117, // 75: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
-	117, // 76: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	87,  // 77: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
-	142, // 78: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
-	86,  // 79: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
-	161, // 80: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	162, // 81: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	162, // 82: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	2,   // 83: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	4,   // 84: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	6,   // 85: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	8,   // 86: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	11,  // 87: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	13,  // 88: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	15,  // 89: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	17,  // 90: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	19,  // 91: argon.v1.ClusterService.ListClients:input_type -> argon.v1.ListClientsRequest
-	21,  // 92: argon.v1.ClusterService.RevokeClient:input_type -> argon.v1.RevokeClientRequest
-	0,   // 93: argon.v1.ClusterService.SetCluster:input_type -> argon.v1.SetClusterRequest
-	31,  // 94: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	33,  // 95: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	35,  // 96: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	37,  // 97: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
-	39,  // 98: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
-	24,  // 99: argon.v1.ServerService.SetServer:input_type -> argon.v1.SetServerRequest
-	26,  // 100: argon.v1.ServerService.MeetServers:input_type -> argon.v1.MeetServersRequest
-	28,  // 101: argon.v1.ServerService.Introduce:input_type -> argon.v1.IntroduceRequest
-	41,  // 102: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	43,  // 103: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	45,  // 104: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	47,  // 105: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	49,  // 106: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	52,  // 107: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	54,  // 108: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	56,  // 109: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	58,  // 110: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	60,  // 111: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	62,  // 112: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	64,  // 113: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
-	66,  // 114: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
-	68,  // 115: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
-	70,  // 116: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
-	73,  // 117: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
-	76,  // 118: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
-	78,  // 119: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
-	80,  // 120: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
-	82,  // 121: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
-	84,  // 122: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
-	87,  // 123: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	89,  // 124: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	91,  // 125: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	93,  // 126: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	95,  // 127: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	97,  // 128: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	109, // 129: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
-	111, // 130: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
-	113, // 131: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
-	99,  // 132: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
-	101, // 133: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
-	103, // 134: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
-	105, // 135: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
-	107, // 136: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
-	115, // 137: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	124, // 138: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
-	126, // 139: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
-	128, // 140: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
-	130, // 141: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
-	132, // 142: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
-	118, // 143: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
-	120, // 144: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
-	122, // 145: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
-	134, // 146: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	136, // 147: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	3,   // 148: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	5,   // 149: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	7,   // 150: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	9,   // 151: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	12,  // 152: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	14,  // 153: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	16,  // 154: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	18,  // 155: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	20,  // 156: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
-	22,  // 157: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
-	1,   // 158: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
-	32,  // 159: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	34,  // 160: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	36,  // 161: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	38,  // 162: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
-	40,  // 163: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
-	25,  // 164: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
-	27,  // 165: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
-	29,  // 166: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
-	42,  // 167: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	44,  // 168: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	46,  // 169: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	48,  // 170: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	50,  // 171: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	53,  // 172: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	55,  // 173: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	57,  // 174: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	59,  // 175: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	61,  // 176: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	63,  // 177: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	65,  // 178: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	67,  // 179: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	69,  // 180: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	71,  // 181: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
-	74,  // 182: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
-	77,  // 183: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	79,  // 184: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	81,  // 185: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	83,  // 186: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	85,  // 187: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	88,  // 188: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	90,  // 189: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	92,  // 190: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	94,  // 191: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	96,  // 192: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	98,  // 193: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	110, // 194: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	112, // 195: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	114, // 196: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	100, // 197: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
-	102, // 198: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
-	104, // 199: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
-	106, // 200: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
-	108, // 201: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
-	116, // 202: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	125, // 203: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
-	127, // 204: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
-	129, // 205: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
-	131, // 206: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
-	133, // 207: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
-	119, // 208: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
-	121, // 209: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
-	123, // 210: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
-	135, // 211: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	137, // 212: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	148, // [148:213] is the sub-list for method output_type
-	83,  // [83:148] is the sub-list for method input_type
-	83,  // [83:83] is the sub-list for extension type_name
-	83,  // [83:83] is the sub-list for extension extendee
-	0,   // [0:83] is the sub-list for field type_name
+	86,  // 64: argon.v1.ResetMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 65: argon.v1.RestartMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 66: argon.v1.CopyMachineResponse.machine:type_name -> argon.v1.MachineView
+	166, // 67: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	163, // 68: argon.v1.SetMachineRequest.publish:type_name -> argon.v1.PublishedPort
+	148, // 69: argon.v1.SetMachineRequest.labels:type_name -> argon.v1.SetMachineRequest.LabelsEntry
+	86,  // 70: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
+	123, // 71: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	86,  // 72: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 73: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 74: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 75: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
+	86,  // 76: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
+	165, // 77: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
+	86,  // 78: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
+	167, // 79: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	123, // 80: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
+	123, // 81: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	87,  // 82: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
+	149, // 83: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
+	86,  // 84: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
+	168, // 85: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	169, // 86: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	169, // 87: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	2,   // 88: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	4,   // 89: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	6,   // 90: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	8,   // 91: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	11,  // 92: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	13,  // 93: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	15,  // 94: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	17,  // 95: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	19,  // 96: argon.v1.ClusterService.ListClients:input_type -> argon.v1.ListClientsRequest
+	21,  // 97: argon.v1.ClusterService.RevokeClient:input_type -> argon.v1.RevokeClientRequest
+	0,   // 98: argon.v1.ClusterService.SetCluster:input_type -> argon.v1.SetClusterRequest
+	31,  // 99: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	33,  // 100: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	35,  // 101: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	37,  // 102: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
+	39,  // 103: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
+	24,  // 104: argon.v1.ServerService.SetServer:input_type -> argon.v1.SetServerRequest
+	26,  // 105: argon.v1.ServerService.MeetServers:input_type -> argon.v1.MeetServersRequest
+	28,  // 106: argon.v1.ServerService.Introduce:input_type -> argon.v1.IntroduceRequest
+	41,  // 107: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	43,  // 108: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	45,  // 109: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	47,  // 110: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	49,  // 111: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	52,  // 112: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	54,  // 113: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	56,  // 114: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	58,  // 115: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	60,  // 116: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	62,  // 117: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	64,  // 118: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
+	66,  // 119: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
+	68,  // 120: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
+	70,  // 121: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
+	73,  // 122: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
+	76,  // 123: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
+	78,  // 124: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
+	80,  // 125: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
+	82,  // 126: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
+	84,  // 127: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
+	87,  // 128: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	89,  // 129: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	91,  // 130: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	93,  // 131: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	95,  // 132: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	97,  // 133: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	115, // 134: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
+	117, // 135: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
+	119, // 136: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
+	105, // 137: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
+	99,  // 138: argon.v1.MachineService.ResetMachine:input_type -> argon.v1.ResetMachineRequest
+	101, // 139: argon.v1.MachineService.RestartMachine:input_type -> argon.v1.RestartMachineRequest
+	103, // 140: argon.v1.MachineService.CopyMachine:input_type -> argon.v1.CopyMachineRequest
+	107, // 141: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
+	109, // 142: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
+	111, // 143: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
+	113, // 144: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
+	121, // 145: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	130, // 146: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	132, // 147: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	134, // 148: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	136, // 149: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
+	138, // 150: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
+	124, // 151: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
+	126, // 152: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
+	128, // 153: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
+	140, // 154: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	142, // 155: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	3,   // 156: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	5,   // 157: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	7,   // 158: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	9,   // 159: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	12,  // 160: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	14,  // 161: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	16,  // 162: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	18,  // 163: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	20,  // 164: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
+	22,  // 165: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
+	1,   // 166: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
+	32,  // 167: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	34,  // 168: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	36,  // 169: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	38,  // 170: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
+	40,  // 171: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
+	25,  // 172: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
+	27,  // 173: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
+	29,  // 174: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
+	42,  // 175: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	44,  // 176: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	46,  // 177: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	48,  // 178: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	50,  // 179: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	53,  // 180: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	55,  // 181: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	57,  // 182: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	59,  // 183: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	61,  // 184: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	63,  // 185: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	65,  // 186: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	67,  // 187: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	69,  // 188: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	71,  // 189: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
+	74,  // 190: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
+	77,  // 191: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	79,  // 192: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	81,  // 193: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	83,  // 194: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	85,  // 195: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	88,  // 196: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	90,  // 197: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	92,  // 198: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	94,  // 199: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	96,  // 200: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	98,  // 201: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	116, // 202: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	118, // 203: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	120, // 204: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	106, // 205: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
+	100, // 206: argon.v1.MachineService.ResetMachine:output_type -> argon.v1.ResetMachineResponse
+	102, // 207: argon.v1.MachineService.RestartMachine:output_type -> argon.v1.RestartMachineResponse
+	104, // 208: argon.v1.MachineService.CopyMachine:output_type -> argon.v1.CopyMachineResponse
+	108, // 209: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
+	110, // 210: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
+	112, // 211: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
+	114, // 212: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
+	122, // 213: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	131, // 214: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	133, // 215: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	135, // 216: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	137, // 217: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
+	139, // 218: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
+	125, // 219: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
+	127, // 220: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
+	129, // 221: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
+	141, // 222: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	143, // 223: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	156, // [156:224] is the sub-list for method output_type
+	88,  // [88:156] is the sub-list for method input_type
+	88,  // [88:88] is the sub-list for extension type_name
+	88,  // [88:88] is the sub-list for extension extendee
+	0,   // [0:88] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }
@@ -9016,8 +9508,8 @@ func file_argon_v1_api_proto_init() {
 		(*ImportVolumeRequest_Header_)(nil),
 		(*ImportVolumeRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[99].OneofWrappers = []any{}
-	file_argon_v1_api_proto_msgTypes[130].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[105].OneofWrappers = []any{}
+	file_argon_v1_api_proto_msgTypes[136].OneofWrappers = []any{
 		(*ImportMachineRequest_Machine)(nil),
 		(*ImportMachineRequest_File_)(nil),
 		(*ImportMachineRequest_Data)(nil),
@@ -9028,7 +9520,7 @@ func file_argon_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   143,
+			NumMessages:   150,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

@@ -901,7 +901,9 @@ type Server struct {
 	// do.
 	ClosedNetwork string `protobuf:"bytes,71,opt,name=closed_network,json=closedNetwork,proto3" json:"closed_network,omitempty"`
 	// Where its replicas lie.
-	Disks         []*Disk `protobuf:"bytes,25,rep,name=disks,proto3" json:"disks,omitempty"`
+	Disks []*Disk `protobuf:"bytes,25,rep,name=disks,proto3" json:"disks,omitempty"`
+	// Published ports that can't be opened there now.
+	ClosedPorts   []*ClosedPort `protobuf:"bytes,72,rep,name=closed_ports,json=closedPorts,proto3" json:"closed_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1097,6 +1099,13 @@ func (x *Server) GetDisks() []*Disk {
 	return nil
 }
 
+func (x *Server) GetClosedPorts() []*ClosedPort {
+	if x != nil {
+		return x.ClosedPorts
+	}
+	return nil
+}
+
 // Disk is a directory that replicas lie in.
 type Disk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1161,6 +1170,68 @@ func (x *Disk) GetSince() *timestamppb.Timestamp {
 	return nil
 }
 
+// ClosedPort is a published port that a server can't open.
+type ClosedPort struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Port      uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	MachineId string                 `protobuf:"bytes,2,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	// Why; one line.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClosedPort) Reset() {
+	*x = ClosedPort{}
+	mi := &file_argon_v1_records_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClosedPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClosedPort) ProtoMessage() {}
+
+func (x *ClosedPort) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClosedPort.ProtoReflect.Descriptor instead.
+func (*ClosedPort) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ClosedPort) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ClosedPort) GetMachineId() string {
+	if x != nil {
+		return x.MachineId
+	}
+	return ""
+}
+
+func (x *ClosedPort) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Drain says that a server is to be emptied, and kept so.
 type Drain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1175,7 +1246,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_argon_v1_records_proto_msgTypes[5]
+	mi := &file_argon_v1_records_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1258,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[5]
+	mi := &file_argon_v1_records_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1271,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{5}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Drain) GetSince() *timestamppb.Timestamp {
@@ -1238,7 +1309,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_argon_v1_records_proto_msgTypes[6]
+	mi := &file_argon_v1_records_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1321,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[6]
+	mi := &file_argon_v1_records_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1334,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{6}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Resources) GetCpus() uint32 {
@@ -1310,7 +1381,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_argon_v1_records_proto_msgTypes[7]
+	mi := &file_argon_v1_records_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1393,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[7]
+	mi := &file_argon_v1_records_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1406,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{7}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Lease) GetServerId() string {
@@ -1390,7 +1461,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_argon_v1_records_proto_msgTypes[8]
+	mi := &file_argon_v1_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1473,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[8]
+	mi := &file_argon_v1_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1486,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Token) GetId() string {
@@ -1482,7 +1553,7 @@ type ClientCertificate struct {
 
 func (x *ClientCertificate) Reset() {
 	*x = ClientCertificate{}
-	mi := &file_argon_v1_records_proto_msgTypes[9]
+	mi := &file_argon_v1_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1565,7 @@ func (x *ClientCertificate) String() string {
 func (*ClientCertificate) ProtoMessage() {}
 
 func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[9]
+	mi := &file_argon_v1_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1578,7 @@ func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientCertificate.ProtoReflect.Descriptor instead.
 func (*ClientCertificate) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ClientCertificate) GetSerial() string {
@@ -1588,7 +1659,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_argon_v1_records_proto_msgTypes[10]
+	mi := &file_argon_v1_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1671,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[10]
+	mi := &file_argon_v1_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1684,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Image) GetMeta() *Meta {
@@ -1687,7 +1758,7 @@ type MachineHints struct {
 
 func (x *MachineHints) Reset() {
 	*x = MachineHints{}
-	mi := &file_argon_v1_records_proto_msgTypes[11]
+	mi := &file_argon_v1_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1699,7 +1770,7 @@ func (x *MachineHints) String() string {
 func (*MachineHints) ProtoMessage() {}
 
 func (x *MachineHints) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[11]
+	mi := &file_argon_v1_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1712,7 +1783,7 @@ func (x *MachineHints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineHints.ProtoReflect.Descriptor instead.
 func (*MachineHints) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MachineHints) GetCpus() uint32 {
@@ -1758,7 +1829,7 @@ type ImageCopy struct {
 
 func (x *ImageCopy) Reset() {
 	*x = ImageCopy{}
-	mi := &file_argon_v1_records_proto_msgTypes[12]
+	mi := &file_argon_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +1841,7 @@ func (x *ImageCopy) String() string {
 func (*ImageCopy) ProtoMessage() {}
 
 func (x *ImageCopy) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[12]
+	mi := &file_argon_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +1854,7 @@ func (x *ImageCopy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCopy.ProtoReflect.Descriptor instead.
 func (*ImageCopy) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ImageCopy) GetServerId() string {
@@ -1846,7 +1917,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_argon_v1_records_proto_msgTypes[13]
+	mi := &file_argon_v1_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +1929,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[13]
+	mi := &file_argon_v1_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +1942,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{13}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Replica) GetId() uint32 {
@@ -1982,7 +2053,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_argon_v1_records_proto_msgTypes[14]
+	mi := &file_argon_v1_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2065,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[14]
+	mi := &file_argon_v1_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2078,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{14}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Snapshot) GetId() uint32 {
@@ -2105,7 +2176,7 @@ type Base struct {
 
 func (x *Base) Reset() {
 	*x = Base{}
-	mi := &file_argon_v1_records_proto_msgTypes[15]
+	mi := &file_argon_v1_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2188,7 @@ func (x *Base) String() string {
 func (*Base) ProtoMessage() {}
 
 func (x *Base) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[15]
+	mi := &file_argon_v1_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2201,7 @@ func (x *Base) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Base.ProtoReflect.Descriptor instead.
 func (*Base) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Base) GetImageId() string {
@@ -2179,7 +2250,7 @@ type Scrub struct {
 
 func (x *Scrub) Reset() {
 	*x = Scrub{}
-	mi := &file_argon_v1_records_proto_msgTypes[16]
+	mi := &file_argon_v1_records_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2191,7 +2262,7 @@ func (x *Scrub) String() string {
 func (*Scrub) ProtoMessage() {}
 
 func (x *Scrub) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[16]
+	mi := &file_argon_v1_records_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2204,7 +2275,7 @@ func (x *Scrub) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scrub.ProtoReflect.Descriptor instead.
 func (*Scrub) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{16}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Scrub) GetWanted() uint64 {
@@ -2268,7 +2339,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_argon_v1_records_proto_msgTypes[17]
+	mi := &file_argon_v1_records_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2280,7 +2351,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[17]
+	mi := &file_argon_v1_records_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2293,7 +2364,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{17}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Attachment) GetServerId() string {
@@ -2367,14 +2438,16 @@ type Volume struct {
 	Scrub       *Scrub `protobuf:"bytes,18,opt,name=scrub,proto3" json:"scrub,omitempty"`
 	// The checkpoint whose memory it holds: nobody else attaches it. Empty: it is
 	// an ordinary one.
-	CheckpointId  string `protobuf:"bytes,40,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
+	CheckpointId string `protobuf:"bytes,40,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
+	// The machine that it was made with, and goes with. Empty: it was made apart.
+	MadeFor       string `protobuf:"bytes,70,opt,name=made_for,json=madeFor,proto3" json:"made_for,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_argon_v1_records_proto_msgTypes[18]
+	mi := &file_argon_v1_records_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2386,7 +2459,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[18]
+	mi := &file_argon_v1_records_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2399,7 +2472,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{18}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Volume) GetMeta() *Meta {
@@ -2535,6 +2608,13 @@ func (x *Volume) GetCheckpointId() string {
 	return ""
 }
 
+func (x *Volume) GetMadeFor() string {
+	if x != nil {
+		return x.MadeFor
+	}
+	return ""
+}
+
 // VolumeStatus is what the holder sees; kept apart from Volume because it
 // changes often and nothing is decided by it.
 type VolumeStatus struct {
@@ -2558,7 +2638,7 @@ type VolumeStatus struct {
 
 func (x *VolumeStatus) Reset() {
 	*x = VolumeStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[19]
+	mi := &file_argon_v1_records_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2570,7 +2650,7 @@ func (x *VolumeStatus) String() string {
 func (*VolumeStatus) ProtoMessage() {}
 
 func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[19]
+	mi := &file_argon_v1_records_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2583,7 +2663,7 @@ func (x *VolumeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeStatus.ProtoReflect.Descriptor instead.
 func (*VolumeStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{19}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VolumeStatus) GetVolumeId() string {
@@ -2663,7 +2743,7 @@ type ResyncProgress struct {
 
 func (x *ResyncProgress) Reset() {
 	*x = ResyncProgress{}
-	mi := &file_argon_v1_records_proto_msgTypes[20]
+	mi := &file_argon_v1_records_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2675,7 +2755,7 @@ func (x *ResyncProgress) String() string {
 func (*ResyncProgress) ProtoMessage() {}
 
 func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[20]
+	mi := &file_argon_v1_records_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2688,7 +2768,7 @@ func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncProgress.ProtoReflect.Descriptor instead.
 func (*ResyncProgress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{20}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResyncProgress) GetReplicaId() uint32 {
@@ -2745,7 +2825,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_argon_v1_records_proto_msgTypes[21]
+	mi := &file_argon_v1_records_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2757,7 +2837,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[21]
+	mi := &file_argon_v1_records_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2770,7 +2850,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{21}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Usage) GetServerId() string {
@@ -2838,7 +2918,7 @@ type ReplicaUsage struct {
 
 func (x *ReplicaUsage) Reset() {
 	*x = ReplicaUsage{}
-	mi := &file_argon_v1_records_proto_msgTypes[22]
+	mi := &file_argon_v1_records_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2850,7 +2930,7 @@ func (x *ReplicaUsage) String() string {
 func (*ReplicaUsage) ProtoMessage() {}
 
 func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[22]
+	mi := &file_argon_v1_records_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2863,7 +2943,7 @@ func (x *ReplicaUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaUsage.ProtoReflect.Descriptor instead.
 func (*ReplicaUsage) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{22}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReplicaUsage) GetVolumeId() string {
@@ -2911,7 +2991,7 @@ type PublishedPort struct {
 
 func (x *PublishedPort) Reset() {
 	*x = PublishedPort{}
-	mi := &file_argon_v1_records_proto_msgTypes[23]
+	mi := &file_argon_v1_records_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2923,7 +3003,7 @@ func (x *PublishedPort) String() string {
 func (*PublishedPort) ProtoMessage() {}
 
 func (x *PublishedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[23]
+	mi := &file_argon_v1_records_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2936,7 +3016,7 @@ func (x *PublishedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishedPort.ProtoReflect.Descriptor instead.
 func (*PublishedPort) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{23}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PublishedPort) GetClusterPort() uint32 {
@@ -3002,14 +3082,20 @@ type Machine struct {
 	// What its guest tells a copy of itself by (docs/operations.md): another one
 	// each time that it goes on from a checkpoint. A UUID; empty: the guest has
 	// no such device.
-	GenerationId  string `protobuf:"bytes,60,opt,name=generation_id,json=generationId,proto3" json:"generation_id,omitempty"`
+	GenerationId string `protobuf:"bytes,60,opt,name=generation_id,json=generationId,proto3" json:"generation_id,omitempty"`
+	// What the guest that was started last is made of, where that differs from what
+	// is wanted; only what waits for the next start. Absent: it was never started,
+	// or by a server that did not record it.
+	InForce *Hardware `protobuf:"bytes,70,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
+	// The server that it is to be placed on first, if that can run it then.
+	StartOn       string `protobuf:"bytes,71,opt,name=start_on,json=startOn,proto3" json:"start_on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Machine) Reset() {
 	*x = Machine{}
-	mi := &file_argon_v1_records_proto_msgTypes[24]
+	mi := &file_argon_v1_records_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3021,7 +3107,7 @@ func (x *Machine) String() string {
 func (*Machine) ProtoMessage() {}
 
 func (x *Machine) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[24]
+	mi := &file_argon_v1_records_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3034,7 +3120,7 @@ func (x *Machine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Machine.ProtoReflect.Descriptor instead.
 func (*Machine) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{24}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Machine) GetMeta() *Meta {
@@ -3219,6 +3305,82 @@ func (x *Machine) GetGenerationId() string {
 	return ""
 }
 
+func (x *Machine) GetInForce() *Hardware {
+	if x != nil {
+		return x.InForce
+	}
+	return nil
+}
+
+func (x *Machine) GetStartOn() string {
+	if x != nil {
+		return x.StartOn
+	}
+	return ""
+}
+
+// Hardware is what a guest can't be given while it runs.
+type Hardware struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Cpus        uint32                 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryBytes uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// It has the small disk with its first boot.
+	Seed          bool `protobuf:"varint,3,opt,name=seed,proto3" json:"seed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hardware) Reset() {
+	*x = Hardware{}
+	mi := &file_argon_v1_records_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hardware) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hardware) ProtoMessage() {}
+
+func (x *Hardware) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hardware.ProtoReflect.Descriptor instead.
+func (*Hardware) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Hardware) GetCpus() uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *Hardware) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Hardware) GetSeed() bool {
+	if x != nil {
+		return x.Seed
+	}
+	return false
+}
+
 // Wake is the order to go on from a checkpoint instead of booting. It is
 // consumed right before the guest's processors run.
 type Wake struct {
@@ -3238,7 +3400,7 @@ type Wake struct {
 
 func (x *Wake) Reset() {
 	*x = Wake{}
-	mi := &file_argon_v1_records_proto_msgTypes[25]
+	mi := &file_argon_v1_records_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3250,7 +3412,7 @@ func (x *Wake) String() string {
 func (*Wake) ProtoMessage() {}
 
 func (x *Wake) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[25]
+	mi := &file_argon_v1_records_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3263,7 +3425,7 @@ func (x *Wake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wake.ProtoReflect.Descriptor instead.
 func (*Wake) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{25}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Wake) GetCheckpointId() string {
@@ -3328,7 +3490,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_argon_v1_records_proto_msgTypes[26]
+	mi := &file_argon_v1_records_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3340,7 +3502,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[26]
+	mi := &file_argon_v1_records_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3353,7 +3515,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{26}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Checkpoint) GetMeta() *Meta {
@@ -3483,7 +3645,7 @@ type Platform struct {
 
 func (x *Platform) Reset() {
 	*x = Platform{}
-	mi := &file_argon_v1_records_proto_msgTypes[27]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3495,7 +3657,7 @@ func (x *Platform) String() string {
 func (*Platform) ProtoMessage() {}
 
 func (x *Platform) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[27]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3508,7 +3670,7 @@ func (x *Platform) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Platform.ProtoReflect.Descriptor instead.
 func (*Platform) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Platform) GetAcceleration() string {
@@ -3556,7 +3718,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_argon_v1_records_proto_msgTypes[28]
+	mi := &file_argon_v1_records_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3568,7 +3730,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[28]
+	mi := &file_argon_v1_records_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3581,7 +3743,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Migration) GetId() string {
@@ -3658,7 +3820,7 @@ type MigrationProgress struct {
 
 func (x *MigrationProgress) Reset() {
 	*x = MigrationProgress{}
-	mi := &file_argon_v1_records_proto_msgTypes[29]
+	mi := &file_argon_v1_records_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3670,7 +3832,7 @@ func (x *MigrationProgress) String() string {
 func (*MigrationProgress) ProtoMessage() {}
 
 func (x *MigrationProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[29]
+	mi := &file_argon_v1_records_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3683,7 +3845,7 @@ func (x *MigrationProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationProgress.ProtoReflect.Descriptor instead.
 func (*MigrationProgress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MigrationProgress) GetTransferredBytes() uint64 {
@@ -3756,7 +3918,7 @@ type MigrationReport struct {
 
 func (x *MigrationReport) Reset() {
 	*x = MigrationReport{}
-	mi := &file_argon_v1_records_proto_msgTypes[30]
+	mi := &file_argon_v1_records_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3768,7 +3930,7 @@ func (x *MigrationReport) String() string {
 func (*MigrationReport) ProtoMessage() {}
 
 func (x *MigrationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[30]
+	mi := &file_argon_v1_records_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3781,7 +3943,7 @@ func (x *MigrationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationReport.ProtoReflect.Descriptor instead.
 func (*MigrationReport) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{30}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MigrationReport) GetId() string {
@@ -3891,7 +4053,7 @@ type FirstBoot struct {
 
 func (x *FirstBoot) Reset() {
 	*x = FirstBoot{}
-	mi := &file_argon_v1_records_proto_msgTypes[31]
+	mi := &file_argon_v1_records_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3903,7 +4065,7 @@ func (x *FirstBoot) String() string {
 func (*FirstBoot) ProtoMessage() {}
 
 func (x *FirstBoot) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[31]
+	mi := &file_argon_v1_records_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3916,7 +4078,7 @@ func (x *FirstBoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FirstBoot.ProtoReflect.Descriptor instead.
 func (*FirstBoot) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{31}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *FirstBoot) GetRevision() uint32 {
@@ -3977,7 +4139,7 @@ type NetworkInterface struct {
 
 func (x *NetworkInterface) Reset() {
 	*x = NetworkInterface{}
-	mi := &file_argon_v1_records_proto_msgTypes[32]
+	mi := &file_argon_v1_records_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3989,7 +4151,7 @@ func (x *NetworkInterface) String() string {
 func (*NetworkInterface) ProtoMessage() {}
 
 func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[32]
+	mi := &file_argon_v1_records_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4002,7 +4164,7 @@ func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInterface.ProtoReflect.Descriptor instead.
 func (*NetworkInterface) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{32}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *NetworkInterface) GetMac() string {
@@ -4030,7 +4192,7 @@ type Shares struct {
 
 func (x *Shares) Reset() {
 	*x = Shares{}
-	mi := &file_argon_v1_records_proto_msgTypes[33]
+	mi := &file_argon_v1_records_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4042,7 +4204,7 @@ func (x *Shares) String() string {
 func (*Shares) ProtoMessage() {}
 
 func (x *Shares) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[33]
+	mi := &file_argon_v1_records_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4055,7 +4217,7 @@ func (x *Shares) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shares.ProtoReflect.Descriptor instead.
 func (*Shares) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{33}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Shares) GetCpuPercent() uint32 {
@@ -4099,15 +4261,17 @@ type Move struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	FromServerId string                 `protobuf:"bytes,1,opt,name=from_server_id,json=fromServerId,proto3" json:"from_server_id,omitempty"`
 	// The placement that is to end; what is later is where it went.
-	Placement     uint64                 `protobuf:"varint,2,opt,name=placement,proto3" json:"placement,omitempty"`
-	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	Placement uint64                 `protobuf:"varint,2,opt,name=placement,proto3" json:"placement,omitempty"`
+	Since     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// It may start again where it was: somebody wants it restarted.
+	Restart       bool `protobuf:"varint,70,opt,name=restart,proto3" json:"restart,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_argon_v1_records_proto_msgTypes[34]
+	mi := &file_argon_v1_records_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4119,7 +4283,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[34]
+	mi := &file_argon_v1_records_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4132,7 +4296,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{34}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Move) GetFromServerId() string {
@@ -4154,6 +4318,13 @@ func (x *Move) GetSince() *timestamppb.Timestamp {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *Move) GetRestart() bool {
+	if x != nil {
+		return x.Restart
+	}
+	return false
 }
 
 // MachineStatus is what was last observed, written by the agent of the
@@ -4185,7 +4356,7 @@ type MachineStatus struct {
 
 func (x *MachineStatus) Reset() {
 	*x = MachineStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[35]
+	mi := &file_argon_v1_records_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4197,7 +4368,7 @@ func (x *MachineStatus) String() string {
 func (*MachineStatus) ProtoMessage() {}
 
 func (x *MachineStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[35]
+	mi := &file_argon_v1_records_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4210,7 +4381,7 @@ func (x *MachineStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineStatus.ProtoReflect.Descriptor instead.
 func (*MachineStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{35}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *MachineStatus) GetState() MachineState {
@@ -4295,7 +4466,7 @@ type GuestInfo struct {
 
 func (x *GuestInfo) Reset() {
 	*x = GuestInfo{}
-	mi := &file_argon_v1_records_proto_msgTypes[36]
+	mi := &file_argon_v1_records_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4307,7 +4478,7 @@ func (x *GuestInfo) String() string {
 func (*GuestInfo) ProtoMessage() {}
 
 func (x *GuestInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[36]
+	mi := &file_argon_v1_records_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4320,7 +4491,7 @@ func (x *GuestInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestInfo.ProtoReflect.Descriptor instead.
 func (*GuestInfo) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{36}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GuestInfo) GetHostname() string {
@@ -4365,7 +4536,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_argon_v1_records_proto_msgTypes[37]
+	mi := &file_argon_v1_records_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4377,7 +4548,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[37]
+	mi := &file_argon_v1_records_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4390,7 +4561,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{37}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Event) GetId() string {
@@ -4484,7 +4655,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x13voter_grace_seconds\x18\x03 \x01(\rR\x11voterGraceSeconds\x120\n" +
 	"\x14scrub_interval_hours\x18\x04 \x01(\rR\x12scrubIntervalHours\x12\x1b\n" +
 	"\tscrub_off\x18\x05 \x01(\bR\bscrubOff\x12%\n" +
-	"\x0ecpu_overcommit\x18\x06 \x01(\rR\rcpuOvercommit\"\xca\x06\n" +
+	"\x0ecpu_overcommit\x18\x06 \x01(\rR\rcpuOvercommit\"\x83\a\n" +
 	"\x06Server\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x19\n" +
@@ -4510,11 +4681,18 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x13certificate_expires\x18\x1f \x01(\v2\x1a.google.protobuf.TimestampR\x12certificateExpires\x12/\n" +
 	"\x13acceleration_detail\x18F \x01(\tR\x12accelerationDetail\x12%\n" +
 	"\x0eclosed_network\x18G \x01(\tR\rclosedNetwork\x12$\n" +
-	"\x05disks\x18\x19 \x03(\v2\x0e.argon.v1.DiskR\x05disks\"f\n" +
+	"\x05disks\x18\x19 \x03(\v2\x0e.argon.v1.DiskR\x05disks\x127\n" +
+	"\fclosed_ports\x18H \x03(\v2\x14.argon.v1.ClosedPortR\vclosedPorts\"f\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\aproblem\x18\x02 \x01(\tR\aproblem\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"q\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"W\n" +
+	"\n" +
+	"ClosedPort\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\x02 \x01(\tR\tmachineId\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"q\n" +
 	"\x05Drain\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
 	"\bevacuate\x18\x02 \x01(\bR\bevacuate\x12\x1a\n" +
@@ -4626,7 +4804,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"machine_id\x18\x02 \x01(\tR\tmachineId\x120\n" +
 	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1c\n" +
 	"\tconnected\x18\x04 \x01(\bR\tconnected\x12\x1b\n" +
-	"\twanted_by\x18\x05 \x01(\tR\bwantedBy\"\xb7\x05\n" +
+	"\twanted_by\x18\x05 \x01(\tR\bwantedBy\"\xd2\x05\n" +
 	"\x06Volume\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x1d\n" +
 	"\n" +
@@ -4653,7 +4831,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"rollbackTo\x12!\n" +
 	"\fwanted_bytes\x18\x11 \x01(\x04R\vwantedBytes\x12%\n" +
 	"\x05scrub\x18\x12 \x01(\v2\x0f.argon.v1.ScrubR\x05scrub\x12#\n" +
-	"\rcheckpoint_id\x18( \x01(\tR\fcheckpointId\"\x81\x03\n" +
+	"\rcheckpoint_id\x18( \x01(\tR\fcheckpointId\x12\x19\n" +
+	"\bmade_for\x18F \x01(\tR\amadeFor\"\x81\x03\n" +
 	"\fVolumeStatus\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1c\n" +
 	"\tcondition\x18\x02 \x01(\tR\tcondition\x12\x16\n" +
@@ -4694,7 +4873,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\rPublishedPort\x12!\n" +
 	"\fcluster_port\x18\x01 \x01(\rR\vclusterPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x02 \x01(\rR\tguestPort\"\xa9\b\n" +
+	"guest_port\x18\x02 \x01(\rR\tguestPort\"\xf3\b\n" +
 	"\aMachine\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -4726,7 +4905,13 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x0elast_placement\x182 \x01(\x04R\rlastPlacement\x121\n" +
 	"\tmigration\x183 \x01(\v2\x13.argon.v1.MigrationR\tmigration\x12@\n" +
 	"\x0elast_migration\x184 \x01(\v2\x19.argon.v1.MigrationReportR\rlastMigration\x12#\n" +
-	"\rgeneration_id\x18< \x01(\tR\fgenerationId\"}\n" +
+	"\rgeneration_id\x18< \x01(\tR\fgenerationId\x12-\n" +
+	"\bin_force\x18F \x01(\v2\x12.argon.v1.HardwareR\ainForce\x12\x19\n" +
+	"\bstart_on\x18G \x01(\tR\astartOn\"U\n" +
+	"\bHardware\x12\x12\n" +
+	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x12\n" +
+	"\x04seed\x18\x03 \x01(\bR\x04seed\"}\n" +
 	"\x04Wake\x12#\n" +
 	"\rcheckpoint_id\x18\x01 \x01(\tR\fcheckpointId\x12\x18\n" +
 	"\achecked\x18\x02 \x01(\bR\achecked\x12\x19\n" +
@@ -4812,11 +4997,12 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"cpu_weight\x18\x02 \x01(\rR\tcpuWeight\x12\x1b\n" +
 	"\tdisk_iops\x18\x03 \x01(\x04R\bdiskIops\x121\n" +
 	"\x15disk_bytes_per_second\x18\x04 \x01(\x04R\x12diskBytesPerSecond\x127\n" +
-	"\x18network_bytes_per_second\x18\x05 \x01(\x04R\x15networkBytesPerSecond\"|\n" +
+	"\x18network_bytes_per_second\x18\x05 \x01(\x04R\x15networkBytesPerSecond\"\x96\x01\n" +
 	"\x04Move\x12$\n" +
 	"\x0efrom_server_id\x18\x01 \x01(\tR\ffromServerId\x12\x1c\n" +
 	"\tplacement\x18\x02 \x01(\x04R\tplacement\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xf1\x02\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
+	"\arestart\x18F \x01(\bR\arestart\"\xf1\x02\n" +
 	"\rMachineStatus\x12,\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x16.argon.v1.MachineStateR\x05state\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x1c\n" +
@@ -4914,7 +5100,7 @@ func file_argon_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_argon_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_argon_v1_records_proto_goTypes = []any{
 	(VoterRole)(0),                // 0: argon.v1.VoterRole
 	(ReplicaState)(0),             // 1: argon.v1.ReplicaState
@@ -4931,125 +5117,129 @@ var file_argon_v1_records_proto_goTypes = []any{
 	(*Settings)(nil),              // 12: argon.v1.Settings
 	(*Server)(nil),                // 13: argon.v1.Server
 	(*Disk)(nil),                  // 14: argon.v1.Disk
-	(*Drain)(nil),                 // 15: argon.v1.Drain
-	(*Resources)(nil),             // 16: argon.v1.Resources
-	(*Lease)(nil),                 // 17: argon.v1.Lease
-	(*Token)(nil),                 // 18: argon.v1.Token
-	(*ClientCertificate)(nil),     // 19: argon.v1.ClientCertificate
-	(*Image)(nil),                 // 20: argon.v1.Image
-	(*MachineHints)(nil),          // 21: argon.v1.MachineHints
-	(*ImageCopy)(nil),             // 22: argon.v1.ImageCopy
-	(*Replica)(nil),               // 23: argon.v1.Replica
-	(*Snapshot)(nil),              // 24: argon.v1.Snapshot
-	(*Base)(nil),                  // 25: argon.v1.Base
-	(*Scrub)(nil),                 // 26: argon.v1.Scrub
-	(*Attachment)(nil),            // 27: argon.v1.Attachment
-	(*Volume)(nil),                // 28: argon.v1.Volume
-	(*VolumeStatus)(nil),          // 29: argon.v1.VolumeStatus
-	(*ResyncProgress)(nil),        // 30: argon.v1.ResyncProgress
-	(*Usage)(nil),                 // 31: argon.v1.Usage
-	(*ReplicaUsage)(nil),          // 32: argon.v1.ReplicaUsage
-	(*PublishedPort)(nil),         // 33: argon.v1.PublishedPort
-	(*Machine)(nil),               // 34: argon.v1.Machine
-	(*Wake)(nil),                  // 35: argon.v1.Wake
-	(*Checkpoint)(nil),            // 36: argon.v1.Checkpoint
-	(*Platform)(nil),              // 37: argon.v1.Platform
-	(*Migration)(nil),             // 38: argon.v1.Migration
-	(*MigrationProgress)(nil),     // 39: argon.v1.MigrationProgress
-	(*MigrationReport)(nil),       // 40: argon.v1.MigrationReport
-	(*FirstBoot)(nil),             // 41: argon.v1.FirstBoot
-	(*NetworkInterface)(nil),      // 42: argon.v1.NetworkInterface
-	(*Shares)(nil),                // 43: argon.v1.Shares
-	(*Move)(nil),                  // 44: argon.v1.Move
-	(*MachineStatus)(nil),         // 45: argon.v1.MachineStatus
-	(*GuestInfo)(nil),             // 46: argon.v1.GuestInfo
-	(*Event)(nil),                 // 47: argon.v1.Event
-	nil,                           // 48: argon.v1.Meta.LabelsEntry
-	nil,                           // 49: argon.v1.Snapshot.LabelsEntry
-	nil,                           // 50: argon.v1.Checkpoint.SnapshotsEntry
-	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
+	(*ClosedPort)(nil),            // 15: argon.v1.ClosedPort
+	(*Drain)(nil),                 // 16: argon.v1.Drain
+	(*Resources)(nil),             // 17: argon.v1.Resources
+	(*Lease)(nil),                 // 18: argon.v1.Lease
+	(*Token)(nil),                 // 19: argon.v1.Token
+	(*ClientCertificate)(nil),     // 20: argon.v1.ClientCertificate
+	(*Image)(nil),                 // 21: argon.v1.Image
+	(*MachineHints)(nil),          // 22: argon.v1.MachineHints
+	(*ImageCopy)(nil),             // 23: argon.v1.ImageCopy
+	(*Replica)(nil),               // 24: argon.v1.Replica
+	(*Snapshot)(nil),              // 25: argon.v1.Snapshot
+	(*Base)(nil),                  // 26: argon.v1.Base
+	(*Scrub)(nil),                 // 27: argon.v1.Scrub
+	(*Attachment)(nil),            // 28: argon.v1.Attachment
+	(*Volume)(nil),                // 29: argon.v1.Volume
+	(*VolumeStatus)(nil),          // 30: argon.v1.VolumeStatus
+	(*ResyncProgress)(nil),        // 31: argon.v1.ResyncProgress
+	(*Usage)(nil),                 // 32: argon.v1.Usage
+	(*ReplicaUsage)(nil),          // 33: argon.v1.ReplicaUsage
+	(*PublishedPort)(nil),         // 34: argon.v1.PublishedPort
+	(*Machine)(nil),               // 35: argon.v1.Machine
+	(*Hardware)(nil),              // 36: argon.v1.Hardware
+	(*Wake)(nil),                  // 37: argon.v1.Wake
+	(*Checkpoint)(nil),            // 38: argon.v1.Checkpoint
+	(*Platform)(nil),              // 39: argon.v1.Platform
+	(*Migration)(nil),             // 40: argon.v1.Migration
+	(*MigrationProgress)(nil),     // 41: argon.v1.MigrationProgress
+	(*MigrationReport)(nil),       // 42: argon.v1.MigrationReport
+	(*FirstBoot)(nil),             // 43: argon.v1.FirstBoot
+	(*NetworkInterface)(nil),      // 44: argon.v1.NetworkInterface
+	(*Shares)(nil),                // 45: argon.v1.Shares
+	(*Move)(nil),                  // 46: argon.v1.Move
+	(*MachineStatus)(nil),         // 47: argon.v1.MachineStatus
+	(*GuestInfo)(nil),             // 48: argon.v1.GuestInfo
+	(*Event)(nil),                 // 49: argon.v1.Event
+	nil,                           // 50: argon.v1.Meta.LabelsEntry
+	nil,                           // 51: argon.v1.Snapshot.LabelsEntry
+	nil,                           // 52: argon.v1.Checkpoint.SnapshotsEntry
+	(*timestamppb.Timestamp)(nil), // 53: google.protobuf.Timestamp
 }
 var file_argon_v1_records_proto_depIdxs = []int32{
-	51, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	48, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
-	51, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
+	53, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	50, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
+	53, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
 	12, // 3: argon.v1.Cluster.settings:type_name -> argon.v1.Settings
 	10, // 4: argon.v1.Server.meta:type_name -> argon.v1.Meta
 	0,  // 5: argon.v1.Server.voter_role:type_name -> argon.v1.VoterRole
-	16, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
-	16, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
-	15, // 8: argon.v1.Server.drain:type_name -> argon.v1.Drain
-	51, // 9: argon.v1.Server.certificate_expires:type_name -> google.protobuf.Timestamp
+	17, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
+	17, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
+	16, // 8: argon.v1.Server.drain:type_name -> argon.v1.Drain
+	53, // 9: argon.v1.Server.certificate_expires:type_name -> google.protobuf.Timestamp
 	14, // 10: argon.v1.Server.disks:type_name -> argon.v1.Disk
-	51, // 11: argon.v1.Disk.since:type_name -> google.protobuf.Timestamp
-	51, // 12: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
-	51, // 13: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
-	51, // 14: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
-	51, // 15: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	51, // 16: argon.v1.ClientCertificate.created:type_name -> google.protobuf.Timestamp
-	51, // 17: argon.v1.ClientCertificate.expires:type_name -> google.protobuf.Timestamp
-	51, // 18: argon.v1.ClientCertificate.revoked:type_name -> google.protobuf.Timestamp
-	10, // 19: argon.v1.Image.meta:type_name -> argon.v1.Meta
-	22, // 20: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
-	21, // 21: argon.v1.Image.hints:type_name -> argon.v1.MachineHints
-	1,  // 22: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
-	51, // 23: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
-	2,  // 24: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
-	51, // 25: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	49, // 26: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
-	51, // 27: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
-	51, // 28: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	10, // 29: argon.v1.Volume.meta:type_name -> argon.v1.Meta
-	23, // 30: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
-	27, // 31: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
-	24, // 32: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
-	25, // 33: argon.v1.Volume.base:type_name -> argon.v1.Base
-	26, // 34: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
-	30, // 35: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
-	51, // 36: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
-	51, // 37: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
-	51, // 38: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
-	32, // 39: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
-	10, // 40: argon.v1.Machine.meta:type_name -> argon.v1.Meta
-	33, // 41: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
-	3,  // 42: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
-	45, // 43: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
-	43, // 44: argon.v1.Machine.shares:type_name -> argon.v1.Shares
-	44, // 45: argon.v1.Machine.move:type_name -> argon.v1.Move
-	41, // 46: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
-	42, // 47: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
-	35, // 48: argon.v1.Machine.wake:type_name -> argon.v1.Wake
-	5,  // 49: argon.v1.Machine.on_loss:type_name -> argon.v1.OnLoss
-	38, // 50: argon.v1.Machine.migration:type_name -> argon.v1.Migration
-	40, // 51: argon.v1.Machine.last_migration:type_name -> argon.v1.MigrationReport
-	10, // 52: argon.v1.Checkpoint.meta:type_name -> argon.v1.Meta
-	6,  // 53: argon.v1.Checkpoint.state:type_name -> argon.v1.CheckpointState
-	7,  // 54: argon.v1.Checkpoint.purpose:type_name -> argon.v1.CheckpointPurpose
-	50, // 55: argon.v1.Checkpoint.snapshots:type_name -> argon.v1.Checkpoint.SnapshotsEntry
-	34, // 56: argon.v1.Checkpoint.machine:type_name -> argon.v1.Machine
-	37, // 57: argon.v1.Checkpoint.platform:type_name -> argon.v1.Platform
-	51, // 58: argon.v1.Checkpoint.taken:type_name -> google.protobuf.Timestamp
-	8,  // 59: argon.v1.Migration.phase:type_name -> argon.v1.MigrationPhase
-	51, // 60: argon.v1.Migration.since:type_name -> google.protobuf.Timestamp
-	51, // 61: argon.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
-	39, // 62: argon.v1.Migration.progress:type_name -> argon.v1.MigrationProgress
-	51, // 63: argon.v1.MigrationReport.since:type_name -> google.protobuf.Timestamp
-	51, // 64: argon.v1.MigrationReport.ended:type_name -> google.protobuf.Timestamp
-	39, // 65: argon.v1.MigrationReport.progress:type_name -> argon.v1.MigrationProgress
-	51, // 66: argon.v1.MigrationReport.paused:type_name -> google.protobuf.Timestamp
-	51, // 67: argon.v1.MigrationReport.resumed:type_name -> google.protobuf.Timestamp
-	51, // 68: argon.v1.MigrationReport.drain_since:type_name -> google.protobuf.Timestamp
-	51, // 69: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
-	4,  // 70: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
-	51, // 71: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
-	46, // 72: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
-	51, // 73: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
-	9,  // 74: argon.v1.Event.severity:type_name -> argon.v1.Severity
-	75, // [75:75] is the sub-list for method output_type
-	75, // [75:75] is the sub-list for method input_type
-	75, // [75:75] is the sub-list for extension type_name
-	75, // [75:75] is the sub-list for extension extendee
-	0,  // [0:75] is the sub-list for field type_name
+	15, // 11: argon.v1.Server.closed_ports:type_name -> argon.v1.ClosedPort
+	53, // 12: argon.v1.Disk.since:type_name -> google.protobuf.Timestamp
+	53, // 13: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
+	53, // 14: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
+	53, // 15: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
+	53, // 16: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	53, // 17: argon.v1.ClientCertificate.created:type_name -> google.protobuf.Timestamp
+	53, // 18: argon.v1.ClientCertificate.expires:type_name -> google.protobuf.Timestamp
+	53, // 19: argon.v1.ClientCertificate.revoked:type_name -> google.protobuf.Timestamp
+	10, // 20: argon.v1.Image.meta:type_name -> argon.v1.Meta
+	23, // 21: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
+	22, // 22: argon.v1.Image.hints:type_name -> argon.v1.MachineHints
+	1,  // 23: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
+	53, // 24: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
+	2,  // 25: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
+	53, // 26: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	51, // 27: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
+	53, // 28: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
+	53, // 29: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	10, // 30: argon.v1.Volume.meta:type_name -> argon.v1.Meta
+	24, // 31: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
+	28, // 32: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
+	25, // 33: argon.v1.Volume.snapshots:type_name -> argon.v1.Snapshot
+	26, // 34: argon.v1.Volume.base:type_name -> argon.v1.Base
+	27, // 35: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
+	31, // 36: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
+	53, // 37: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
+	53, // 38: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
+	53, // 39: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
+	33, // 40: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
+	10, // 41: argon.v1.Machine.meta:type_name -> argon.v1.Meta
+	34, // 42: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
+	3,  // 43: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
+	47, // 44: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
+	45, // 45: argon.v1.Machine.shares:type_name -> argon.v1.Shares
+	46, // 46: argon.v1.Machine.move:type_name -> argon.v1.Move
+	43, // 47: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
+	44, // 48: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
+	37, // 49: argon.v1.Machine.wake:type_name -> argon.v1.Wake
+	5,  // 50: argon.v1.Machine.on_loss:type_name -> argon.v1.OnLoss
+	40, // 51: argon.v1.Machine.migration:type_name -> argon.v1.Migration
+	42, // 52: argon.v1.Machine.last_migration:type_name -> argon.v1.MigrationReport
+	36, // 53: argon.v1.Machine.in_force:type_name -> argon.v1.Hardware
+	10, // 54: argon.v1.Checkpoint.meta:type_name -> argon.v1.Meta
+	6,  // 55: argon.v1.Checkpoint.state:type_name -> argon.v1.CheckpointState
+	7,  // 56: argon.v1.Checkpoint.purpose:type_name -> argon.v1.CheckpointPurpose
+	52, // 57: argon.v1.Checkpoint.snapshots:type_name -> argon.v1.Checkpoint.SnapshotsEntry
+	35, // 58: argon.v1.Checkpoint.machine:type_name -> argon.v1.Machine
+	39, // 59: argon.v1.Checkpoint.platform:type_name -> argon.v1.Platform
+	53, // 60: argon.v1.Checkpoint.taken:type_name -> google.protobuf.Timestamp
+	8,  // 61: argon.v1.Migration.phase:type_name -> argon.v1.MigrationPhase
+	53, // 62: argon.v1.Migration.since:type_name -> google.protobuf.Timestamp
+	53, // 63: argon.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
+	41, // 64: argon.v1.Migration.progress:type_name -> argon.v1.MigrationProgress
+	53, // 65: argon.v1.MigrationReport.since:type_name -> google.protobuf.Timestamp
+	53, // 66: argon.v1.MigrationReport.ended:type_name -> google.protobuf.Timestamp
+	41, // 67: argon.v1.MigrationReport.progress:type_name -> argon.v1.MigrationProgress
+	53, // 68: argon.v1.MigrationReport.paused:type_name -> google.protobuf.Timestamp
+	53, // 69: argon.v1.MigrationReport.resumed:type_name -> google.protobuf.Timestamp
+	53, // 70: argon.v1.MigrationReport.drain_since:type_name -> google.protobuf.Timestamp
+	53, // 71: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
+	4,  // 72: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
+	53, // 73: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
+	48, // 74: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
+	53, // 75: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
+	9,  // 76: argon.v1.Event.severity:type_name -> argon.v1.Severity
+	77, // [77:77] is the sub-list for method output_type
+	77, // [77:77] is the sub-list for method input_type
+	77, // [77:77] is the sub-list for extension type_name
+	77, // [77:77] is the sub-list for extension extendee
+	0,  // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_records_proto_init() }
@@ -5063,7 +5253,7 @@ func file_argon_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_records_proto_rawDesc), len(file_argon_v1_records_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   41,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

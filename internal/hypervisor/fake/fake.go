@@ -55,7 +55,7 @@ func (m *Monitor) Start(_ context.Context, spec hypervisor.Spec) (hypervisor.Gue
 		m.guests = map[string]*Guest{}
 	}
 	m.starts++
-	g := &Guest{monitor: m, id: spec.ID, kind: kind, pid: m.starts, done: make(chan struct{}), shares: spec.Shares}
+	g := &Guest{monitor: m, id: spec.ID, kind: kind, pid: m.starts, done: make(chan struct{}), shares: spec.Shares, spec: spec}
 	first := hypervisor.Running
 	if spec.Incoming {
 		first = hypervisor.Receiving
@@ -164,8 +164,10 @@ type Guest struct {
 	info   *hypervisor.Info
 	// clockSet is how often its clock was set.
 	clockSet int
-	frozen bool
-	line   *Line
+	ports    []hypervisor.Port
+	spec     hypervisor.Spec
+	frozen   bool
+	line     *Line
 	// resumed is how often it was told to go on.
 	resumed int
 	// mind is its memory; unsaveable is why that can't be written.
@@ -379,6 +381,27 @@ func (g *Guest) freeze(frozen bool) error {
 	}
 	g.frozen = frozen
 	return nil
+}
+
+// Reset implements hypervisor.Guest.
+func (g *Guest) Reset(context.Context) error { return nil }
+
+// SetPorts implements hypervisor.Guest.
+func (g *Guest) SetPorts(_ context.Context, _, wanted []hypervisor.Port) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ports = wanted
+	return nil
+}
+
+// Spec is what it is made of.
+func (g *Guest) Spec() hypervisor.Spec { return g.spec }
+
+// Ports are those that were set last; nil: none were.
+func (g *Guest) Ports() []hypervisor.Port {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.ports
 }
 
 // SetClock implements hypervisor.Guest.

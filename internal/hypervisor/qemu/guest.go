@@ -150,6 +150,9 @@ func runState(s string) hypervisor.RunState {
 // again.
 func (g *guest) Resume(ctx context.Context) error { return g.execute(ctx, "cont", nil) }
 
+// Reset implements hypervisor.Guest.
+func (g *guest) Reset(ctx context.Context) error { return g.execute(ctx, "system_reset", nil) }
+
 // Kill implements hypervisor.Guest.
 func (g *guest) Kill(ctx context.Context) error {
 	if err := g.launcher.Kill(ctx, g.id); err != nil {

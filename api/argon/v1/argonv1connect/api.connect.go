@@ -189,6 +189,15 @@ const (
 	// MachineServiceSetMachineProcedure is the fully-qualified name of the MachineService's SetMachine
 	// RPC.
 	MachineServiceSetMachineProcedure = "/argon.v1.MachineService/SetMachine"
+	// MachineServiceResetMachineProcedure is the fully-qualified name of the MachineService's
+	// ResetMachine RPC.
+	MachineServiceResetMachineProcedure = "/argon.v1.MachineService/ResetMachine"
+	// MachineServiceRestartMachineProcedure is the fully-qualified name of the MachineService's
+	// RestartMachine RPC.
+	MachineServiceRestartMachineProcedure = "/argon.v1.MachineService/RestartMachine"
+	// MachineServiceCopyMachineProcedure is the fully-qualified name of the MachineService's
+	// CopyMachine RPC.
+	MachineServiceCopyMachineProcedure = "/argon.v1.MachineService/CopyMachine"
 	// MachineServiceCheckpointMachineProcedure is the fully-qualified name of the MachineService's
 	// CheckpointMachine RPC.
 	MachineServiceCheckpointMachineProcedure = "/argon.v1.MachineService/CheckpointMachine"
@@ -1580,6 +1589,12 @@ type MachineServiceClient interface {
 	SetFirstBoot(context.Context, *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error)
 	// Changes what a machine is made of; answers what waits for its next start.
 	SetMachine(context.Context, *connect.Request[v1.SetMachineRequest]) (*connect.Response[v1.SetMachineResponse], error)
+	// Presses the reset button: the guest boots anew, and nothing is asked of it.
+	ResetMachine(context.Context, *connect.Request[v1.ResetMachineRequest]) (*connect.Response[v1.ResetMachineResponse], error)
+	// Answers once it is recorded that the machine should stop and start again.
+	RestartMachine(context.Context, *connect.Request[v1.RestartMachineRequest]) (*connect.Response[v1.RestartMachineResponse], error)
+	// Makes another machine with copies of a machine's disks.
+	CopyMachine(context.Context, *connect.Request[v1.CopyMachineRequest]) (*connect.Response[v1.CopyMachineResponse], error)
 	// Answers once the checkpoint is taken, or says why it was not.
 	CheckpointMachine(context.Context, *connect.Request[v1.CheckpointMachineRequest]) (*connect.Response[v1.CheckpointMachineResponse], error)
 	// Answers once the machine's memory is in the store and its server's is free.
@@ -1678,6 +1693,24 @@ func NewMachineServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(machineServiceMethods.ByName("SetMachine")),
 			connect.WithClientOptions(opts...),
 		),
+		resetMachine: connect.NewClient[v1.ResetMachineRequest, v1.ResetMachineResponse](
+			httpClient,
+			baseURL+MachineServiceResetMachineProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("ResetMachine")),
+			connect.WithClientOptions(opts...),
+		),
+		restartMachine: connect.NewClient[v1.RestartMachineRequest, v1.RestartMachineResponse](
+			httpClient,
+			baseURL+MachineServiceRestartMachineProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("RestartMachine")),
+			connect.WithClientOptions(opts...),
+		),
+		copyMachine: connect.NewClient[v1.CopyMachineRequest, v1.CopyMachineResponse](
+			httpClient,
+			baseURL+MachineServiceCopyMachineProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("CopyMachine")),
+			connect.WithClientOptions(opts...),
+		),
 		checkpointMachine: connect.NewClient[v1.CheckpointMachineRequest, v1.CheckpointMachineResponse](
 			httpClient,
 			baseURL+MachineServiceCheckpointMachineProcedure,
@@ -1753,6 +1786,9 @@ type machineServiceClient struct {
 	cancelMigration   *connect.Client[v1.CancelMigrationRequest, v1.CancelMigrationResponse]
 	setFirstBoot      *connect.Client[v1.SetFirstBootRequest, v1.SetFirstBootResponse]
 	setMachine        *connect.Client[v1.SetMachineRequest, v1.SetMachineResponse]
+	resetMachine      *connect.Client[v1.ResetMachineRequest, v1.ResetMachineResponse]
+	restartMachine    *connect.Client[v1.RestartMachineRequest, v1.RestartMachineResponse]
+	copyMachine       *connect.Client[v1.CopyMachineRequest, v1.CopyMachineResponse]
 	checkpointMachine *connect.Client[v1.CheckpointMachineRequest, v1.CheckpointMachineResponse]
 	suspendMachine    *connect.Client[v1.SuspendMachineRequest, v1.SuspendMachineResponse]
 	resumeMachine     *connect.Client[v1.ResumeMachineRequest, v1.ResumeMachineResponse]
@@ -1813,6 +1849,21 @@ func (c *machineServiceClient) SetFirstBoot(ctx context.Context, req *connect.Re
 // SetMachine calls argon.v1.MachineService.SetMachine.
 func (c *machineServiceClient) SetMachine(ctx context.Context, req *connect.Request[v1.SetMachineRequest]) (*connect.Response[v1.SetMachineResponse], error) {
 	return c.setMachine.CallUnary(ctx, req)
+}
+
+// ResetMachine calls argon.v1.MachineService.ResetMachine.
+func (c *machineServiceClient) ResetMachine(ctx context.Context, req *connect.Request[v1.ResetMachineRequest]) (*connect.Response[v1.ResetMachineResponse], error) {
+	return c.resetMachine.CallUnary(ctx, req)
+}
+
+// RestartMachine calls argon.v1.MachineService.RestartMachine.
+func (c *machineServiceClient) RestartMachine(ctx context.Context, req *connect.Request[v1.RestartMachineRequest]) (*connect.Response[v1.RestartMachineResponse], error) {
+	return c.restartMachine.CallUnary(ctx, req)
+}
+
+// CopyMachine calls argon.v1.MachineService.CopyMachine.
+func (c *machineServiceClient) CopyMachine(ctx context.Context, req *connect.Request[v1.CopyMachineRequest]) (*connect.Response[v1.CopyMachineResponse], error) {
+	return c.copyMachine.CallUnary(ctx, req)
 }
 
 // CheckpointMachine calls argon.v1.MachineService.CheckpointMachine.
@@ -1882,6 +1933,12 @@ type MachineServiceHandler interface {
 	SetFirstBoot(context.Context, *connect.Request[v1.SetFirstBootRequest]) (*connect.Response[v1.SetFirstBootResponse], error)
 	// Changes what a machine is made of; answers what waits for its next start.
 	SetMachine(context.Context, *connect.Request[v1.SetMachineRequest]) (*connect.Response[v1.SetMachineResponse], error)
+	// Presses the reset button: the guest boots anew, and nothing is asked of it.
+	ResetMachine(context.Context, *connect.Request[v1.ResetMachineRequest]) (*connect.Response[v1.ResetMachineResponse], error)
+	// Answers once it is recorded that the machine should stop and start again.
+	RestartMachine(context.Context, *connect.Request[v1.RestartMachineRequest]) (*connect.Response[v1.RestartMachineResponse], error)
+	// Makes another machine with copies of a machine's disks.
+	CopyMachine(context.Context, *connect.Request[v1.CopyMachineRequest]) (*connect.Response[v1.CopyMachineResponse], error)
 	// Answers once the checkpoint is taken, or says why it was not.
 	CheckpointMachine(context.Context, *connect.Request[v1.CheckpointMachineRequest]) (*connect.Response[v1.CheckpointMachineResponse], error)
 	// Answers once the machine's memory is in the store and its server's is free.
@@ -1976,6 +2033,24 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 		connect.WithSchema(machineServiceMethods.ByName("SetMachine")),
 		connect.WithHandlerOptions(opts...),
 	)
+	machineServiceResetMachineHandler := connect.NewUnaryHandler(
+		MachineServiceResetMachineProcedure,
+		svc.ResetMachine,
+		connect.WithSchema(machineServiceMethods.ByName("ResetMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
+	machineServiceRestartMachineHandler := connect.NewUnaryHandler(
+		MachineServiceRestartMachineProcedure,
+		svc.RestartMachine,
+		connect.WithSchema(machineServiceMethods.ByName("RestartMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
+	machineServiceCopyMachineHandler := connect.NewUnaryHandler(
+		MachineServiceCopyMachineProcedure,
+		svc.CopyMachine,
+		connect.WithSchema(machineServiceMethods.ByName("CopyMachine")),
+		connect.WithHandlerOptions(opts...),
+	)
 	machineServiceCheckpointMachineHandler := connect.NewUnaryHandler(
 		MachineServiceCheckpointMachineProcedure,
 		svc.CheckpointMachine,
@@ -2058,6 +2133,12 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 			machineServiceSetFirstBootHandler.ServeHTTP(w, r)
 		case MachineServiceSetMachineProcedure:
 			machineServiceSetMachineHandler.ServeHTTP(w, r)
+		case MachineServiceResetMachineProcedure:
+			machineServiceResetMachineHandler.ServeHTTP(w, r)
+		case MachineServiceRestartMachineProcedure:
+			machineServiceRestartMachineHandler.ServeHTTP(w, r)
+		case MachineServiceCopyMachineProcedure:
+			machineServiceCopyMachineHandler.ServeHTTP(w, r)
 		case MachineServiceCheckpointMachineProcedure:
 			machineServiceCheckpointMachineHandler.ServeHTTP(w, r)
 		case MachineServiceSuspendMachineProcedure:
@@ -2125,6 +2206,18 @@ func (UnimplementedMachineServiceHandler) SetFirstBoot(context.Context, *connect
 
 func (UnimplementedMachineServiceHandler) SetMachine(context.Context, *connect.Request[v1.SetMachineRequest]) (*connect.Response[v1.SetMachineResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.SetMachine is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) ResetMachine(context.Context, *connect.Request[v1.ResetMachineRequest]) (*connect.Response[v1.ResetMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.ResetMachine is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) RestartMachine(context.Context, *connect.Request[v1.RestartMachineRequest]) (*connect.Response[v1.RestartMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.RestartMachine is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) CopyMachine(context.Context, *connect.Request[v1.CopyMachineRequest]) (*connect.Response[v1.CopyMachineResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.CopyMachine is not implemented"))
 }
 
 func (UnimplementedMachineServiceHandler) CheckpointMachine(context.Context, *connect.Request[v1.CheckpointMachineRequest]) (*connect.Response[v1.CheckpointMachineResponse], error) {
