@@ -110,7 +110,7 @@ func Dial(o Options) (*Client, error) {
 }
 
 func newClient(transport *http.Transport, url string) *Client {
-	h := &http.Client{Transport: transport}
+	h := &http.Client{Transport: EndWithContext(transport)}
 	return &Client{
 		Cluster:     argonv1connect.NewClusterServiceClient(h, url),
 		Servers:     argonv1connect.NewServerServiceClient(h, url),

@@ -175,12 +175,23 @@ func (a *app) withClient(run func(ctx context.Context, c *client.Client, args []
 			return err
 		}
 		defer c.Close()
-		if err := run(cmd.Context(), c, args); err != nil {
+		ctx, stop := endOnHangup(cmd.Context())
+		defer stop()
+		if err := run(ctx, c, args); err != nil {
 			return err
 		}
-		a.followServers(cmd.Context(), c)
+		a.followServers(ctx, c)
 		return nil
 	}
+}
+
+// endOnHangup has a lost terminal end a command in order, unless the command
+// was started to outlive it (nohup). A server means something else by SIGHUP.
+func endOnHangup(ctx context.Context) (context.Context, context.CancelFunc) {
+	if signal.Ignored(syscall.SIGHUP) {
+		return context.WithCancel(ctx)
+	}
+	return signal.NotifyContext(ctx, syscall.SIGHUP)
 }
 
 // waiting makes one call, and says on a terminal what is waited for.

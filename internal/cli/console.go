@@ -46,6 +46,7 @@ func (a *app) console(ctx context.Context, c *client.Client, name string) error 
 	if err != nil {
 		return err
 	}
+	defer restore()
 	// Typing ends by itself when the process does: a read of the terminal
 	// can't be interrupted.
 	go typeInto(k, a.in, cancel)
@@ -55,7 +56,6 @@ func (a *app) console(ctx context.Context, c *client.Client, name string) error 
 			break
 		}
 	}
-	restore()
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -34,11 +34,6 @@ func upload[Req, Res any](
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream := open(ctx)
-	// Over HTTP/2 a call whose context ends goes on for as long as it waits for
-	// more to send. That its response is closed ends it.
-	stop := context.AfterFunc(ctx, func() { _ = stream.CloseResponse() })
-	defer stop()
-
 	sent := make(chan error, 1)
 	go func() {
 		err := send(stream)
@@ -55,7 +50,6 @@ func upload[Req, Res any](
 	}()
 	res, err := receiveResult(what, stream, isResult)
 	if err == nil {
-		stop()
 		return res, errors.Join(<-sent, stream.CloseResponse())
 	}
 	select {

@@ -12,6 +12,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/api/argon/v1/argonv1connect"
+	"github.com/argon-cluster/argon/client"
 	"github.com/argon-cluster/argon/internal/cork"
 )
 
@@ -49,14 +50,14 @@ func (p *peers) api(serverID string) (*peerClient, error) {
 	var protocols http.Protocols
 	protocols.SetHTTP2(true)
 	dialer := net.Dialer{Timeout: handshakeTimeout}
-	c := &peerClient{url: url, http: &http.Client{Transport: &http.Transport{
+	c := &peerClient{url: url, http: &http.Client{Transport: client.EndWithContext(&http.Transport{
 		DialContext:         dialer.DialContext,
 		TLSClientConfig:     p.config(serverID),
 		TLSHandshakeTimeout: handshakeTimeout,
 		IdleConnTimeout:     idleTimeout,
 		Protocols:           &protocols,
 		HTTP2:               &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
-	}}}
+	})}}
 	if p.clients == nil {
 		p.clients = map[string]*peerClient{}
 	}
