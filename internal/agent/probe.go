@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/hypervisor"
 )
 
@@ -54,7 +54,7 @@ func (a *Agent) findAcceleration(ctx context.Context, server *argonv1.Server) er
 // tellOnce appends an event unless one that says the same is among the newest
 // about its subject: each run of the daemon finds out the same.
 func (a *Agent) tellOnce(ctx context.Context, e *argonv1.Event) {
-	last, err := a.Store.Events.List(ctx, 20, time.Time{}, e.GetKind(), e.GetSubjectName())
+	last, err := a.Store.Events.List(ctx, 20, catalog.EventFilter{Kind: e.GetKind(), Name: e.GetSubjectName()})
 	if err != nil {
 		a.Log.Warn("events can't be read", "err", err)
 	}

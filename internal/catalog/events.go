@@ -36,6 +36,22 @@ type Events struct {
 	appended atomic.Int64
 }
 
+// EventFilter chooses events; what is empty chooses nothing.
+type EventFilter struct {
+	Kind, Name string
+	// ServerID: what this server told of, or what is about it.
+	ServerID string
+	// Since and Until are by the clocks of those who told.
+	Since, Until time.Time
+}
+
+func (f EventFilter) has(ev *argonv1.Event) bool {
+	at := ev.GetTime().AsTime()
+	return (f.Kind == "" || ev.GetKind() == f.Kind) && (f.Name == "" || ev.GetSubjectName() == f.Name) &&
+		(f.ServerID == "" || ev.GetServerId() == f.ServerID || ev.GetSubjectId() == f.ServerID) &&
+		(f.Since.IsZero() || !at.Before(f.Since)) && (f.Until.IsZero() || !at.After(f.Until))
+}
+
 // Append writes an event. It fills the id and, where it is empty, the time.
 func (e *Events) Append(ctx context.Context, ev *argonv1.Event) error {
 	if ev.Time == nil {
@@ -93,20 +109,17 @@ func (e *Events) trim(ctx context.Context, most int64) error {
 }
 
 // List reads the newest events, in the order in which they were written: at
-// most limit (0: MaxEvents), not older than since by the clocks of those who
-// told them, about this kind and name where they are given.
-func (e *Events) List(ctx context.Context, limit int, since time.Time, kind, name string) ([]*argonv1.Event, error) {
-	list, _, err := e.list(ctx, limit, kind, name, func(ev *argonv1.Event) bool {
-		return !ev.GetTime().AsTime().Before(since)
-	})
+// most limit (0: MaxEvents) of those that the filter chooses.
+func (e *Events) List(ctx context.Context, limit int, of EventFilter) ([]*argonv1.Event, error) {
+	list, _, err := e.list(ctx, limit, of)
 	return list, err
 }
 
-// list also returns the revision that the list is of. keep chooses; nil: all.
+// list also returns the revision that the list is of.
 //
 // It reads backwards in steps, so that a short list out of a long history is
 // cheap: etcd itself reads a whole range to turn it round.
-func (e *Events) list(ctx context.Context, limit int, kind, name string, keep func(*argonv1.Event) bool) (list []*argonv1.Event, revision int64, err error) {
+func (e *Events) list(ctx context.Context, limit int, of EventFilter) (list []*argonv1.Event, revision int64, err error) {
 	if limit <= 0 {
 		limit = MaxEvents
 	}
@@ -122,12 +135,9 @@ func (e *Events) list(ctx context.Context, limit int, kind, name string, keep fu
 		if err != nil {
 			return nil, 0, fmt.Errorf("catalog: list events: %w", err)
 		}
-		earlier, err := decodeEvents(res.Kvs, revision, kind, name)
+		earlier, err := decodeEvents(res.Kvs, revision, of)
 		if err != nil {
 			return nil, 0, err
-		}
-		if keep != nil {
-			earlier = slices.DeleteFunc(earlier, func(ev *argonv1.Event) bool { return !keep(ev) })
 		}
 		list, until = append(earlier, list...), from
 		if len(list) >= limit || back >= revision {
@@ -137,8 +147,8 @@ func (e *Events) list(ctx context.Context, limit int, kind, name string, keep fu
 	return list[max(0, len(list)-limit):], revision, nil
 }
 
-// decodeEvents takes those up to a revision that are about a kind and name.
-func decodeEvents(kvs []*mvccpb.KeyValue, revision int64, kind, name string) ([]*argonv1.Event, error) {
+// decodeEvents takes those up to a revision that the filter chooses.
+func decodeEvents(kvs []*mvccpb.KeyValue, revision int64, of EventFilter) ([]*argonv1.Event, error) {
 	var list []*argonv1.Event
 	for _, kv := range kvs {
 		if kv.ModRevision > revision {
@@ -148,7 +158,7 @@ func decodeEvents(kvs []*mvccpb.KeyValue, revision int64, kind, name string) ([]
 		if err := proto.Unmarshal(kv.Value, ev); err != nil {
 			return nil, fmt.Errorf("catalog: event %s is damaged: %w", kv.Key, err)
 		}
-		if (kind == "" || ev.GetKind() == kind) && (name == "" || ev.GetSubjectName() == name) {
+		if of.has(ev) {
 			list = append(list, ev)
 		}
 	}
@@ -158,8 +168,8 @@ func decodeEvents(kvs []*mvccpb.KeyValue, revision int64, kind, name string) ([]
 // Watch calls tell with so many old events and then with each new one, in
 // order, until ctx ends or tell returns an error, which Watch returns. While
 // etcd is away, it waits.
-func (e *Events) Watch(ctx context.Context, backlog int, kind, name string, tell func(*argonv1.Event) error) error {
-	list, seen, err := e.list(ctx, max(backlog, 1), kind, name, nil)
+func (e *Events) Watch(ctx context.Context, backlog int, of EventFilter, tell func(*argonv1.Event) error) error {
+	list, seen, err := e.list(ctx, max(backlog, 1), of)
 	if err != nil {
 		return err
 	}
@@ -169,7 +179,7 @@ func (e *Events) Watch(ctx context.Context, backlog int, kind, name string, tell
 		}
 	}
 	f := follower{etcd: e.etcd, seen: seen, tell: func(kvs []*mvccpb.KeyValue, revision int64) error {
-		list, err := decodeEvents(kvs, revision, kind, name)
+		list, err := decodeEvents(kvs, revision, of)
 		for _, ev := range list {
 			if err == nil {
 				err = tell(ev)

@@ -204,9 +204,32 @@ func TestListEvents(t *testing.T) {
 		if tc.since != 0 {
 			since = now.Add(-tc.since)
 		}
-		list, err := s.Events.List(ctx, tc.limit, since, tc.kind, tc.name)
+		list, err := s.Events.List(ctx, tc.limit, EventFilter{Since: since, Kind: tc.kind, Name: tc.name})
 		if err != nil || !slices.Equal(reasons(list), tc.want) {
 			t.Errorf("List(%d, %s, %q, %q) = %v, %v, want %v", tc.limit, tc.since, tc.kind, tc.name, reasons(list), err, tc.want)
+		}
+	}
+}
+
+// TestEventFilter: each part of a filter chooses, and all must.
+func TestEventFilter(t *testing.T) {
+	at := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	ev := &argonv1.Event{Time: timestamppb.New(at), Kind: "machine", SubjectName: "web", SubjectId: "m", ServerId: "s1"}
+	for _, tc := range []struct {
+		of   EventFilter
+		want bool
+	}{
+		{EventFilter{}, true},
+		{EventFilter{Kind: "machine", Name: "web", ServerID: "s1", Since: at, Until: at}, true},
+		{EventFilter{Kind: "volume"}, false},
+		{EventFilter{Name: "db"}, false},
+		{EventFilter{ServerID: "s2"}, false},
+		{EventFilter{ServerID: "m"}, true}, // what is about it
+		{EventFilter{Since: at.Add(1)}, false},
+		{EventFilter{Until: at.Add(-1)}, false},
+	} {
+		if got := tc.of.has(ev); got != tc.want {
+			t.Errorf("%+v: %v", tc.of, got)
 		}
 	}
 }
@@ -223,7 +246,7 @@ func TestEventsAreTrimmed(t *testing.T) {
 		}
 	}
 	list := func() []string {
-		list, err := s.Events.List(ctx, 0, time.Time{}, "", "")
+		list, err := s.Events.List(ctx, 0, EventFilter{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -253,11 +276,11 @@ func TestEventsSurviveClocks(t *testing.T) {
 			}
 		}
 	}
-	list, err := s.Events.List(t.Context(), 0, time.Time{}, "", "")
+	list, err := s.Events.List(t.Context(), 0, EventFilter{})
 	if got := reasons(list); err != nil || !slices.Equal(got, want) {
 		t.Errorf("the history is %v, %v", got, err)
 	}
-	list, err = s.Events.List(t.Context(), 1, time.Time{}, "", "")
+	list, err = s.Events.List(t.Context(), 1, EventFilter{})
 	if got := reasons(list); err != nil || !slices.Equal(got, []string{"4"}) {
 		t.Errorf("the newest event is %v, %v; want that of the clock that went back", got, err)
 	}
@@ -286,7 +309,7 @@ func TestWatchMissesNothing(t *testing.T) {
 	told := make(chan string)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- watching.Events.Watch(ctx, 1, "machine", "a", func(ev *argonv1.Event) error {
+		ended <- watching.Events.Watch(ctx, 1, EventFilter{Kind: "machine", Name: "a"}, func(ev *argonv1.Event) error {
 			told <- ev.GetReason()
 			return nil
 		})
@@ -326,14 +349,14 @@ func TestWatchEndsWithTell(t *testing.T) {
 	if err := s.Events.Append(t.Context(), &argonv1.Event{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Events.Watch(t.Context(), 1, "", "", func(*argonv1.Event) error { return full }); !errors.Is(err, full) {
+	if err := s.Events.Watch(t.Context(), 1, EventFilter{}, func(*argonv1.Event) error { return full }); !errors.Is(err, full) {
 		t.Errorf("Watch = %v, want what tell returned", err)
 	}
 	if err := s.Events.Append(t.Context(), &argonv1.Event{}); err != nil {
 		t.Fatal(err)
 	}
 	first := true
-	err := s.Events.Watch(t.Context(), 1, "", "", func(*argonv1.Event) error {
+	err := s.Events.Watch(t.Context(), 1, EventFilter{}, func(*argonv1.Event) error {
 		if first {
 			first = false
 			return s.Events.Append(t.Context(), &argonv1.Event{})

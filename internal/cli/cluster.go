@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -309,7 +310,7 @@ func (a *app) printStatus(s *argonv1.StatusResponse) error {
 	}
 	if len(s.GetServers()) > 0 {
 		fmt.Fprintln(a.out)
-		if err := writeTable(a.out, colored, s.GetServers(), a.serverColumns()); err != nil {
+		if err := writeTable(a.out, colored, s.GetServers(), statusColumns(a.serverColumns())); err != nil {
 			return err
 		}
 	}
@@ -320,6 +321,13 @@ func (a *app) printStatus(s *argonv1.StatusResponse) error {
 		fmt.Fprintln(a.out, "to go on: `argon init` makes a cluster, `argon join ADDRESS TOKEN` joins one")
 	}
 	return nil
+}
+
+// statusColumns are those of servers that fit a screen beside each other.
+func statusColumns(all []column[*argonv1.ServerView]) []column[*argonv1.ServerView] {
+	return slices.DeleteFunc(all, func(c column[*argonv1.ServerView]) bool {
+		return !slices.Contains([]string{"name", "state", "role", "machines", "memory", "disk"}, c.name)
+	})
 }
 
 var statusFields = []column[*argonv1.StatusResponse]{

@@ -2,8 +2,10 @@ package cli
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -32,6 +34,14 @@ func usage(cmd *cobra.Command, format string, args ...any) error {
 
 // flagError says what is wrong with a flag, and how it is written.
 func flagError(cmd *cobra.Command, err error) error {
+	if rest := cmd.Flags().Args(); len(rest) > 0 && cmd.Annotations[onlyGroup] != "" {
+		return noArgs(cmd, rest) // the flag is of a command that there is not
+	}
+	if unknown := (*pflag.NotExistError)(nil); errors.As(err, &unknown) {
+		if near := flagHintFor(cmd, unknown.GetSpecifiedName()); near != "" {
+			return usage(cmd, "%v, %s", err, near)
+		}
+	}
 	var bad *pflag.InvalidValueError
 	if !errors.As(err, &bad) {
 		return usage(cmd, "%v", err)
@@ -93,6 +103,8 @@ func describeAPI(err *connect.Error) string {
 		return "the server does not know this command: its version is older than this one (see `argon status`)"
 	case remote && err.Message() != "":
 		return err.Message()
+	case !remote && certificateError(err) != "":
+		return certificateError(err)
 	case remote:
 		return "the server answered " + err.Code().String() + " and gave no reason: see its log"
 	case err.Code() == connect.CodeUnavailable:
@@ -101,13 +113,39 @@ func describeAPI(err *connect.Error) string {
 	return "talking to the server: " + err.Message()
 }
 
+// certificateError says what is wrong when one side does not believe the other's
+// certificate; "" if that is not what the error is about.
+func certificateError(err error) string {
+	const (
+		other = "this client's certificate and the server are not of the same cluster: check the address, and --certs"
+		clock = "a certificate is not valid at this time: check the clocks of this host and of the server, then make a new certificate with `argon client create`"
+	)
+	var refused *net.OpError // told by the other side
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return clock
+	case errors.As(err, new(x509.UnknownAuthorityError)), errors.As(err, &invalid):
+		return other
+	case errors.As(err, &refused) && refused.Op == "remote error":
+		if strings.Contains(refused.Error(), "expired") {
+			return clock
+		}
+		return other + " (" + refused.Err.Error() + ")"
+	}
+	return ""
+}
+
 // noArgs refuses arguments, and names what may stand there instead.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
 	if !cmd.HasAvailableSubCommands() {
-		return usage(cmd, "%s takes no arguments, got %q", cmd.CommandPath(), args[0])
+		return usage(cmd, "%q is one argument too many", args[0])
+	}
+	if near := hintFor(cmd, args[0]); near != "" {
+		return usage(cmd, "no command %q, %s", args[0], near)
 	}
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		return usage(cmd, "no command %q, did you mean `%s %s`?", args[0], cmd.CommandPath(), near[0])

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -18,10 +19,11 @@ import (
 
 // eventFlags select what is shown.
 type eventFlags struct {
-	follow     bool
-	limit      uint32
-	since      time.Duration
-	kind, name string
+	follow       bool
+	limit        uint32
+	since, until moment
+	kind, name   string
+	server       string
 }
 
 func (a *app) eventsCommand() *cobra.Command {
@@ -34,6 +36,7 @@ interrupted; -o json then prints one event a line.`,
 		Example: `  argon events
   argon events -f
   argon events --kind machine --name web --since 1h
+  argon events --on s1 --since 2026-11-26 --until 2h
   argon events -f -o json | jq -r .reason`,
 		Aliases: []string{"event"},
 		Args:    noArgs,
@@ -41,7 +44,10 @@ interrupted; -o json then prints one event a line.`,
 	f := addFormat(cmd)
 	cmd.Flags().BoolVarP(&flags.follow, "follow", "f", false, "go on with new events")
 	cmd.Flags().Uint32VarP(&flags.limit, "limit", "n", 100, "show the newest so many")
-	cmd.Flags().DurationVar(&flags.since, "since", 0, "only what happened in this time, such as 1h")
+	cmd.Flags().Var(&flags.since, "since", "only what happened after this `TIME`: how long ago, such as 1h, or a date with or without a time")
+	cmd.Flags().Var(&flags.until, "until", "only what happened before this `TIME`")
+	cmd.Flags().StringVar(&flags.server, "on", "", "only what this `SERVER` saw, or what is about it")
+	a.completeFlag(cmd, "on", serverNames)
 	cmd.Flags().StringVar(&flags.kind, "kind", "", "only about this kind: "+strings.Join(eventKinds, ", "))
 	cmd.Flags().StringVar(&flags.name, "name", "", "only about the one of this name")
 	completeWords(cmd, "kind", eventKinds...)
@@ -49,21 +55,17 @@ interrupted; -o json then prints one event a line.`,
 		switch {
 		case flags.kind != "" && !slices.Contains(eventKinds, flags.kind):
 			return usage(cmd, "--kind %q is none of %s", flags.kind, strings.Join(eventKinds, ", "))
-		case flags.since < 0:
-			return usage(cmd, "--since %v: write how long ago, such as 1h", flags.since)
 		case flags.limit == 0 && !flags.follow:
 			return usage(cmd, "--limit 0 shows nothing without --follow")
 		}
-		return exclusive(cmd, "follow", "since")
+		return errors.Join(exclusive(cmd, "follow", "since"), exclusive(cmd, "follow", "until"))
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
 		if flags.follow {
 			return a.followEvents(ctx, c, flags, *f)
 		}
-		req := &argonv1.ListEventsRequest{Limit: flags.limit, Kind: flags.kind, Name: flags.name}
-		if flags.since > 0 {
-			req.Since = timestamppb.New(a.now().Add(-flags.since))
-		}
+		req := &argonv1.ListEventsRequest{Limit: flags.limit, Kind: flags.kind, Name: flags.name, Server: flags.server}
+		req.Since, req.Until = flags.since.at(a.now()), flags.until.at(a.now())
 		res, err := client.Call(ctx, c.Events.ListEvents, req)
 		if err != nil {
 			return err
@@ -73,13 +75,51 @@ interrupted; -o json then prints one event a line.`,
 	return cmd
 }
 
+// moment is a flag's value: how long ago, or a time of this host's zone.
+type moment struct {
+	ago  time.Duration
+	time time.Time
+	text string
+}
+
+// momentLayouts are how a time can be written.
+var momentLayouts = []string{time.RFC3339, timeLayout, "2006-01-02T15:04:05", "2006-01-02 15:04", "2006-01-02"}
+
+func (m *moment) String() string { return m.text }
+func (m *moment) Type() string   { return "TIME" }
+
+func (m *moment) Set(s string) error {
+	if ago, err := time.ParseDuration(s); err == nil && ago >= 0 {
+		*m = moment{ago: ago, text: s}
+		return nil
+	}
+	for _, layout := range momentLayouts {
+		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
+			*m = moment{time: t, text: s}
+			return nil
+		}
+	}
+	return fmt.Errorf("%q: write how long ago, such as 1h, or a time such as \"2026-11-26 00:07\"", s)
+}
+
+// at is nil if the flag was not given.
+func (m *moment) at(now time.Time) *timestamppb.Timestamp {
+	switch {
+	case m.text == "":
+		return nil
+	case !m.time.IsZero():
+		return timestamppb.New(m.time)
+	}
+	return timestamppb.New(now.Add(-m.ago))
+}
+
 // eventKinds are the kinds of what events are about.
 var eventKinds = []string{"server", "volume", "machine", "image", "catalog"}
 
 // followEvents prints until interrupted, which is its normal end.
 func (a *app) followEvents(ctx context.Context, c *client.Client, flags eventFlags, f format) error {
 	stream, err := c.Events.WatchEvents(ctx, connect.NewRequest(&argonv1.WatchEventsRequest{
-		Backlog: flags.limit, Kind: flags.kind, Name: flags.name,
+		Backlog: flags.limit, Kind: flags.kind, Name: flags.name, Server: flags.server,
 	}))
 	if err != nil {
 		return err

@@ -147,7 +147,7 @@ func setUpHelp(root *cobra.Command) {
 		cmd.Run = nil
 		cmd.RunE = func(_ *cobra.Command, args []string) error {
 			about, rest, err := root.Find(args)
-			if err != nil || len(rest) > 0 && about.HasAvailableSubCommands() {
+			if err != nil || len(rest) > 0 {
 				return noArgs(about, rest)
 			}
 			return about.Help()

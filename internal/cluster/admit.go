@@ -64,7 +64,7 @@ func (m *Member) admit(ctx context.Context, p *parts, tok token, req *argonv1.Ad
 	if err != nil {
 		return nil, err
 	}
-	if err := checkAddressFree(server, servers); err != nil {
+	if err := checkFree(server, servers); err != nil {
 		return nil, err
 	}
 	ca, err := p.authority(ctx)
@@ -126,9 +126,12 @@ func reachable(address string) bool {
 	return goodHost.MatchString(address)
 }
 
-// checkAddressFree refuses a server at an address where another is.
-func checkAddressFree(s *argonv1.Server, servers []*argonv1.Server) error {
+// checkFree refuses a server with the name or at the address of another.
+func checkFree(s *argonv1.Server, servers []*argonv1.Server) error {
 	for _, other := range servers {
+		if other.GetMeta().GetName() == s.GetMeta().GetName() {
+			return fmt.Errorf("server %q %w: choose another name with --name, or remove that one with `argon server rm`", s.GetMeta().GetName(), catalog.ErrExists)
+		}
 		if other.GetAddress() == s.GetAddress() && (other.GetPeerPort() == s.GetPeerPort() || other.GetEtcdPort() == s.GetEtcdPort() ||
 			other.GetApiPort() == s.GetApiPort() || other.GetDataPort() == s.GetDataPort()) {
 			return fmt.Errorf("address %s is that of server %s: remove that one with `argon server rm`, or use another address or other ports: %w",

@@ -95,6 +95,9 @@ func verifyServer(cert, ca *x509.Certificate) (Identity, error) {
 	_, err := cert.Verify(x509.VerifyOptions{
 		Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	})
+	if invalid := (x509.CertificateInvalidError{}); errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+		return Identity{}, fmt.Errorf("the certificate is not valid at this host's time: check the clocks of both servers: %w", err)
+	}
 	if err != nil {
 		return Identity{}, fmt.Errorf("the certificate is not one of this cluster: %w", err)
 	}

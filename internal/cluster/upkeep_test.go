@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"testing"
-	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -150,7 +149,7 @@ func TestCatalogKeepsRoom(t *testing.T) {
 		_, err := s.machine("again", 60_000)
 		return err
 	})
-	list, err := store.Events.List(ctx, 2, time.Time{}, "catalog", "")
+	list, err := store.Events.List(ctx, 2, catalog.EventFilter{Kind: "catalog"})
 	if err != nil || len(list) != 2 || list[0].GetReason() != "catalog-full" || list[1].GetReason() != "catalog-has-room" {
 		t.Errorf("events: %v, %v", list, err)
 	}

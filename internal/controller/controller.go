@@ -153,7 +153,7 @@ func (o Options) tell(ctx context.Context, a Action) error {
 // told tells whether the newest event about a subject says the same already: a
 // new leader sees for the first time what the last one has told.
 func (o Options) told(ctx context.Context, e *argonv1.Event) (bool, error) {
-	last, err := o.Store.Events.List(ctx, 1, time.Time{}, e.GetKind(), e.GetSubjectName())
+	last, err := o.Store.Events.List(ctx, 1, catalog.EventFilter{Kind: e.GetKind(), Name: e.GetSubjectName()})
 	if err != nil {
 		return false, fmt.Errorf("events about %s: %w", e.GetSubjectName(), err)
 	}

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -221,7 +222,11 @@ func (s clusterService) DeleteToken(ctx context.Context, req *connect.Request[ar
 	if _, err := p.fresh(ctx); err != nil {
 		return nil, err
 	}
-	return answer(&argonv1.DeleteTokenResponse{}, p.Members.DeleteToken(ctx, req.Msg.GetId()))
+	err = p.Members.DeleteToken(ctx, req.Msg.GetId())
+	if errors.Is(err, catalog.ErrNotFound) {
+		err = notFound("token", req.Msg.GetId())
+	}
+	return answer(&argonv1.DeleteTokenResponse{}, err)
 }
 
 func (s clusterService) IssueClientCertificate(ctx context.Context, req *connect.Request[argonv1.IssueClientCertificateRequest]) (*connect.Response[argonv1.IssueClientCertificateResponse], error) {

@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"time"
 
 	"connectrpc.com/connect"
 
@@ -28,11 +27,17 @@ func (s eventService) ListEvents(ctx context.Context, req *connect.Request[argon
 	if limit == 0 {
 		limit = defaultEvents
 	}
-	var since time.Time
-	if m.GetSince() != nil {
-		since = m.GetSince().AsTime()
+	of, err := p.eventsOf(m.GetKind(), m.GetName(), m.GetServer())
+	if err != nil {
+		return nil, err
 	}
-	events, err := p.Store.Events.List(ctx, min(limit, catalog.MaxEvents), since, m.GetKind(), m.GetName())
+	if m.GetSince() != nil {
+		of.Since = m.GetSince().AsTime()
+	}
+	if m.GetUntil() != nil {
+		of.Until = m.GetUntil().AsTime()
+	}
+	events, err := p.Store.Events.List(ctx, min(limit, catalog.MaxEvents), of)
 	return answer(&argonv1.ListEventsResponse{Events: events}, err)
 }
 
@@ -45,14 +50,30 @@ func (s eventService) WatchEvents(ctx context.Context, req *connect.Request[argo
 		return err
 	}
 	m := req.Msg
+	of, err := p.eventsOf(m.GetKind(), m.GetName(), m.GetServer())
+	if err != nil {
+		return err
+	}
 	backlog := int(min(m.GetBacklog(), catalog.MaxEvents))
 	// So that the caller knows it is being told before the first event.
 	if err := stream.Send(nil); err != nil {
 		return err
 	}
-	return p.Store.Events.Watch(ctx, backlog, m.GetKind(), m.GetName(), func(e *argonv1.Event) error {
+	return p.Store.Events.Watch(ctx, backlog, of, func(e *argonv1.Event) error {
 		return stream.Send(&argonv1.WatchEventsResponse{Event: e})
 	})
+}
+
+func (p *Parts) eventsOf(kind, name, server string) (catalog.EventFilter, error) {
+	of := catalog.EventFilter{Kind: kind, Name: name}
+	if server != "" {
+		s, ok := byName(p.View.State().Servers, server)
+		if !ok {
+			return of, notFound("server", server)
+		}
+		of.ServerID = s.GetMeta().GetId()
+	}
+	return of, nil
 }
 
 // tell appends an event; that it can't be told does not undo what happened.

@@ -450,7 +450,7 @@ func TestTokensAndClients(t *testing.T) {
 		t.Errorf("got %v, %v", token, err)
 	}
 	_, err = call(t, w.cluster.DeleteToken, &argonv1.DeleteTokenRequest{Id: "x"})
-	wantError(t, err, connect.CodeNotFound, "")
+	wantError(t, err, connect.CodeNotFound, "see `argon token ls`")
 	_, err = call(t, w.cluster.IssueClientCertificate, &argonv1.IssueClientCertificateRequest{Name: "A B"})
 	wantError(t, err, connect.CodeInvalidArgument, "client name")
 	client, err := call(t, w.cluster.IssueClientCertificate, &argonv1.IssueClientCertificateRequest{Name: "alice"})

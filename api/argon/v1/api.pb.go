@@ -7891,8 +7891,11 @@ type ListEventsRequest struct {
 	Limit uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
 	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
 	// Only about this kind and name, where given.
-	Kind          string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
-	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Kind  string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name  string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
+	// Only what this server saw, or what is about it.
+	Server        string `protobuf:"bytes,6,opt,name=server,proto3" json:"server,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -7955,6 +7958,20 @@ func (x *ListEventsRequest) GetName() string {
 	return ""
 }
 
+func (x *ListEventsRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *ListEventsRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
 type ListEventsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Events        []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
@@ -8002,9 +8019,11 @@ func (x *ListEventsResponse) GetEvents() []*Event {
 type WatchEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// So many old ones first.
-	Backlog       uint32 `protobuf:"varint,1,opt,name=backlog,proto3" json:"backlog,omitempty"`
-	Kind          string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Backlog uint32 `protobuf:"varint,1,opt,name=backlog,proto3" json:"backlog,omitempty"`
+	Kind    string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name    string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Only what this server saw, or what is about it.
+	Server        string `protobuf:"bytes,4,opt,name=server,proto3" json:"server,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8056,6 +8075,13 @@ func (x *WatchEventsRequest) GetKind() string {
 func (x *WatchEventsRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *WatchEventsRequest) GetServer() string {
+	if x != nil {
+		return x.Server
 	}
 	return ""
 }
@@ -8970,18 +8996,21 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"done_bytes\x18\x02 \x01(\x04R\tdoneBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\x03 \x01(\x04R\n" +
 	"totalBytes\x12\x12\n" +
-	"\x04data\x18\x04 \x01(\fR\x04data\"\x83\x01\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\"\xcd\x01\n" +
 	"\x11ListEventsRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x12\n" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"=\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x120\n" +
+	"\x05until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x16\n" +
+	"\x06server\x18\x06 \x01(\tR\x06server\"=\n" +
 	"\x12ListEventsResponse\x12'\n" +
-	"\x06events\x18\x01 \x03(\v2\x0f.argon.v1.EventR\x06events\"V\n" +
+	"\x06events\x18\x01 \x03(\v2\x0f.argon.v1.EventR\x06events\"n\n" +
 	"\x12WatchEventsRequest\x12\x18\n" +
 	"\abacklog\x18\x01 \x01(\rR\abacklog\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"<\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06server\x18\x04 \x01(\tR\x06server\"<\n" +
 	"\x13WatchEventsResponse\x12%\n" +
 	"\x05event\x18\x01 \x01(\v2\x0f.argon.v1.EventR\x05event2\xa7\x06\n" +
 	"\x0eClusterService\x125\n" +
@@ -9342,149 +9371,150 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	149, // 83: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
 	86,  // 84: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
 	168, // 85: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	169, // 86: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	169, // 87: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	2,   // 88: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	4,   // 89: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	6,   // 90: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	8,   // 91: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	11,  // 92: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	13,  // 93: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	15,  // 94: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	17,  // 95: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	19,  // 96: argon.v1.ClusterService.ListClients:input_type -> argon.v1.ListClientsRequest
-	21,  // 97: argon.v1.ClusterService.RevokeClient:input_type -> argon.v1.RevokeClientRequest
-	0,   // 98: argon.v1.ClusterService.SetCluster:input_type -> argon.v1.SetClusterRequest
-	31,  // 99: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	33,  // 100: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	35,  // 101: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	37,  // 102: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
-	39,  // 103: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
-	24,  // 104: argon.v1.ServerService.SetServer:input_type -> argon.v1.SetServerRequest
-	26,  // 105: argon.v1.ServerService.MeetServers:input_type -> argon.v1.MeetServersRequest
-	28,  // 106: argon.v1.ServerService.Introduce:input_type -> argon.v1.IntroduceRequest
-	41,  // 107: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	43,  // 108: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	45,  // 109: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	47,  // 110: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	49,  // 111: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	52,  // 112: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	54,  // 113: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	56,  // 114: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	58,  // 115: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	60,  // 116: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	62,  // 117: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	64,  // 118: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
-	66,  // 119: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
-	68,  // 120: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
-	70,  // 121: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
-	73,  // 122: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
-	76,  // 123: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
-	78,  // 124: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
-	80,  // 125: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
-	82,  // 126: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
-	84,  // 127: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
-	87,  // 128: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	89,  // 129: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	91,  // 130: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	93,  // 131: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	95,  // 132: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	97,  // 133: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	115, // 134: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
-	117, // 135: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
-	119, // 136: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
-	105, // 137: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
-	99,  // 138: argon.v1.MachineService.ResetMachine:input_type -> argon.v1.ResetMachineRequest
-	101, // 139: argon.v1.MachineService.RestartMachine:input_type -> argon.v1.RestartMachineRequest
-	103, // 140: argon.v1.MachineService.CopyMachine:input_type -> argon.v1.CopyMachineRequest
-	107, // 141: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
-	109, // 142: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
-	111, // 143: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
-	113, // 144: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
-	121, // 145: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	130, // 146: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
-	132, // 147: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
-	134, // 148: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
-	136, // 149: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
-	138, // 150: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
-	124, // 151: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
-	126, // 152: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
-	128, // 153: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
-	140, // 154: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	142, // 155: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	3,   // 156: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	5,   // 157: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	7,   // 158: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	9,   // 159: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	12,  // 160: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	14,  // 161: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	16,  // 162: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	18,  // 163: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	20,  // 164: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
-	22,  // 165: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
-	1,   // 166: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
-	32,  // 167: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	34,  // 168: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	36,  // 169: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	38,  // 170: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
-	40,  // 171: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
-	25,  // 172: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
-	27,  // 173: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
-	29,  // 174: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
-	42,  // 175: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	44,  // 176: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	46,  // 177: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	48,  // 178: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	50,  // 179: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	53,  // 180: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	55,  // 181: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	57,  // 182: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	59,  // 183: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	61,  // 184: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	63,  // 185: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	65,  // 186: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	67,  // 187: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	69,  // 188: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	71,  // 189: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
-	74,  // 190: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
-	77,  // 191: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	79,  // 192: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	81,  // 193: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	83,  // 194: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	85,  // 195: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	88,  // 196: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	90,  // 197: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	92,  // 198: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	94,  // 199: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	96,  // 200: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	98,  // 201: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	116, // 202: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	118, // 203: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	120, // 204: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	106, // 205: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
-	100, // 206: argon.v1.MachineService.ResetMachine:output_type -> argon.v1.ResetMachineResponse
-	102, // 207: argon.v1.MachineService.RestartMachine:output_type -> argon.v1.RestartMachineResponse
-	104, // 208: argon.v1.MachineService.CopyMachine:output_type -> argon.v1.CopyMachineResponse
-	108, // 209: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
-	110, // 210: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
-	112, // 211: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
-	114, // 212: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
-	122, // 213: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	131, // 214: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
-	133, // 215: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
-	135, // 216: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
-	137, // 217: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
-	139, // 218: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
-	125, // 219: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
-	127, // 220: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
-	129, // 221: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
-	141, // 222: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	143, // 223: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	156, // [156:224] is the sub-list for method output_type
-	88,  // [88:156] is the sub-list for method input_type
-	88,  // [88:88] is the sub-list for extension type_name
-	88,  // [88:88] is the sub-list for extension extendee
-	0,   // [0:88] is the sub-list for field type_name
+	168, // 86: argon.v1.ListEventsRequest.until:type_name -> google.protobuf.Timestamp
+	169, // 87: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	169, // 88: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	2,   // 89: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	4,   // 90: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	6,   // 91: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	8,   // 92: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	11,  // 93: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	13,  // 94: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	15,  // 95: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	17,  // 96: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	19,  // 97: argon.v1.ClusterService.ListClients:input_type -> argon.v1.ListClientsRequest
+	21,  // 98: argon.v1.ClusterService.RevokeClient:input_type -> argon.v1.RevokeClientRequest
+	0,   // 99: argon.v1.ClusterService.SetCluster:input_type -> argon.v1.SetClusterRequest
+	31,  // 100: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	33,  // 101: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	35,  // 102: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	37,  // 103: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
+	39,  // 104: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
+	24,  // 105: argon.v1.ServerService.SetServer:input_type -> argon.v1.SetServerRequest
+	26,  // 106: argon.v1.ServerService.MeetServers:input_type -> argon.v1.MeetServersRequest
+	28,  // 107: argon.v1.ServerService.Introduce:input_type -> argon.v1.IntroduceRequest
+	41,  // 108: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	43,  // 109: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	45,  // 110: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	47,  // 111: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	49,  // 112: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	52,  // 113: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	54,  // 114: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	56,  // 115: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	58,  // 116: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	60,  // 117: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	62,  // 118: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	64,  // 119: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
+	66,  // 120: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
+	68,  // 121: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
+	70,  // 122: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
+	73,  // 123: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
+	76,  // 124: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
+	78,  // 125: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
+	80,  // 126: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
+	82,  // 127: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
+	84,  // 128: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
+	87,  // 129: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	89,  // 130: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	91,  // 131: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	93,  // 132: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	95,  // 133: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	97,  // 134: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	115, // 135: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
+	117, // 136: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
+	119, // 137: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
+	105, // 138: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
+	99,  // 139: argon.v1.MachineService.ResetMachine:input_type -> argon.v1.ResetMachineRequest
+	101, // 140: argon.v1.MachineService.RestartMachine:input_type -> argon.v1.RestartMachineRequest
+	103, // 141: argon.v1.MachineService.CopyMachine:input_type -> argon.v1.CopyMachineRequest
+	107, // 142: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
+	109, // 143: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
+	111, // 144: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
+	113, // 145: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
+	121, // 146: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	130, // 147: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	132, // 148: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	134, // 149: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	136, // 150: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
+	138, // 151: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
+	124, // 152: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
+	126, // 153: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
+	128, // 154: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
+	140, // 155: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	142, // 156: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	3,   // 157: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	5,   // 158: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	7,   // 159: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	9,   // 160: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	12,  // 161: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	14,  // 162: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	16,  // 163: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	18,  // 164: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	20,  // 165: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
+	22,  // 166: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
+	1,   // 167: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
+	32,  // 168: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	34,  // 169: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	36,  // 170: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	38,  // 171: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
+	40,  // 172: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
+	25,  // 173: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
+	27,  // 174: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
+	29,  // 175: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
+	42,  // 176: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	44,  // 177: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	46,  // 178: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	48,  // 179: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	50,  // 180: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	53,  // 181: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	55,  // 182: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	57,  // 183: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	59,  // 184: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	61,  // 185: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	63,  // 186: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	65,  // 187: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	67,  // 188: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	69,  // 189: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	71,  // 190: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
+	74,  // 191: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
+	77,  // 192: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	79,  // 193: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	81,  // 194: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	83,  // 195: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	85,  // 196: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	88,  // 197: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	90,  // 198: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	92,  // 199: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	94,  // 200: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	96,  // 201: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	98,  // 202: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	116, // 203: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	118, // 204: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	120, // 205: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	106, // 206: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
+	100, // 207: argon.v1.MachineService.ResetMachine:output_type -> argon.v1.ResetMachineResponse
+	102, // 208: argon.v1.MachineService.RestartMachine:output_type -> argon.v1.RestartMachineResponse
+	104, // 209: argon.v1.MachineService.CopyMachine:output_type -> argon.v1.CopyMachineResponse
+	108, // 210: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
+	110, // 211: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
+	112, // 212: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
+	114, // 213: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
+	122, // 214: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	131, // 215: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	133, // 216: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	135, // 217: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	137, // 218: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
+	139, // 219: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
+	125, // 220: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
+	127, // 221: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
+	129, // 222: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
+	141, // 223: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	143, // 224: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	157, // [157:225] is the sub-list for method output_type
+	89,  // [89:157] is the sub-list for method input_type
+	89,  // [89:89] is the sub-list for extension type_name
+	89,  // [89:89] is the sub-list for extension extendee
+	0,   // [0:89] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }
