@@ -61,6 +61,8 @@ type Agent struct {
 	fill     fill
 	// passed is closed at the end of each pass.
 	passed chan struct{}
+	// leaving: what runs here is shut down; see ShutDown.
+	leaving bool
 }
 
 // New makes an agent; Run runs it.
@@ -173,6 +175,9 @@ func (a *Agent) look(ctx context.Context) error {
 func (a *Agent) pass(ctx context.Context, st *catalog.State) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.leaving {
+		st = withNobodyHere(st, a.ServerID)
+	}
 	p := &plan{agent: a, st: st, now: a.Now(), allowed: a.Gate.Allowed(st.Revision), jobs: map[string]job{}}
 	p.planDisk()
 	p.planProbe()

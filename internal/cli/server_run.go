@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,7 @@ import (
 type serverFlags struct {
 	runDir, address, qemu, logLevel, role string
 	watchdog                              string
+	stopTimeout                           time.Duration
 	apiPort, dataPort, peerPort, etcdPort int
 }
 
@@ -37,6 +39,7 @@ func (f *serverFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.qemu, "qemu", "", "`PROGRAM` that runs machines (default qemu-system-x86_64)")
 	flags.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&f.watchdog, "watchdog", "", "`DEVICE` that resets this host unless it is fed, such as /dev/watchdog")
+	flags.DurationVar(&f.stopTimeout, "stop-timeout", time.Minute, "how long a stop may wait for machines that move away or shut down; 0: not at all")
 	completeFiles(cmd, "run-dir", "qemu", "watchdog")
 	completeWords(cmd, "log-level", "debug", "info", "warn", "error")
 	flags.StringVar(&f.role, "role", "", "")
@@ -59,6 +62,9 @@ func (f *serverFlags) check(cmd *cobra.Command) (slog.Level, error) {
 			return level, usage(cmd, "--%s-port %d: use 1 to 65535", p.flag, p.port)
 		}
 	}
+	if f.stopTimeout < 0 || f.stopTimeout > time.Hour {
+		return level, usage(cmd, "--stop-timeout %v: use 0 to 1h", f.stopTimeout)
+	}
 	if f.role != "" && f.role != "daemon" {
 		return level, usage(cmd, "--role %s is unknown", f.role)
 	}
@@ -79,7 +85,7 @@ func (a *app) runServer(cmd *cobra.Command, f *serverFlags) error {
 		return daemon.RunUnderGuard(ctx, daemon.Options{
 			Dir: a.dir, RunDir: f.runDir, Address: f.address,
 			APIPort: f.apiPort, DataPort: f.dataPort, PeerPort: f.peerPort, EtcdPort: f.etcdPort,
-			Version: a.version, Log: log,
+			StopTimeout: f.stopTimeout, Version: a.version, Log: log,
 		}, f.qemu)
 	}
 	self, err := os.Executable()
@@ -90,7 +96,7 @@ func (a *app) runServer(cmd *cobra.Command, f *serverFlags) error {
 	signal.Notify(restart, syscall.SIGHUP)
 	defer signal.Stop(restart)
 	err = guard.Run(cmd.Context(), guard.Options{
-		Daemon: f.daemonArgs(self, a.dir), Groups: cgroup.Options{Name: cgroup.ServerName(a.dir)}, Watchdog: f.watchdog, Restart: restart, Final: exitFinal, Log: log.With("part", "guard"),
+		Daemon: f.daemonArgs(self, a.dir), Groups: cgroup.Options{Name: cgroup.ServerName(a.dir)}, Watchdog: f.watchdog, Restart: restart, StopTimeout: f.stopTimeout, Final: exitFinal, Log: log.With("part", "guard"),
 	})
 	if exit := (*guard.ExitError)(nil); errors.As(err, &exit) {
 		return &toldError{code: exit.Code} // it has said why
@@ -121,7 +127,7 @@ func restartOnHangup(ctx context.Context) (_ context.Context, stop func()) {
 
 // daemonArgs is the daemon's command line.
 func (f *serverFlags) daemonArgs(self, dir string) []string {
-	args := []string{self, "server", "--role=daemon", "--dir", dir, "--log-level", f.logLevel}
+	args := []string{self, "server", "--role=daemon", "--dir", dir, "--log-level", f.logLevel, "--stop-timeout", f.stopTimeout.String()}
 	for _, o := range []struct{ flag, value string }{
 		{"run-dir", f.runDir}, {"address", f.address}, {"qemu", f.qemu},
 	} {

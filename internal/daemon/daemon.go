@@ -35,6 +35,9 @@ type Options struct {
 	Monitor hypervisor.Monitor
 	// Guard ends the guests when the deadline passes.
 	Guard Guard
+	// StopTimeout is how long an orderly stop may wait for machines that move
+	// away or shut down. 0: they are not waited for.
+	StopTimeout time.Duration
 	// Containment says what ends and limits guests here, Confinement what they
 	// run as; for the server's record.
 	Containment, Confinement string

@@ -42,9 +42,21 @@ func (s *server) runMember(ctx context.Context, data net.Listener) error {
 
 	above, endAbove := context.WithCancel(below)
 	defer endAbove()
-	stop := context.AfterFunc(ctx, endAbove)
-	defer stop()
+	leaving := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(leaving)
+		defer endAbove()
+		// Not when another daemon follows, nor when this one has failed: guests
+		// run on then.
+		if errors.Is(context.Cause(ctx), context.Canceled) {
+			s.leave(above, m)
+		}
+	})
 	err = s.runAbove(above, m)
+	endAbove()
+	if !stop() {
+		<-leaving
+	}
 	if errors.Is(context.Cause(ctx), ErrRestart) {
 		s.holdLease(below, m)
 	}
@@ -83,6 +95,7 @@ func (s *server) runAbove(ctx context.Context, m *memberParts) error {
 		m.agent.Run,
 		m.ports.Run,
 		m.observer.Run,
+		func(ctx context.Context) error { return s.arrive(ctx, m) },
 		func(ctx context.Context) error { return s.member.RunVoters(ctx, m.view) },
 		func(ctx context.Context) error { return s.member.RunUpkeep(ctx, m.view) },
 		func(ctx context.Context) error { return s.reportUsage(ctx, m) },

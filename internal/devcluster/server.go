@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -159,6 +160,33 @@ func (s *Server) Reload() error {
 	}
 	return nil
 }
+
+// Stop has the guard stop the server in order, as a host does that shuts down,
+// and waits until nothing of it runs.
+func (s *Server) Stop(ctx context.Context) error {
+	found, err := processesOf(s.Dir)
+	for _, p := range found {
+		if p.part == Guard {
+			err = errors.Join(err, signal(p, s.Dir, unix.SIGTERM))
+		}
+	}
+	for err == nil && len(found) > 0 {
+		select {
+		case <-time.After(stopPoll):
+			found, err = processesOf(s.Dir)
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("dev server %s: stop: %w", s.Name, err)
+	}
+	s.reap()
+	return nil
+}
+
+// stopPoll is how often it is looked whether a server has stopped.
+const stopPoll = 20 * time.Millisecond
 
 // Condition is what the server's processes do: "running", "paused" (at least
 // one is), or "stopped".

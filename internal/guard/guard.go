@@ -33,7 +33,10 @@ type Options struct {
 	Restart <-chan os.Signal
 	// Final is the exit code of a daemon that would end so again: none follows.
 	Final int
-	Log   *slog.Logger
+	// StopTimeout is how long the daemon may take for its machines when it is
+	// stopped, before it detaches its volumes.
+	StopTimeout time.Duration
+	Log         *slog.Logger
 }
 
 // ExitError says that the daemon could not start at all, or can't go on: its own
@@ -240,7 +243,7 @@ func (g *guard) runDaemon(ctx context.Context) error {
 			_ = cmd.Process.Kill()
 		}
 	})
-	serving.Go(func() { stopWhenDone(ctx, cmd.Process, ended) })
+	serving.Go(func() { stopWhenDone(ctx, cmd.Process, g.opts.StopTimeout, ended) })
 	err = cmd.Wait()
 	close(ended)
 	_ = ours.Close()
@@ -250,7 +253,7 @@ func (g *guard) runDaemon(ctx context.Context) error {
 
 // stopWhenDone asks the daemon to stop when ctx ends, and then insists. SIGHUP
 // tells it that another one follows, which finds the guests that run now.
-func stopWhenDone(ctx context.Context, p *os.Process, ended <-chan struct{}) {
+func stopWhenDone(ctx context.Context, p *os.Process, machines time.Duration, ended <-chan struct{}) {
 	select {
 	case <-ctx.Done():
 	case <-ended:
@@ -258,11 +261,11 @@ func stopWhenDone(ctx context.Context, p *os.Process, ended <-chan struct{}) {
 	}
 	how := unix.SIGTERM
 	if errors.Is(context.Cause(ctx), errAsked) {
-		how = unix.SIGHUP
+		how, machines = unix.SIGHUP, 0
 	}
 	_ = p.Signal(how) // it may have ended already
 	select {
-	case <-time.After(stopTimeout):
+	case <-time.After(machines + stopTimeout):
 		_ = p.Kill()
 	case <-ended:
 	}

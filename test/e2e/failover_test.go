@@ -46,6 +46,7 @@ func TestFailures(t *testing.T) {
 		story{"guard hangs", guardHangs},
 		story{"guest dies", guestIsKilled},
 		story{"server pauses", serverPauses},
+		story{"server is stopped in order", serverStops},
 		story{"servers die in turn", serversDieInTurn},
 		story{"majority is lost", majorityLost},
 		story{"all servers die", allServersDie},

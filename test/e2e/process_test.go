@@ -1,9 +1,13 @@
 package e2e_test
 
 import (
+	"os"
 	"slices"
+	"strings"
 	"testing"
 
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/client"
 	"github.com/argon-cluster/argon/internal/devcluster"
 	"github.com/argon-cluster/argon/test/harness"
 )
@@ -87,6 +91,60 @@ func serverPauses(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
 	must(t, home.Resume())
 	oneCopy(c)
 	c.Healthy(other, machine)
+	counts(c, w, 5)
+}
+
+// A server is stopped in order, as when its host is rebooted: its machine goes
+// elsewhere and runs on, and the server takes machines again once it is back.
+func serverStops(t *testing.T, c *harness.Cluster, home *devcluster.Server) {
+	other := c.Other(home.Name)
+	w := c.Watch(port, other)
+	counts(c, w, 5)
+	boot := lastBoot(t, w)
+	must(t, home.Stop(t.Context()))
+	if on := c.Running(other, machine, home.Name); on == home.Name {
+		t.Errorf("it is still on %s", on)
+	}
+	counts(c, w, 5)
+	if now := lastBoot(t, w); now != boot {
+		t.Errorf("the guest was restarted: boot %s, then %s", boot, now)
+	}
+	must(t, home.Start(t.Context()))
+	c.Eventually(home.Name+" takes machines again", func() bool {
+		list, err := client.Call(t.Context(), c.API(other).Servers.ListServers, &argonv1.ListServersRequest{})
+		must(t, err)
+		for _, v := range list.GetServers() {
+			if v.GetServer().GetMeta().GetName() == home.Name {
+				return v.GetServer().GetDrain() == nil
+			}
+		}
+		return false
+	})
+}
+
+// The only server stops: its guest is shut down, not cut off, and its machine
+// starts again with the server.
+func TestOnlyServerStops(t *testing.T) {
+	t.Parallel()
+	c := harness.Up(t, devcluster.Options{Servers: 1})
+	home := counting(t, c, "1")
+	w := c.Watch(port, home)
+	counts(c, w, 5)
+	boot := lastBoot(t, w)
+	must(t, home.Stop(t.Context()))
+	log, err := os.ReadFile(home.LogPath())
+	must(t, err)
+	// It had ended before the daemon did: nobody cut it off.
+	asked, ended, left := strings.Index(string(log), "machines that did not move are shut down"),
+		strings.Index(string(log), "a guest has ended"), strings.Index(string(log), "does not lead the cluster any more")
+	if asked < 0 || ended < asked || left < ended {
+		t.Errorf("the guest was not shut down:\n%s", log)
+	}
+	must(t, home.Start(t.Context()))
+	c.Eventually("the machine starts again", func() bool {
+		r, ok := w.Last()
+		return ok && r.Boot != boot
+	})
 	counts(c, w, 5)
 }
 

@@ -1239,7 +1239,10 @@ type Drain struct {
 	// Replicas and copies of images leave, too.
 	Evacuate bool `protobuf:"varint,2,opt,name=evacuate,proto3" json:"evacuate,omitempty"`
 	// How many machines are moved at once [2].
-	Parallel      uint32 `protobuf:"varint,3,opt,name=parallel,proto3" json:"parallel,omitempty"`
+	Parallel uint32 `protobuf:"varint,3,opt,name=parallel,proto3" json:"parallel,omitempty"`
+	// The server stops, or its host shuts down: it says so itself, and takes the
+	// drain back when it has started again.
+	Leaving       bool `protobuf:"varint,4,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1293,6 +1296,13 @@ func (x *Drain) GetParallel() uint32 {
 		return x.Parallel
 	}
 	return 0
+}
+
+func (x *Drain) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
 }
 
 type Resources struct {
@@ -4692,11 +4702,12 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x1d\n" +
 	"\n" +
 	"machine_id\x18\x02 \x01(\tR\tmachineId\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"q\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x8b\x01\n" +
 	"\x05Drain\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
 	"\bevacuate\x18\x02 \x01(\bR\bevacuate\x12\x1a\n" +
-	"\bparallel\x18\x03 \x01(\rR\bparallel\"\x8f\x01\n" +
+	"\bparallel\x18\x03 \x01(\rR\bparallel\x12\x18\n" +
+	"\aleaving\x18\x04 \x01(\bR\aleaving\"\x8f\x01\n" +
 	"\tResources\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
