@@ -4,6 +4,9 @@
 # make help   the rest
 
 SHELL   := /bin/bash
+ifeq ($(filter help clean needs-%,$(or $(MAKECMDGOALS),help)),)
+export PATH := $(or $(shell scripts/go.sh),$(error no Go))$(if $(PATH),:)$(PATH)
+endif
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 TOOL    := go tool -modfile=tools/go.mod
@@ -27,6 +30,10 @@ help: ## what can be made
 .PHONY: build
 build: ## bin/argon
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/argon ./cmd/argon
+
+.PHONY: deb
+deb: build ## bin/argon.deb: program, unit and completion
+	@scripts/deb.sh '$(VERSION)' bin/argon.deb
 
 .PHONY: demo
 demo: needs-demo build $(GUEST) ## three servers, one machine, one server killed: nothing lost

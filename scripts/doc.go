@@ -1,0 +1,2 @@
+// Package scripts tests what is in this folder: scripts that make calls.
+package scripts
