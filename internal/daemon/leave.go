@@ -46,7 +46,7 @@ func (s *server) leave(ctx context.Context, m *memberParts) {
 		} else {
 			// Half of the time is left for those that do not move.
 			moving, cancel := context.WithTimeout(ctx, s.StopTimeout/2)
-			s.awaitMoves(moving, m.view)
+			awaitMoves(moving, m.view, s.member.ID(), nothingMoves)
 			cancel()
 		}
 	}
@@ -89,23 +89,27 @@ func (s *server) mark(ctx context.Context, store *catalog.Store, change func(*ar
 	return err
 }
 
-// awaitMoves waits until no machine is here any more, or until none moves.
-func (s *server) awaitMoves(ctx context.Context, view *catalog.View) {
-	idle := time.NewTimer(nothingMoves)
-	defer idle.Stop()
+// awaitMoves waits until no machine is on a server any more, or until none has been
+// on its way for a while. One may be for long without a change of the catalog, and
+// others wait for their turn after it.
+func awaitMoves(ctx context.Context, view *catalog.View, serverID string, idle time.Duration) {
+	pause := time.NewTimer(idle)
+	defer pause.Stop()
 	for {
 		changed := view.Changed()
 		st := view.State()
-		if machinesOn(st, s.member.ID()) == 0 {
+		if machinesOn(st, serverID) == 0 {
 			return
 		}
-		if machineMoves(st, s.member.ID()) {
-			idle.Reset(nothingMoves)
+		if machineMoves(st, serverID) {
+			pause.Reset(idle)
 		}
 		select {
 		case <-changed:
-		case <-idle.C:
-			return
+		case <-pause.C:
+			if !machineMoves(view.State(), serverID) {
+				return
+			}
 		case <-ctx.Done():
 			return
 		}
