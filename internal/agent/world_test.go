@@ -233,7 +233,7 @@ func (w *world) tellsOf(kind, name, reason string) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
 	defer cancel()
 	found := errors.New("found")
-	err := w.store.Events.Watch(ctx, 1000, catalog.EventFilter{Kind: kind, Name: name}, func(e *argonv1.Event) error {
+	err := w.store.Events.Watch(ctx, 1000, catalog.EventFilter{Kind: kind, Name: name}, nil, func(e *argonv1.Event) error {
 		if e.GetReason() == reason {
 			return found
 		}

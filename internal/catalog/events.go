@@ -167,9 +167,13 @@ func decodeEvents(kvs []*mvccpb.KeyValue, revision int64, of EventFilter) ([]*ar
 
 // Watch calls tell with so many old events and then with each new one, in
 // order, until ctx ends or tell returns an error, which Watch returns. While
-// etcd is away, it waits.
-func (e *Events) Watch(ctx context.Context, backlog int, of EventFilter, tell func(*argonv1.Event) error) error {
+// etcd is away, it waits. begun, if it is not nil, is called as soon as it is
+// settled which events are old; an error of it ends the watch, too.
+func (e *Events) Watch(ctx context.Context, backlog int, of EventFilter, begun func() error, tell func(*argonv1.Event) error) error {
 	list, seen, err := e.list(ctx, max(backlog, 1), of)
+	if err == nil && begun != nil {
+		err = begun()
+	}
 	if err != nil {
 		return err
 	}

@@ -309,7 +309,7 @@ func TestWatchMissesNothing(t *testing.T) {
 	told := make(chan string)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- watching.Events.Watch(ctx, 1, EventFilter{Kind: "machine", Name: "a"}, func(ev *argonv1.Event) error {
+		ended <- watching.Events.Watch(ctx, 1, EventFilter{Kind: "machine", Name: "a"}, nil, func(ev *argonv1.Event) error {
 			told <- ev.GetReason()
 			return nil
 		})
@@ -349,14 +349,14 @@ func TestWatchEndsWithTell(t *testing.T) {
 	if err := s.Events.Append(t.Context(), &argonv1.Event{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Events.Watch(t.Context(), 1, EventFilter{}, func(*argonv1.Event) error { return full }); !errors.Is(err, full) {
+	if err := s.Events.Watch(t.Context(), 1, EventFilter{}, nil, func(*argonv1.Event) error { return full }); !errors.Is(err, full) {
 		t.Errorf("Watch = %v, want what tell returned", err)
 	}
 	if err := s.Events.Append(t.Context(), &argonv1.Event{}); err != nil {
 		t.Fatal(err)
 	}
 	first := true
-	err := s.Events.Watch(t.Context(), 1, EventFilter{}, func(*argonv1.Event) error {
+	err := s.Events.Watch(t.Context(), 1, EventFilter{}, nil, func(*argonv1.Event) error {
 		if first {
 			first = false
 			return s.Events.Append(t.Context(), &argonv1.Event{})

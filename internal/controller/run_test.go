@@ -78,7 +78,7 @@ func TestRunTellsOfLostServers(t *testing.T) {
 	}
 	done := errors.New("all was told")
 	revoke()
-	err = store.Events.Watch(ctx, 10, catalog.EventFilter{Kind: "server", Name: "b"}, func(e *argonv1.Event) error {
+	err = store.Events.Watch(ctx, 10, catalog.EventFilter{Kind: "server", Name: "b"}, nil, func(e *argonv1.Event) error {
 		if e.GetReason() != steps[0].reason {
 			t.Errorf("event %s, want %s", e.GetReason(), steps[0].reason)
 		}

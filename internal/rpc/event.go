@@ -55,11 +55,9 @@ func (s eventService) WatchEvents(ctx context.Context, req *connect.Request[argo
 		return err
 	}
 	backlog := int(min(m.GetBacklog(), catalog.MaxEvents))
-	// So that the caller knows it is being told before the first event.
-	if err := stream.Send(nil); err != nil {
-		return err
-	}
-	return p.Store.Events.Watch(ctx, backlog, of, func(e *argonv1.Event) error {
+	// So that the caller knows that what happens from now on is new.
+	begun := func() error { return stream.Send(nil) }
+	return p.Store.Events.Watch(ctx, backlog, of, begun, func(e *argonv1.Event) error {
 		return stream.Send(&argonv1.WatchEventsResponse{Event: e})
 	})
 }
