@@ -174,15 +174,16 @@ func (m *Member) IssueClient(ctx context.Context, name string, request []byte, l
 // servers whose clock is behind.
 const clientKept = 7 * 24 * time.Hour
 
-// dropExpiredClients forgets certificates that nobody takes any more, revoked ones
-// too.
+// dropExpiredClients forgets certificates that nobody takes any more. Not those
+// that were revoked: a server whose clock is ahead would let them in again
+// elsewhere, where they have not expired. There are few.
 func (p *parts) dropExpiredClients(ctx context.Context, now time.Time) error {
 	list, err := p.store.Clients.List(ctx)
 	if err != nil {
 		return err
 	}
 	for _, rec := range list {
-		if now.Sub(rec.GetExpires().AsTime()) < clientKept {
+		if rec.GetRevoked() != nil || now.Sub(rec.GetExpires().AsTime()) < clientKept {
 			continue
 		}
 		err := p.store.Clients.Delete(ctx, rec)
