@@ -20,7 +20,7 @@ GUEST_NEEDS := cpio=cpio mkfs.ext4=e2fsprogs sfdisk=fdisk grub-mkimage=grub-comm
 TEST_NEEDS  := gcc=gcc /usr/include/stdlib.h=libc6-dev nbdcopy=libnbd-bin nbdsh=python3-libnbd fio=fio \
 	mmdebstrap=mmdebstrap fakeroot=fakeroot losetup=mount bzip2=bzip2 /usr/share/OVMF/OVMF_CODE_4M.fd=ovmf \
 	debugfs=e2fsprogs mkfs.vfat=dosfstools mcopy=mtools /usr/lib/grub/x86_64-efi/fat.mod=grub-efi-amd64-bin \
-	mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
+	mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs curl=curl
 CEPH_NEEDS  := ceph-mon=ceph-mon ceph-mgr=ceph-mgr ceph-osd=ceph-osd ceph=ceph-common rbd=ceph-common
 
 .PHONY: help

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
-	"github.com/argon-cluster/argon/internal/hypervisor"
 	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/hypervisor"
 )
 
 // This file sees guests end, and clears up after them.

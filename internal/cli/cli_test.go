@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -27,13 +28,22 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
+	docs, err := filepath.Abs("../../docs")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("DOCS", docs)
+			return nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":     exits,
 			"validjson": validJSON,
 			"oneline":   oneLine,
 			"devup":     devUp,
+			"apidoc":    apiExamples,
 			"random":    randomFile,
 			"spoil":     spoil,
 			"cut":       cut,

@@ -3,9 +3,12 @@ package cli
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -29,6 +32,27 @@ func devUp(ts *testscript.TestScript, _ bool, _ []string) {
 		_ = os.RemoveAll(dir)
 	})
 	ts.Check(ts.Exec("argon", "dev", "up", "--servers", "1", "--dir", dir))
+}
+
+// apiExamples runs what docs/api.md says about the API on a server: apidoc PAGE.
+func apiExamples(ts *testscript.TestScript, _ bool, args []string) {
+	page, err := os.ReadFile(args[0])
+	ts.Check(err)
+	ran := 0
+	for line := range strings.Lines(string(page)) {
+		command, ok := strings.CutPrefix(line, "    curl -sf --unix-socket /run/argon/admin.sock ")
+		if !ok {
+			continue
+		}
+		ran++
+		out, err := exec.Command("sh", "-c", "curl -sf --unix-socket "+client.SocketPath(ts.Getenv("ARGON_DIR"))+" "+command).Output()
+		if err != nil || !json.Valid(out) {
+			ts.Fatalf("%s: %v: %s", line, err, out)
+		}
+	}
+	if ran < 4 {
+		ts.Fatalf("only %d examples were found", ran)
+	}
 }
 
 // randomFile makes a file: random FILE SIZE.
