@@ -33,7 +33,7 @@ func TestClients(t *testing.T) {
 		fio(t, uri)
 		qemuImg(t, uri)
 		libnbd(t, uri)
-		c.Argon(s, "volume", "resize", "data", fmt.Sprint(sizeOf(t, uri)+8<<20))
+		c.Argon(s, "volume", "resize", "data", fmt.Sprintf("%dB", sizeOf(t, uri)+8<<20))
 		end()
 	}
 	u := use(c, near, "data")

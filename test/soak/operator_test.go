@@ -223,7 +223,7 @@ func (o *operator) grow(ctx context.Context, j *job) error {
 	if j.size >= maxSize {
 		return nil
 	}
-	if _, err := o.argon(ctx, "volume", "resize", j.name, fmt.Sprint(j.size+growBy)); err != nil {
+	if _, err := o.argon(ctx, "volume", "resize", j.name, fmt.Sprintf("%dB", j.size+growBy)); err != nil {
 		return err
 	}
 	j.size += growBy

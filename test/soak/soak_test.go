@@ -69,7 +69,7 @@ func TestSoak(t *testing.T) {
 	}
 	for i, replicas := range []int{2, 3, 2} {
 		name := fmt.Sprint("v", i+1)
-		w.Argon(w.S(1), "volume", "create", name, "--size", fmt.Sprint(volumeSize), "--replicas", fmt.Sprint(replicas))
+		w.Argon(w.S(1), "volume", "create", name, "--size", fmt.Sprintf("%dB", volumeSize), "--replicas", fmt.Sprint(replicas))
 		w.jobs = append(w.jobs, newJob(w, i, name))
 	}
 	ctx, stop := context.WithCancel(t.Context())
