@@ -118,6 +118,7 @@ func TestEveryCommandIsDocumented(t *testing.T) {
 func TestRecordsHaveFormats(t *testing.T) {
 	without := strings.Fields(`server client-create
 		machine-console machine-vnc machine-screenshot machine-export machine-rm
+		cluster-backup cluster-restore cluster-recover cluster-rejoin
 		volume-connect volume-export volume-rm image-rm checkpoint-rm snapshot-rm snapshot-rollback server-rm token-rm client-rm
 		demo dev-up dev-down dev-start dev-kill dev-pause dev-resume dev-cut dev-heal
 		help completion-bash completion-fish completion-powershell completion-zsh`)

@@ -89,8 +89,9 @@ func wholeHours(d time.Duration) (uint32, error) {
 }
 
 func (a *app) clusterCommand() *cobra.Command {
-	return group("cluster", "Cluster-wide settings", "  argon cluster show\n  argon cluster set --scrub-interval 24h",
-		a.clusterShowCommand(), a.clusterSetCommand())
+	return group("cluster", "Cluster-wide settings, and the cluster as a whole", "  argon cluster show\n  argon cluster set --scrub-interval 24h",
+		a.clusterShowCommand(), a.clusterSetCommand(), a.clusterBackupCommand(), a.clusterRestoreCommand(),
+		a.clusterRecoverCommand(), a.clusterRejoinCommand())
 }
 
 func (a *app) clusterShowCommand() *cobra.Command {
@@ -203,6 +204,7 @@ var clusterFields = []column[*argonv1.Cluster]{
 	{"cpu overcommit", func(c *argonv1.Cluster) cell {
 		return number(cmp.Or(c.GetSettings().GetCpuOvercommit(), placement.DefaultCPUOvercommit))
 	}},
+	{"incarnation", func(c *argonv1.Cluster) cell { return number(c.GetIncarnation()) }},
 	{"created", func(c *argonv1.Cluster) cell { return plain(formatTime(c.GetCreated())) }},
 	{"id", func(c *argonv1.Cluster) cell { return plain(c.GetId()) }},
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -64,6 +65,14 @@ func (m *Member) admit(ctx context.Context, p *parts, tok token, req *argonv1.Ad
 	if err != nil {
 		return nil, err
 	}
+	former, err := formerSelf(req, p.cluster, servers)
+	if err != nil {
+		return nil, err
+	}
+	if former != nil {
+		server = returned(former, server)
+		servers = slices.DeleteFunc(servers, func(s *argonv1.Server) bool { return s.GetMeta().GetId() == server.GetMeta().GetId() })
+	}
 	if err := checkFree(server, servers); err != nil {
 		return nil, err
 	}
@@ -78,7 +87,16 @@ func (m *Member) admit(ctx context.Context, p *parts, tok token, req *argonv1.Ad
 	server.CertificateSerial, server.CertificateExpires = serialOf(cert), timestamppb.New(cert.NotAfter)
 	rec.UsedBy = server.GetMeta().GetId()
 	// Addresses are unique: two admissions at once meet at the oldest record.
-	if err := p.store.Txn().Create(server).Put(rec).Put(servers[0]).Commit(ctx); err != nil {
+	txn := p.store.Txn().Put(rec)
+	if len(servers) > 0 {
+		txn.Put(servers[0])
+	}
+	if server.GetMeta().GetRevision() == 0 {
+		txn.Create(server)
+	} else {
+		txn.Put(server)
+	}
+	if err := txn.Commit(ctx); err != nil {
 		return nil, err
 	}
 	return &argonv1.AdmitResponse{

@@ -64,7 +64,7 @@ func (d directory) load() (*identity, *credentials, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return id, creds, nil
+	return id, creds, d.addSuccessions(creds)
 }
 
 // checkUnconfigured refuses a directory that has lost its identity: what it
@@ -116,7 +116,7 @@ func (d directory) begin() error {
 
 // clear removes all that init and join write.
 func (d directory) clear() error {
-	for _, path := range []string{d.identityFile(), d.etcd(), d.caFile(), d.certFile(), d.keyFile(), d.unfinished()} {
+	for _, path := range []string{d.identityFile(), d.etcd(), d.caFile(), d.certFile(), d.keyFile(), d.path(successionFile), d.unfinished()} {
 		if err := os.RemoveAll(path); err != nil {
 			return fmt.Errorf("clear the server's directory: %w", err)
 		}

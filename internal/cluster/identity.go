@@ -66,6 +66,8 @@ type credentials struct {
 	own  tls.Certificate // its chain ends with the authority
 	ca   *x509.Certificate
 	pool *x509.CertPool
+	// superseded is told when a server of a later incarnation was met.
+	superseded *supersession
 }
 
 func newCredentials(caPEM, certPEM, keyPEM []byte) (*credentials, error) {
@@ -77,7 +79,7 @@ func newCredentials(caPEM, certPEM, keyPEM []byte) (*credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the server's certificate and key: %w", err)
 	}
-	c := &credentials{own: own, ca: ca, pool: x509.NewCertPool()}
+	c := &credentials{own: own, ca: ca, pool: x509.NewCertPool(), superseded: newSupersession()}
 	c.pool.AddCert(ca)
 	if _, err := verifyServer(c.own.Leaf, ca); err != nil {
 		return nil, err
@@ -131,6 +133,10 @@ func (c *credentials) client(serverID string, protocols []string) *tls.Config {
 		VerifyConnection: func(state tls.ConnectionState) error {
 			id, err := verifyServer(state.PeerCertificates[0], c.ca)
 			if err != nil {
+				if supersededBy(state.PeerCertificates, c.ca) > 0 {
+					c.superseded.tell()
+					return ErrSuperseded
+				}
 				return err
 			}
 			if serverID != "" && id.ID != serverID {

@@ -70,10 +70,16 @@ func (m *Member) join(ctx context.Context, req *argonv1.JoinRequest, address str
 	if err != nil {
 		return nil, err
 	}
-	creds, err := m.keepAnswer(res, key, tok)
+	creds, err := m.dir.keepAnswer(res, key, tok)
 	if err != nil {
 		return nil, fmt.Errorf("%s admitted this server as %s, but it cannot use the answer: remove it there with `argon server rm`, then join with a new token: %w",
 			req.GetAddress(), res.GetServer().GetMeta().GetName(), err)
+	}
+	if err := m.dir.saveSuccessions(res.GetCluster()); err != nil {
+		return nil, err
+	}
+	if err := m.dir.addSuccessions(creds); err != nil {
+		return nil, err
 	}
 	id := newIdentity(res.GetCluster(), res.GetServer())
 	id.Endpoints = res.GetEtcdEndpoints()
@@ -84,7 +90,7 @@ func (m *Member) join(ctx context.Context, req *argonv1.JoinRequest, address str
 }
 
 // keepAnswer checks the certificate that a member sent and writes it.
-func (m *Member) keepAnswer(res *argonv1.AdmitResponse, key crypto.Signer, tok token) (*credentials, error) {
+func (d directory) keepAnswer(res *argonv1.AdmitResponse, key crypto.Signer, tok token) (*credentials, error) {
 	ca, err := parseCertificate([]byte(res.GetCluster().GetCaCertificatePem()))
 	if err != nil {
 		return nil, fmt.Errorf("the certificate authority: %w", err)
@@ -99,7 +105,7 @@ func (m *Member) keepAnswer(res *argonv1.AdmitResponse, key crypto.Signer, tok t
 	if err != nil {
 		return nil, err
 	}
-	creds, err := m.dir.saveCredentials(encodeCertificate(ca), []byte(res.GetCertificatePem()), keyPEM)
+	creds, err := d.saveCredentials(encodeCertificate(ca), []byte(res.GetCertificatePem()), keyPEM)
 	if err != nil {
 		return nil, err
 	}

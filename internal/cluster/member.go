@@ -122,11 +122,17 @@ func Open(opts Options) (*Member, error) {
 		opts.Boottime = boottime.Now
 	}
 	m := &Member{opts: opts, dir: directory(opts.Dir)}
+	if err := errors.Join(m.dir.settleStaged(), m.dir.clearCopying()); err != nil {
+		return nil, err
+	}
 	id, creds, err := m.dir.load()
 	if err != nil {
 		return nil, err
 	}
 	if id != nil {
+		if err := m.dir.checkSuperseded(id); err != nil {
+			return nil, err
+		}
 		if err := checkPorts(id, opts.Ports); err != nil {
 			return nil, err
 		}
@@ -286,6 +292,9 @@ func (m *Member) open(ctx context.Context, p *parts) error {
 	for {
 		news := m.whenLearned()
 		err := p.tryOpenUntil(ctx, news)
+		if isClosed(p.creds.superseded.told) {
+			return m.noteSuperseded()
+		}
 		if err == nil || !catalog.Unavailable(err) && !errors.Is(err, context.DeadlineExceeded) && !isClosed(news) || ctx.Err() != nil {
 			return err
 		}

@@ -98,6 +98,8 @@ func (s *server) runAbove(ctx context.Context, m *memberParts) error {
 		func(ctx context.Context) error { return s.arrive(ctx, m) },
 		func(ctx context.Context) error { return s.member.RunVoters(ctx, m.view) },
 		func(ctx context.Context) error { return s.member.RunUpkeep(ctx, m.view) },
+		func(ctx context.Context) error { return s.member.KeepCopies(ctx, m.view) },
+		s.member.WatchSuccession,
 		func(ctx context.Context) error { return s.reportUsage(ctx, m) },
 		func(ctx context.Context) error {
 			return s.member.Lead(ctx, func(ctx context.Context) error { return s.lead(ctx, m) })

@@ -235,6 +235,11 @@ func (fakeMembers) DeleteToken(context.Context, string) error            { retur
 func (fakeMembers) IssueClient(context.Context, string, []byte, time.Duration, string) (string, error) {
 	return "PEM", nil
 }
+
+func (fakeMembers) Backup(_ context.Context, send func([]byte) error) error {
+	return send([]byte("catalog"))
+}
+
 func (fakeMembers) LeaderID(context.Context) string { return "A" }
 
 func (fakeMembers) CatalogLoad(context.Context) (*argonv1.CatalogLoad, error) {

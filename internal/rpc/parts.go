@@ -58,6 +58,8 @@ type Members interface {
 	ListTokens(ctx context.Context) ([]*argonv1.Token, error)
 	DeleteToken(ctx context.Context, id string) error
 	IssueClient(ctx context.Context, name string, request []byte, ttl time.Duration, by string) (certificatePEM string, err error)
+	// Backup hands over a copy of the catalog, with the cluster's keys.
+	Backup(ctx context.Context, send func([]byte) error) error
 	// LeaderID is the server that the controller runs on; empty: none known.
 	LeaderID(ctx context.Context) string
 	// CatalogLoad is how large the catalog is, and may become.

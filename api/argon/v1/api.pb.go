@@ -420,9 +420,12 @@ type AdmitRequest struct {
 	// DER of a PKCS #10 request; its key never leaves the joining server.
 	CertificateRequest []byte `protobuf:"bytes,2,opt,name=certificate_request,json=certificateRequest,proto3" json:"certificate_request,omitempty"`
 	// Name, address, ports, zone, witness, capacity of the one that joins.
-	Server        *Server `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Server *Server `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"`
+	// Of a server that was part of an earlier incarnation and stays who it is: its
+	// certificate of then. The request is of the same key.
+	FormerCertificatePem string `protobuf:"bytes,4,opt,name=former_certificate_pem,json=formerCertificatePem,proto3" json:"former_certificate_pem,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *AdmitRequest) Reset() {
@@ -474,6 +477,13 @@ func (x *AdmitRequest) GetServer() *Server {
 		return x.Server
 	}
 	return nil
+}
+
+func (x *AdmitRequest) GetFormerCertificatePem() string {
+	if x != nil {
+		return x.FormerCertificatePem
+	}
+	return ""
 }
 
 type AdmitResponse struct {
@@ -546,6 +556,86 @@ func (x *AdmitResponse) GetEtcdEndpoints() []string {
 	return nil
 }
 
+type BackupClusterRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupClusterRequest) Reset() {
+	*x = BackupClusterRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupClusterRequest) ProtoMessage() {}
+
+func (x *BackupClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupClusterRequest.ProtoReflect.Descriptor instead.
+func (*BackupClusterRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{8}
+}
+
+type BackupClusterResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupClusterResponse) Reset() {
+	*x = BackupClusterResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupClusterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupClusterResponse) ProtoMessage() {}
+
+func (x *BackupClusterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupClusterResponse.ProtoReflect.Descriptor instead.
+func (*BackupClusterResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *BackupClusterResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -554,7 +644,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[8]
+	mi := &file_argon_v1_api_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +656,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[8]
+	mi := &file_argon_v1_api_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +669,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{8}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{10}
 }
 
 type StatusResponse struct {
@@ -610,7 +700,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[9]
+	mi := &file_argon_v1_api_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +712,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[9]
+	mi := &file_argon_v1_api_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +725,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{9}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StatusResponse) GetState() string {
@@ -746,7 +836,7 @@ type CatalogLoad struct {
 
 func (x *CatalogLoad) Reset() {
 	*x = CatalogLoad{}
-	mi := &file_argon_v1_api_proto_msgTypes[10]
+	mi := &file_argon_v1_api_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +848,7 @@ func (x *CatalogLoad) String() string {
 func (*CatalogLoad) ProtoMessage() {}
 
 func (x *CatalogLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[10]
+	mi := &file_argon_v1_api_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +861,7 @@ func (x *CatalogLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogLoad.ProtoReflect.Descriptor instead.
 func (*CatalogLoad) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{10}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CatalogLoad) GetUsedBytes() uint64 {
@@ -812,7 +902,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[11]
+	mi := &file_argon_v1_api_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +914,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[11]
+	mi := &file_argon_v1_api_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +927,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{11}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateTokenRequest) GetTtlSeconds() uint32 {
@@ -858,7 +948,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[12]
+	mi := &file_argon_v1_api_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -870,7 +960,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[12]
+	mi := &file_argon_v1_api_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -883,7 +973,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{12}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -908,7 +998,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[13]
+	mi := &file_argon_v1_api_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1010,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[13]
+	mi := &file_argon_v1_api_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1023,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{13}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{15}
 }
 
 type ListTokensResponse struct {
@@ -945,7 +1035,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[14]
+	mi := &file_argon_v1_api_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1047,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[14]
+	mi := &file_argon_v1_api_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1060,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{14}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -989,7 +1079,7 @@ type DeleteTokenRequest struct {
 
 func (x *DeleteTokenRequest) Reset() {
 	*x = DeleteTokenRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[15]
+	mi := &file_argon_v1_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1091,7 @@ func (x *DeleteTokenRequest) String() string {
 func (*DeleteTokenRequest) ProtoMessage() {}
 
 func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[15]
+	mi := &file_argon_v1_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1104,7 @@ func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTokenRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{15}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteTokenRequest) GetId() string {
@@ -1032,7 +1122,7 @@ type DeleteTokenResponse struct {
 
 func (x *DeleteTokenResponse) Reset() {
 	*x = DeleteTokenResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[16]
+	mi := &file_argon_v1_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1134,7 @@ func (x *DeleteTokenResponse) String() string {
 func (*DeleteTokenResponse) ProtoMessage() {}
 
 func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[16]
+	mi := &file_argon_v1_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1147,7 @@ func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTokenResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{16}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{18}
 }
 
 type IssueClientCertificateRequest struct {
@@ -1071,7 +1161,7 @@ type IssueClientCertificateRequest struct {
 
 func (x *IssueClientCertificateRequest) Reset() {
 	*x = IssueClientCertificateRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[17]
+	mi := &file_argon_v1_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1173,7 @@ func (x *IssueClientCertificateRequest) String() string {
 func (*IssueClientCertificateRequest) ProtoMessage() {}
 
 func (x *IssueClientCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[17]
+	mi := &file_argon_v1_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1186,7 @@ func (x *IssueClientCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientCertificateRequest.ProtoReflect.Descriptor instead.
 func (*IssueClientCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{17}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *IssueClientCertificateRequest) GetName() string {
@@ -1132,7 +1222,7 @@ type IssueClientCertificateResponse struct {
 
 func (x *IssueClientCertificateResponse) Reset() {
 	*x = IssueClientCertificateResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[18]
+	mi := &file_argon_v1_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1234,7 @@ func (x *IssueClientCertificateResponse) String() string {
 func (*IssueClientCertificateResponse) ProtoMessage() {}
 
 func (x *IssueClientCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[18]
+	mi := &file_argon_v1_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1247,7 @@ func (x *IssueClientCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueClientCertificateResponse.ProtoReflect.Descriptor instead.
 func (*IssueClientCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IssueClientCertificateResponse) GetCertificatePem() string {
@@ -1189,7 +1279,7 @@ type ListClientsRequest struct {
 
 func (x *ListClientsRequest) Reset() {
 	*x = ListClientsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[19]
+	mi := &file_argon_v1_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1291,7 @@ func (x *ListClientsRequest) String() string {
 func (*ListClientsRequest) ProtoMessage() {}
 
 func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[19]
+	mi := &file_argon_v1_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1304,7 @@ func (x *ListClientsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsRequest.ProtoReflect.Descriptor instead.
 func (*ListClientsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{21}
 }
 
 type ListClientsResponse struct {
@@ -1226,7 +1316,7 @@ type ListClientsResponse struct {
 
 func (x *ListClientsResponse) Reset() {
 	*x = ListClientsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[20]
+	mi := &file_argon_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1328,7 @@ func (x *ListClientsResponse) String() string {
 func (*ListClientsResponse) ProtoMessage() {}
 
 func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[20]
+	mi := &file_argon_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1341,7 @@ func (x *ListClientsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClientsResponse.ProtoReflect.Descriptor instead.
 func (*ListClientsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListClientsResponse) GetClients() []*ClientCertificate {
@@ -1271,7 +1361,7 @@ type RevokeClientRequest struct {
 
 func (x *RevokeClientRequest) Reset() {
 	*x = RevokeClientRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[21]
+	mi := &file_argon_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1373,7 @@ func (x *RevokeClientRequest) String() string {
 func (*RevokeClientRequest) ProtoMessage() {}
 
 func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[21]
+	mi := &file_argon_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1386,7 @@ func (x *RevokeClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientRequest.ProtoReflect.Descriptor instead.
 func (*RevokeClientRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RevokeClientRequest) GetClient() string {
@@ -1315,7 +1405,7 @@ type RevokeClientResponse struct {
 
 func (x *RevokeClientResponse) Reset() {
 	*x = RevokeClientResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[22]
+	mi := &file_argon_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1417,7 @@ func (x *RevokeClientResponse) String() string {
 func (*RevokeClientResponse) ProtoMessage() {}
 
 func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[22]
+	mi := &file_argon_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1430,7 @@ func (x *RevokeClientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeClientResponse.ProtoReflect.Descriptor instead.
 func (*RevokeClientResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RevokeClientResponse) GetRevoked() []*ClientCertificate {
@@ -1368,7 +1458,7 @@ type Whereabouts struct {
 
 func (x *Whereabouts) Reset() {
 	*x = Whereabouts{}
-	mi := &file_argon_v1_api_proto_msgTypes[23]
+	mi := &file_argon_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1470,7 @@ func (x *Whereabouts) String() string {
 func (*Whereabouts) ProtoMessage() {}
 
 func (x *Whereabouts) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[23]
+	mi := &file_argon_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1483,7 @@ func (x *Whereabouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Whereabouts.ProtoReflect.Descriptor instead.
 func (*Whereabouts) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Whereabouts) GetServerId() string {
@@ -1462,7 +1552,7 @@ type SetServerRequest struct {
 
 func (x *SetServerRequest) Reset() {
 	*x = SetServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[24]
+	mi := &file_argon_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1564,7 @@ func (x *SetServerRequest) String() string {
 func (*SetServerRequest) ProtoMessage() {}
 
 func (x *SetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[24]
+	mi := &file_argon_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1577,7 @@ func (x *SetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetServerRequest.ProtoReflect.Descriptor instead.
 func (*SetServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SetServerRequest) GetName() string {
@@ -1514,7 +1604,7 @@ type SetServerResponse struct {
 
 func (x *SetServerResponse) Reset() {
 	*x = SetServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[25]
+	mi := &file_argon_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1616,7 @@ func (x *SetServerResponse) String() string {
 func (*SetServerResponse) ProtoMessage() {}
 
 func (x *SetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[25]
+	mi := &file_argon_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1629,7 @@ func (x *SetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetServerResponse.ProtoReflect.Descriptor instead.
 func (*SetServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SetServerResponse) GetServer() *ServerView {
@@ -1559,7 +1649,7 @@ type MeetServersRequest struct {
 
 func (x *MeetServersRequest) Reset() {
 	*x = MeetServersRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[26]
+	mi := &file_argon_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1661,7 @@ func (x *MeetServersRequest) String() string {
 func (*MeetServersRequest) ProtoMessage() {}
 
 func (x *MeetServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[26]
+	mi := &file_argon_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1674,7 @@ func (x *MeetServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeetServersRequest.ProtoReflect.Descriptor instead.
 func (*MeetServersRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MeetServersRequest) GetAddresses() []string {
@@ -1604,7 +1694,7 @@ type MeetServersResponse struct {
 
 func (x *MeetServersResponse) Reset() {
 	*x = MeetServersResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[27]
+	mi := &file_argon_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1706,7 @@ func (x *MeetServersResponse) String() string {
 func (*MeetServersResponse) ProtoMessage() {}
 
 func (x *MeetServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[27]
+	mi := &file_argon_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1719,7 @@ func (x *MeetServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeetServersResponse.ProtoReflect.Descriptor instead.
 func (*MeetServersResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MeetServersResponse) GetMet() []*Whereabouts {
@@ -1648,7 +1738,7 @@ type IntroduceRequest struct {
 
 func (x *IntroduceRequest) Reset() {
 	*x = IntroduceRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[28]
+	mi := &file_argon_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1750,7 @@ func (x *IntroduceRequest) String() string {
 func (*IntroduceRequest) ProtoMessage() {}
 
 func (x *IntroduceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[28]
+	mi := &file_argon_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1763,7 @@ func (x *IntroduceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntroduceRequest.ProtoReflect.Descriptor instead.
 func (*IntroduceRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *IntroduceRequest) GetSelf() *Whereabouts {
@@ -1694,7 +1784,7 @@ type IntroduceResponse struct {
 
 func (x *IntroduceResponse) Reset() {
 	*x = IntroduceResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[29]
+	mi := &file_argon_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1796,7 @@ func (x *IntroduceResponse) String() string {
 func (*IntroduceResponse) ProtoMessage() {}
 
 func (x *IntroduceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[29]
+	mi := &file_argon_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +1809,7 @@ func (x *IntroduceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntroduceResponse.ProtoReflect.Descriptor instead.
 func (*IntroduceResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *IntroduceResponse) GetSelf() *Whereabouts {
@@ -1758,7 +1848,7 @@ type ServerView struct {
 
 func (x *ServerView) Reset() {
 	*x = ServerView{}
-	mi := &file_argon_v1_api_proto_msgTypes[30]
+	mi := &file_argon_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1770,7 +1860,7 @@ func (x *ServerView) String() string {
 func (*ServerView) ProtoMessage() {}
 
 func (x *ServerView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[30]
+	mi := &file_argon_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1783,7 +1873,7 @@ func (x *ServerView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerView.ProtoReflect.Descriptor instead.
 func (*ServerView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ServerView) GetServer() *Server {
@@ -1850,7 +1940,7 @@ type ListServersRequest struct {
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[31]
+	mi := &file_argon_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +1952,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[31]
+	mi := &file_argon_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +1965,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 type ListServersResponse struct {
@@ -1887,7 +1977,7 @@ type ListServersResponse struct {
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[32]
+	mi := &file_argon_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +1989,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[32]
+	mi := &file_argon_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2002,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListServersResponse) GetServers() []*ServerView {
@@ -1931,7 +2021,7 @@ type GetServerRequest struct {
 
 func (x *GetServerRequest) Reset() {
 	*x = GetServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[33]
+	mi := &file_argon_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +2033,7 @@ func (x *GetServerRequest) String() string {
 func (*GetServerRequest) ProtoMessage() {}
 
 func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[33]
+	mi := &file_argon_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,7 +2046,7 @@ func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerRequest.ProtoReflect.Descriptor instead.
 func (*GetServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetServerRequest) GetName() string {
@@ -1975,7 +2065,7 @@ type GetServerResponse struct {
 
 func (x *GetServerResponse) Reset() {
 	*x = GetServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[34]
+	mi := &file_argon_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2077,7 @@ func (x *GetServerResponse) String() string {
 func (*GetServerResponse) ProtoMessage() {}
 
 func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[34]
+	mi := &file_argon_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2090,7 @@ func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerResponse.ProtoReflect.Descriptor instead.
 func (*GetServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetServerResponse) GetServer() *ServerView {
@@ -2020,7 +2110,7 @@ type RemoveServerRequest struct {
 
 func (x *RemoveServerRequest) Reset() {
 	*x = RemoveServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[35]
+	mi := &file_argon_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2032,7 +2122,7 @@ func (x *RemoveServerRequest) String() string {
 func (*RemoveServerRequest) ProtoMessage() {}
 
 func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[35]
+	mi := &file_argon_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2045,7 +2135,7 @@ func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RemoveServerRequest) GetName() string {
@@ -2070,7 +2160,7 @@ type RemoveServerResponse struct {
 
 func (x *RemoveServerResponse) Reset() {
 	*x = RemoveServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[36]
+	mi := &file_argon_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2172,7 @@ func (x *RemoveServerResponse) String() string {
 func (*RemoveServerResponse) ProtoMessage() {}
 
 func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[36]
+	mi := &file_argon_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2185,7 @@ func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 type DrainServerRequest struct {
@@ -2110,7 +2200,7 @@ type DrainServerRequest struct {
 
 func (x *DrainServerRequest) Reset() {
 	*x = DrainServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[37]
+	mi := &file_argon_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +2212,7 @@ func (x *DrainServerRequest) String() string {
 func (*DrainServerRequest) ProtoMessage() {}
 
 func (x *DrainServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[37]
+	mi := &file_argon_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +2225,7 @@ func (x *DrainServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainServerRequest.ProtoReflect.Descriptor instead.
 func (*DrainServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DrainServerRequest) GetName() string {
@@ -2168,7 +2258,7 @@ type DrainServerResponse struct {
 
 func (x *DrainServerResponse) Reset() {
 	*x = DrainServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[38]
+	mi := &file_argon_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2180,7 +2270,7 @@ func (x *DrainServerResponse) String() string {
 func (*DrainServerResponse) ProtoMessage() {}
 
 func (x *DrainServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[38]
+	mi := &file_argon_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2193,7 +2283,7 @@ func (x *DrainServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainServerResponse.ProtoReflect.Descriptor instead.
 func (*DrainServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DrainServerResponse) GetServer() *ServerView {
@@ -2212,7 +2302,7 @@ type ActivateServerRequest struct {
 
 func (x *ActivateServerRequest) Reset() {
 	*x = ActivateServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[39]
+	mi := &file_argon_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2224,7 +2314,7 @@ func (x *ActivateServerRequest) String() string {
 func (*ActivateServerRequest) ProtoMessage() {}
 
 func (x *ActivateServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[39]
+	mi := &file_argon_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2237,7 +2327,7 @@ func (x *ActivateServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateServerRequest.ProtoReflect.Descriptor instead.
 func (*ActivateServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ActivateServerRequest) GetName() string {
@@ -2256,7 +2346,7 @@ type ActivateServerResponse struct {
 
 func (x *ActivateServerResponse) Reset() {
 	*x = ActivateServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[40]
+	mi := &file_argon_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2268,7 +2358,7 @@ func (x *ActivateServerResponse) String() string {
 func (*ActivateServerResponse) ProtoMessage() {}
 
 func (x *ActivateServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[40]
+	mi := &file_argon_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2281,7 +2371,7 @@ func (x *ActivateServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateServerResponse.ProtoReflect.Descriptor instead.
 func (*ActivateServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ActivateServerResponse) GetServer() *ServerView {
@@ -2304,7 +2394,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[41]
+	mi := &file_argon_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2316,7 +2406,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[41]
+	mi := &file_argon_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2329,7 +2419,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ImportImageRequest) GetPart() isImportImageRequest_Part {
@@ -2387,7 +2477,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[42]
+	mi := &file_argon_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2399,7 +2489,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[42]
+	mi := &file_argon_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2412,7 +2502,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ImportImageResponse) GetPhase() string {
@@ -2451,7 +2541,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[43]
+	mi := &file_argon_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2463,7 +2553,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[43]
+	mi := &file_argon_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2476,7 +2566,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 type ListImagesResponse struct {
@@ -2488,7 +2578,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[44]
+	mi := &file_argon_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2590,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[44]
+	mi := &file_argon_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2603,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2532,7 +2622,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[45]
+	mi := &file_argon_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2544,7 +2634,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[45]
+	mi := &file_argon_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2557,7 +2647,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -2576,7 +2666,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[46]
+	mi := &file_argon_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2588,7 +2678,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[46]
+	mi := &file_argon_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2601,7 +2691,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -2623,7 +2713,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[47]
+	mi := &file_argon_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +2725,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[47]
+	mi := &file_argon_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +2738,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -2675,7 +2765,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[48]
+	mi := &file_argon_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2687,7 +2777,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[48]
+	mi := &file_argon_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2700,7 +2790,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RemoveImageResponse) GetWaitsFor() []string {
@@ -2719,7 +2809,7 @@ type FetchImageRequest struct {
 
 func (x *FetchImageRequest) Reset() {
 	*x = FetchImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[49]
+	mi := &file_argon_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2731,7 +2821,7 @@ func (x *FetchImageRequest) String() string {
 func (*FetchImageRequest) ProtoMessage() {}
 
 func (x *FetchImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[49]
+	mi := &file_argon_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2744,7 +2834,7 @@ func (x *FetchImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchImageRequest.ProtoReflect.Descriptor instead.
 func (*FetchImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *FetchImageRequest) GetId() string {
@@ -2765,7 +2855,7 @@ type FetchImageResponse struct {
 
 func (x *FetchImageResponse) Reset() {
 	*x = FetchImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2777,7 +2867,7 @@ func (x *FetchImageResponse) String() string {
 func (*FetchImageResponse) ProtoMessage() {}
 
 func (x *FetchImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2790,7 +2880,7 @@ func (x *FetchImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchImageResponse.ProtoReflect.Descriptor instead.
 func (*FetchImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *FetchImageResponse) GetOffset() uint64 {
@@ -2829,7 +2919,7 @@ type VolumeView struct {
 
 func (x *VolumeView) Reset() {
 	*x = VolumeView{}
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2841,7 +2931,7 @@ func (x *VolumeView) String() string {
 func (*VolumeView) ProtoMessage() {}
 
 func (x *VolumeView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2854,7 +2944,7 @@ func (x *VolumeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeView.ProtoReflect.Descriptor instead.
 func (*VolumeView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *VolumeView) GetVolume() *Volume {
@@ -2931,7 +3021,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2943,7 +3033,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2956,7 +3046,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -3011,7 +3101,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3023,7 +3113,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3036,7 +3126,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *VolumeView {
@@ -3063,7 +3153,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3165,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3178,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListVolumesRequest) GetAll() bool {
@@ -3107,7 +3197,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3119,7 +3209,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3132,7 +3222,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*VolumeView {
@@ -3151,7 +3241,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3163,7 +3253,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3176,7 +3266,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -3195,7 +3285,7 @@ type GetVolumeResponse struct {
 
 func (x *GetVolumeResponse) Reset() {
 	*x = GetVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3207,7 +3297,7 @@ func (x *GetVolumeResponse) String() string {
 func (*GetVolumeResponse) ProtoMessage() {}
 
 func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3220,7 +3310,7 @@ func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeResponse.ProtoReflect.Descriptor instead.
 func (*GetVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetVolumeResponse) GetVolume() *VolumeView {
@@ -3239,7 +3329,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3251,7 +3341,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3264,7 +3354,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -3282,7 +3372,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3294,7 +3384,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3307,7 +3397,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 type ConnectVolumeRequest struct {
@@ -3319,7 +3409,7 @@ type ConnectVolumeRequest struct {
 
 func (x *ConnectVolumeRequest) Reset() {
 	*x = ConnectVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3331,7 +3421,7 @@ func (x *ConnectVolumeRequest) String() string {
 func (*ConnectVolumeRequest) ProtoMessage() {}
 
 func (x *ConnectVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3344,7 +3434,7 @@ func (x *ConnectVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ConnectVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ConnectVolumeRequest) GetName() string {
@@ -3364,7 +3454,7 @@ type ConnectVolumeResponse struct {
 
 func (x *ConnectVolumeResponse) Reset() {
 	*x = ConnectVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3376,7 +3466,7 @@ func (x *ConnectVolumeResponse) String() string {
 func (*ConnectVolumeResponse) ProtoMessage() {}
 
 func (x *ConnectVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3389,7 +3479,7 @@ func (x *ConnectVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ConnectVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ConnectVolumeResponse) GetUri() string {
@@ -3411,7 +3501,7 @@ type PromoteReplicaRequest struct {
 
 func (x *PromoteReplicaRequest) Reset() {
 	*x = PromoteReplicaRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3423,7 +3513,7 @@ func (x *PromoteReplicaRequest) String() string {
 func (*PromoteReplicaRequest) ProtoMessage() {}
 
 func (x *PromoteReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3436,7 +3526,7 @@ func (x *PromoteReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteReplicaRequest.ProtoReflect.Descriptor instead.
 func (*PromoteReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *PromoteReplicaRequest) GetVolume() string {
@@ -3471,7 +3561,7 @@ type PromoteReplicaResponse struct {
 
 func (x *PromoteReplicaResponse) Reset() {
 	*x = PromoteReplicaResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3483,7 +3573,7 @@ func (x *PromoteReplicaResponse) String() string {
 func (*PromoteReplicaResponse) ProtoMessage() {}
 
 func (x *PromoteReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3496,7 +3586,7 @@ func (x *PromoteReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteReplicaResponse.ProtoReflect.Descriptor instead.
 func (*PromoteReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PromoteReplicaResponse) GetVolume() *VolumeView {
@@ -3524,7 +3614,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3536,7 +3626,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3549,7 +3639,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -3575,7 +3665,7 @@ type ResizeVolumeResponse struct {
 
 func (x *ResizeVolumeResponse) Reset() {
 	*x = ResizeVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3587,7 +3677,7 @@ func (x *ResizeVolumeResponse) String() string {
 func (*ResizeVolumeResponse) ProtoMessage() {}
 
 func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3600,7 +3690,7 @@ func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ResizeVolumeResponse) GetVolume() *VolumeView {
@@ -3619,7 +3709,7 @@ type DetachBaseRequest struct {
 
 func (x *DetachBaseRequest) Reset() {
 	*x = DetachBaseRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3631,7 +3721,7 @@ func (x *DetachBaseRequest) String() string {
 func (*DetachBaseRequest) ProtoMessage() {}
 
 func (x *DetachBaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3644,7 +3734,7 @@ func (x *DetachBaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachBaseRequest.ProtoReflect.Descriptor instead.
 func (*DetachBaseRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DetachBaseRequest) GetName() string {
@@ -3663,7 +3753,7 @@ type DetachBaseResponse struct {
 
 func (x *DetachBaseResponse) Reset() {
 	*x = DetachBaseResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3675,7 +3765,7 @@ func (x *DetachBaseResponse) String() string {
 func (*DetachBaseResponse) ProtoMessage() {}
 
 func (x *DetachBaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3688,7 +3778,7 @@ func (x *DetachBaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachBaseResponse.ProtoReflect.Descriptor instead.
 func (*DetachBaseResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *DetachBaseResponse) GetVolume() *VolumeView {
@@ -3707,7 +3797,7 @@ type ScrubVolumeRequest struct {
 
 func (x *ScrubVolumeRequest) Reset() {
 	*x = ScrubVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3719,7 +3809,7 @@ func (x *ScrubVolumeRequest) String() string {
 func (*ScrubVolumeRequest) ProtoMessage() {}
 
 func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3732,7 +3822,7 @@ func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ScrubVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ScrubVolumeRequest) GetName() string {
@@ -3753,7 +3843,7 @@ type ScrubVolumeResponse struct {
 
 func (x *ScrubVolumeResponse) Reset() {
 	*x = ScrubVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3765,7 +3855,7 @@ func (x *ScrubVolumeResponse) String() string {
 func (*ScrubVolumeResponse) ProtoMessage() {}
 
 func (x *ScrubVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3778,7 +3868,7 @@ func (x *ScrubVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ScrubVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ScrubVolumeResponse) GetVolume() *VolumeView {
@@ -3810,7 +3900,7 @@ type ExportVolumeRequest struct {
 
 func (x *ExportVolumeRequest) Reset() {
 	*x = ExportVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3822,7 +3912,7 @@ func (x *ExportVolumeRequest) String() string {
 func (*ExportVolumeRequest) ProtoMessage() {}
 
 func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3835,7 +3925,7 @@ func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ExportVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ExportVolumeRequest) GetVolume() string {
@@ -3881,7 +3971,7 @@ type ExportVolumeResponse struct {
 
 func (x *ExportVolumeResponse) Reset() {
 	*x = ExportVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3893,7 +3983,7 @@ func (x *ExportVolumeResponse) String() string {
 func (*ExportVolumeResponse) ProtoMessage() {}
 
 func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3906,7 +3996,7 @@ func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ExportVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ExportVolumeResponse) GetPart() isExportVolumeResponse_Part {
@@ -3994,7 +4084,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4006,7 +4096,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4019,7 +4109,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Progress) GetPhase() string {
@@ -4056,7 +4146,7 @@ type ImportVolumeRequest struct {
 
 func (x *ImportVolumeRequest) Reset() {
 	*x = ImportVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4068,7 +4158,7 @@ func (x *ImportVolumeRequest) String() string {
 func (*ImportVolumeRequest) ProtoMessage() {}
 
 func (x *ImportVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4081,7 +4171,7 @@ func (x *ImportVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ImportVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ImportVolumeRequest) GetPart() isImportVolumeRequest_Part {
@@ -4137,7 +4227,7 @@ type ImportVolumeResponse struct {
 
 func (x *ImportVolumeResponse) Reset() {
 	*x = ImportVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4149,7 +4239,7 @@ func (x *ImportVolumeResponse) String() string {
 func (*ImportVolumeResponse) ProtoMessage() {}
 
 func (x *ImportVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4162,7 +4252,7 @@ func (x *ImportVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ImportVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ImportVolumeResponse) GetProgress() *Progress {
@@ -4201,7 +4291,7 @@ type SnapshotView struct {
 
 func (x *SnapshotView) Reset() {
 	*x = SnapshotView{}
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4213,7 +4303,7 @@ func (x *SnapshotView) String() string {
 func (*SnapshotView) ProtoMessage() {}
 
 func (x *SnapshotView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4226,7 +4316,7 @@ func (x *SnapshotView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotView.ProtoReflect.Descriptor instead.
 func (*SnapshotView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *SnapshotView) GetSnapshot() *Snapshot {
@@ -4270,7 +4360,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4282,7 +4372,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4295,7 +4385,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *CreateSnapshotRequest) GetVolume() string {
@@ -4335,7 +4425,7 @@ type CreateSnapshotResponse struct {
 
 func (x *CreateSnapshotResponse) Reset() {
 	*x = CreateSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4347,7 +4437,7 @@ func (x *CreateSnapshotResponse) String() string {
 func (*CreateSnapshotResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4360,7 +4450,7 @@ func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *CreateSnapshotResponse) GetSnapshots() []*SnapshotView {
@@ -4381,7 +4471,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4393,7 +4483,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4406,7 +4496,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -4432,7 +4522,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4444,7 +4534,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4457,7 +4547,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*SnapshotView {
@@ -4477,7 +4567,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4489,7 +4579,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4502,7 +4592,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -4528,7 +4618,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4540,7 +4630,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4553,7 +4643,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *SnapshotView {
@@ -4578,7 +4668,7 @@ type RemoveSnapshotRequest struct {
 
 func (x *RemoveSnapshotRequest) Reset() {
 	*x = RemoveSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4590,7 +4680,7 @@ func (x *RemoveSnapshotRequest) String() string {
 func (*RemoveSnapshotRequest) ProtoMessage() {}
 
 func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4603,7 +4693,7 @@ func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RemoveSnapshotRequest) GetVolume() string {
@@ -4644,7 +4734,7 @@ type RemoveSnapshotResponse struct {
 
 func (x *RemoveSnapshotResponse) Reset() {
 	*x = RemoveSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4656,7 +4746,7 @@ func (x *RemoveSnapshotResponse) String() string {
 func (*RemoveSnapshotResponse) ProtoMessage() {}
 
 func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4669,7 +4759,7 @@ func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RemoveSnapshotResponse) GetWaitsFor() []string {
@@ -4691,7 +4781,7 @@ type RollBackRequest struct {
 
 func (x *RollBackRequest) Reset() {
 	*x = RollBackRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4703,7 +4793,7 @@ func (x *RollBackRequest) String() string {
 func (*RollBackRequest) ProtoMessage() {}
 
 func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4716,7 +4806,7 @@ func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackRequest.ProtoReflect.Descriptor instead.
 func (*RollBackRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *RollBackRequest) GetVolume() string {
@@ -4749,7 +4839,7 @@ type RollBackResponse struct {
 
 func (x *RollBackResponse) Reset() {
 	*x = RollBackResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4761,7 +4851,7 @@ func (x *RollBackResponse) String() string {
 func (*RollBackResponse) ProtoMessage() {}
 
 func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4774,7 +4864,7 @@ func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackResponse.ProtoReflect.Descriptor instead.
 func (*RollBackResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RollBackResponse) GetVolumes() []*VolumeView {
@@ -4802,7 +4892,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4814,7 +4904,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4827,7 +4917,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *MachineView) GetMachine() *Machine {
@@ -4912,7 +5002,7 @@ type CreateMachineRequest struct {
 
 func (x *CreateMachineRequest) Reset() {
 	*x = CreateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[87]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4924,7 +5014,7 @@ func (x *CreateMachineRequest) String() string {
 func (*CreateMachineRequest) ProtoMessage() {}
 
 func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[87]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4937,7 +5027,7 @@ func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineRequest.ProtoReflect.Descriptor instead.
 func (*CreateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *CreateMachineRequest) GetName() string {
@@ -5090,7 +5180,7 @@ type CreateMachineResponse struct {
 
 func (x *CreateMachineResponse) Reset() {
 	*x = CreateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[88]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5102,7 +5192,7 @@ func (x *CreateMachineResponse) String() string {
 func (*CreateMachineResponse) ProtoMessage() {}
 
 func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[88]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5115,7 +5205,7 @@ func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineResponse.ProtoReflect.Descriptor instead.
 func (*CreateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *CreateMachineResponse) GetMachine() *MachineView {
@@ -5140,7 +5230,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[89]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5152,7 +5242,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[89]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5165,7 +5255,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
 }
 
 type ListMachinesResponse struct {
@@ -5177,7 +5267,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[90]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5189,7 +5279,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[90]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5202,7 +5292,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -5221,7 +5311,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[91]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5233,7 +5323,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[91]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5246,7 +5336,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *GetMachineRequest) GetName() string {
@@ -5265,7 +5355,7 @@ type GetMachineResponse struct {
 
 func (x *GetMachineResponse) Reset() {
 	*x = GetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[92]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5277,7 +5367,7 @@ func (x *GetMachineResponse) String() string {
 func (*GetMachineResponse) ProtoMessage() {}
 
 func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[92]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5290,7 +5380,7 @@ func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineResponse.ProtoReflect.Descriptor instead.
 func (*GetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *GetMachineResponse) GetMachine() *MachineView {
@@ -5309,7 +5399,7 @@ type StartMachineRequest struct {
 
 func (x *StartMachineRequest) Reset() {
 	*x = StartMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[93]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5321,7 +5411,7 @@ func (x *StartMachineRequest) String() string {
 func (*StartMachineRequest) ProtoMessage() {}
 
 func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[93]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5334,7 +5424,7 @@ func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineRequest.ProtoReflect.Descriptor instead.
 func (*StartMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *StartMachineRequest) GetName() string {
@@ -5353,7 +5443,7 @@ type StartMachineResponse struct {
 
 func (x *StartMachineResponse) Reset() {
 	*x = StartMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5365,7 +5455,7 @@ func (x *StartMachineResponse) String() string {
 func (*StartMachineResponse) ProtoMessage() {}
 
 func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5378,7 +5468,7 @@ func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineResponse.ProtoReflect.Descriptor instead.
 func (*StartMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *StartMachineResponse) GetMachine() *MachineView {
@@ -5398,7 +5488,7 @@ type StopMachineRequest struct {
 
 func (x *StopMachineRequest) Reset() {
 	*x = StopMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5410,7 +5500,7 @@ func (x *StopMachineRequest) String() string {
 func (*StopMachineRequest) ProtoMessage() {}
 
 func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5423,7 +5513,7 @@ func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineRequest.ProtoReflect.Descriptor instead.
 func (*StopMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *StopMachineRequest) GetName() string {
@@ -5449,7 +5539,7 @@ type StopMachineResponse struct {
 
 func (x *StopMachineResponse) Reset() {
 	*x = StopMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5461,7 +5551,7 @@ func (x *StopMachineResponse) String() string {
 func (*StopMachineResponse) ProtoMessage() {}
 
 func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5474,7 +5564,7 @@ func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineResponse.ProtoReflect.Descriptor instead.
 func (*StopMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *StopMachineResponse) GetMachine() *MachineView {
@@ -5497,7 +5587,7 @@ type RemoveMachineRequest struct {
 
 func (x *RemoveMachineRequest) Reset() {
 	*x = RemoveMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5509,7 +5599,7 @@ func (x *RemoveMachineRequest) String() string {
 func (*RemoveMachineRequest) ProtoMessage() {}
 
 func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5522,7 +5612,7 @@ func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *RemoveMachineRequest) GetName() string {
@@ -5556,7 +5646,7 @@ type RemoveMachineResponse struct {
 
 func (x *RemoveMachineResponse) Reset() {
 	*x = RemoveMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5568,7 +5658,7 @@ func (x *RemoveMachineResponse) String() string {
 func (*RemoveMachineResponse) ProtoMessage() {}
 
 func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5581,7 +5671,7 @@ func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *RemoveMachineResponse) GetKeptVolumes() []string {
@@ -5600,7 +5690,7 @@ type ResetMachineRequest struct {
 
 func (x *ResetMachineRequest) Reset() {
 	*x = ResetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5612,7 +5702,7 @@ func (x *ResetMachineRequest) String() string {
 func (*ResetMachineRequest) ProtoMessage() {}
 
 func (x *ResetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5625,7 +5715,7 @@ func (x *ResetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetMachineRequest.ProtoReflect.Descriptor instead.
 func (*ResetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ResetMachineRequest) GetName() string {
@@ -5644,7 +5734,7 @@ type ResetMachineResponse struct {
 
 func (x *ResetMachineResponse) Reset() {
 	*x = ResetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5656,7 +5746,7 @@ func (x *ResetMachineResponse) String() string {
 func (*ResetMachineResponse) ProtoMessage() {}
 
 func (x *ResetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5669,7 +5759,7 @@ func (x *ResetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetMachineResponse.ProtoReflect.Descriptor instead.
 func (*ResetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ResetMachineResponse) GetMachine() *MachineView {
@@ -5690,7 +5780,7 @@ type RestartMachineRequest struct {
 
 func (x *RestartMachineRequest) Reset() {
 	*x = RestartMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5702,7 +5792,7 @@ func (x *RestartMachineRequest) String() string {
 func (*RestartMachineRequest) ProtoMessage() {}
 
 func (x *RestartMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5715,7 +5805,7 @@ func (x *RestartMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartMachineRequest.ProtoReflect.Descriptor instead.
 func (*RestartMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *RestartMachineRequest) GetName() string {
@@ -5741,7 +5831,7 @@ type RestartMachineResponse struct {
 
 func (x *RestartMachineResponse) Reset() {
 	*x = RestartMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5753,7 +5843,7 @@ func (x *RestartMachineResponse) String() string {
 func (*RestartMachineResponse) ProtoMessage() {}
 
 func (x *RestartMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5766,7 +5856,7 @@ func (x *RestartMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartMachineResponse.ProtoReflect.Descriptor instead.
 func (*RestartMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *RestartMachineResponse) GetMachine() *MachineView {
@@ -5792,7 +5882,7 @@ type CopyMachineRequest struct {
 
 func (x *CopyMachineRequest) Reset() {
 	*x = CopyMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5804,7 +5894,7 @@ func (x *CopyMachineRequest) String() string {
 func (*CopyMachineRequest) ProtoMessage() {}
 
 func (x *CopyMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5817,7 +5907,7 @@ func (x *CopyMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyMachineRequest.ProtoReflect.Descriptor instead.
 func (*CopyMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *CopyMachineRequest) GetName() string {
@@ -5859,7 +5949,7 @@ type CopyMachineResponse struct {
 
 func (x *CopyMachineResponse) Reset() {
 	*x = CopyMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5871,7 +5961,7 @@ func (x *CopyMachineResponse) String() string {
 func (*CopyMachineResponse) ProtoMessage() {}
 
 func (x *CopyMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5884,7 +5974,7 @@ func (x *CopyMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyMachineResponse.ProtoReflect.Descriptor instead.
 func (*CopyMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *CopyMachineResponse) GetMachine() *MachineView {
@@ -5939,7 +6029,7 @@ type SetMachineRequest struct {
 
 func (x *SetMachineRequest) Reset() {
 	*x = SetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5951,7 +6041,7 @@ func (x *SetMachineRequest) String() string {
 func (*SetMachineRequest) ProtoMessage() {}
 
 func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5964,7 +6054,7 @@ func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineRequest.ProtoReflect.Descriptor instead.
 func (*SetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *SetMachineRequest) GetName() string {
@@ -6132,7 +6222,7 @@ type SetMachineResponse struct {
 
 func (x *SetMachineResponse) Reset() {
 	*x = SetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6144,7 +6234,7 @@ func (x *SetMachineResponse) String() string {
 func (*SetMachineResponse) ProtoMessage() {}
 
 func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6157,7 +6247,7 @@ func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineResponse.ProtoReflect.Descriptor instead.
 func (*SetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *SetMachineResponse) GetMachine() *MachineView {
@@ -6185,7 +6275,7 @@ type CheckpointMachineRequest struct {
 
 func (x *CheckpointMachineRequest) Reset() {
 	*x = CheckpointMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6197,7 +6287,7 @@ func (x *CheckpointMachineRequest) String() string {
 func (*CheckpointMachineRequest) ProtoMessage() {}
 
 func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6210,7 +6300,7 @@ func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *CheckpointMachineRequest) GetName() string {
@@ -6236,7 +6326,7 @@ type CheckpointMachineResponse struct {
 
 func (x *CheckpointMachineResponse) Reset() {
 	*x = CheckpointMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6248,7 +6338,7 @@ func (x *CheckpointMachineResponse) String() string {
 func (*CheckpointMachineResponse) ProtoMessage() {}
 
 func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6261,7 +6351,7 @@ func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *CheckpointMachineResponse) GetCheckpoint() *CheckpointView {
@@ -6280,7 +6370,7 @@ type SuspendMachineRequest struct {
 
 func (x *SuspendMachineRequest) Reset() {
 	*x = SuspendMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6292,7 +6382,7 @@ func (x *SuspendMachineRequest) String() string {
 func (*SuspendMachineRequest) ProtoMessage() {}
 
 func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6305,7 +6395,7 @@ func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineRequest.ProtoReflect.Descriptor instead.
 func (*SuspendMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *SuspendMachineRequest) GetName() string {
@@ -6324,7 +6414,7 @@ type SuspendMachineResponse struct {
 
 func (x *SuspendMachineResponse) Reset() {
 	*x = SuspendMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6336,7 +6426,7 @@ func (x *SuspendMachineResponse) String() string {
 func (*SuspendMachineResponse) ProtoMessage() {}
 
 func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6349,7 +6439,7 @@ func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineResponse.ProtoReflect.Descriptor instead.
 func (*SuspendMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *SuspendMachineResponse) GetMachine() *MachineView {
@@ -6372,7 +6462,7 @@ type ResumeMachineRequest struct {
 
 func (x *ResumeMachineRequest) Reset() {
 	*x = ResumeMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6384,7 +6474,7 @@ func (x *ResumeMachineRequest) String() string {
 func (*ResumeMachineRequest) ProtoMessage() {}
 
 func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6397,7 +6487,7 @@ func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineRequest.ProtoReflect.Descriptor instead.
 func (*ResumeMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ResumeMachineRequest) GetName() string {
@@ -6430,7 +6520,7 @@ type ResumeMachineResponse struct {
 
 func (x *ResumeMachineResponse) Reset() {
 	*x = ResumeMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6442,7 +6532,7 @@ func (x *ResumeMachineResponse) String() string {
 func (*ResumeMachineResponse) ProtoMessage() {}
 
 func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6455,7 +6545,7 @@ func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineResponse.ProtoReflect.Descriptor instead.
 func (*ResumeMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ResumeMachineResponse) GetMachine() *MachineView {
@@ -6479,7 +6569,7 @@ type CloneMachineRequest struct {
 
 func (x *CloneMachineRequest) Reset() {
 	*x = CloneMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6491,7 +6581,7 @@ func (x *CloneMachineRequest) String() string {
 func (*CloneMachineRequest) ProtoMessage() {}
 
 func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6504,7 +6594,7 @@ func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineRequest.ProtoReflect.Descriptor instead.
 func (*CloneMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *CloneMachineRequest) GetName() string {
@@ -6546,7 +6636,7 @@ type CloneMachineResponse struct {
 
 func (x *CloneMachineResponse) Reset() {
 	*x = CloneMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6558,7 +6648,7 @@ func (x *CloneMachineResponse) String() string {
 func (*CloneMachineResponse) ProtoMessage() {}
 
 func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6571,7 +6661,7 @@ func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineResponse.ProtoReflect.Descriptor instead.
 func (*CloneMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *CloneMachineResponse) GetMachine() *MachineView {
@@ -6601,7 +6691,7 @@ type MigrateMachineRequest struct {
 
 func (x *MigrateMachineRequest) Reset() {
 	*x = MigrateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6613,7 +6703,7 @@ func (x *MigrateMachineRequest) String() string {
 func (*MigrateMachineRequest) ProtoMessage() {}
 
 func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6626,7 +6716,7 @@ func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineRequest.ProtoReflect.Descriptor instead.
 func (*MigrateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *MigrateMachineRequest) GetName() string {
@@ -6659,7 +6749,7 @@ type MigrateMachineResponse struct {
 
 func (x *MigrateMachineResponse) Reset() {
 	*x = MigrateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6671,7 +6761,7 @@ func (x *MigrateMachineResponse) String() string {
 func (*MigrateMachineResponse) ProtoMessage() {}
 
 func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6684,7 +6774,7 @@ func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineResponse.ProtoReflect.Descriptor instead.
 func (*MigrateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *MigrateMachineResponse) GetMachine() *MachineView {
@@ -6703,7 +6793,7 @@ type CancelMigrationRequest struct {
 
 func (x *CancelMigrationRequest) Reset() {
 	*x = CancelMigrationRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6715,7 +6805,7 @@ func (x *CancelMigrationRequest) String() string {
 func (*CancelMigrationRequest) ProtoMessage() {}
 
 func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6728,7 +6818,7 @@ func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationRequest.ProtoReflect.Descriptor instead.
 func (*CancelMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *CancelMigrationRequest) GetName() string {
@@ -6747,7 +6837,7 @@ type CancelMigrationResponse struct {
 
 func (x *CancelMigrationResponse) Reset() {
 	*x = CancelMigrationResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6759,7 +6849,7 @@ func (x *CancelMigrationResponse) String() string {
 func (*CancelMigrationResponse) ProtoMessage() {}
 
 func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6772,7 +6862,7 @@ func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationResponse.ProtoReflect.Descriptor instead.
 func (*CancelMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *CancelMigrationResponse) GetMachine() *MachineView {
@@ -6793,7 +6883,7 @@ type SetFirstBootRequest struct {
 
 func (x *SetFirstBootRequest) Reset() {
 	*x = SetFirstBootRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6805,7 +6895,7 @@ func (x *SetFirstBootRequest) String() string {
 func (*SetFirstBootRequest) ProtoMessage() {}
 
 func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6818,7 +6908,7 @@ func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootRequest.ProtoReflect.Descriptor instead.
 func (*SetFirstBootRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *SetFirstBootRequest) GetName() string {
@@ -6844,7 +6934,7 @@ type SetFirstBootResponse struct {
 
 func (x *SetFirstBootResponse) Reset() {
 	*x = SetFirstBootResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6856,7 +6946,7 @@ func (x *SetFirstBootResponse) String() string {
 func (*SetFirstBootResponse) ProtoMessage() {}
 
 func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6869,7 +6959,7 @@ func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootResponse.ProtoReflect.Descriptor instead.
 func (*SetFirstBootResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *SetFirstBootResponse) GetMachine() *MachineView {
@@ -6892,7 +6982,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6904,7 +6994,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6917,7 +7007,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *ConsoleRequest) GetName() string {
@@ -6950,7 +7040,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6962,7 +7052,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6975,7 +7065,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *ConsoleResponse) GetData() []byte {
@@ -6999,7 +7089,7 @@ type CheckpointView struct {
 
 func (x *CheckpointView) Reset() {
 	*x = CheckpointView{}
-	mi := &file_argon_v1_api_proto_msgTypes[123]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7011,7 +7101,7 @@ func (x *CheckpointView) String() string {
 func (*CheckpointView) ProtoMessage() {}
 
 func (x *CheckpointView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[123]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7024,7 +7114,7 @@ func (x *CheckpointView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointView.ProtoReflect.Descriptor instead.
 func (*CheckpointView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *CheckpointView) GetCheckpoint() *Checkpoint {
@@ -7065,7 +7155,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[124]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7077,7 +7167,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[124]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7090,7 +7180,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{124}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ListCheckpointsRequest) GetMachine() string {
@@ -7109,7 +7199,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7121,7 +7211,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7134,7 +7224,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*CheckpointView {
@@ -7153,7 +7243,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7165,7 +7255,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7178,7 +7268,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{126}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *GetCheckpointRequest) GetName() string {
@@ -7197,7 +7287,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[127]
+	mi := &file_argon_v1_api_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7209,7 +7299,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[127]
+	mi := &file_argon_v1_api_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7222,7 +7312,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{127}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() *CheckpointView {
@@ -7241,7 +7331,7 @@ type RemoveCheckpointRequest struct {
 
 func (x *RemoveCheckpointRequest) Reset() {
 	*x = RemoveCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7253,7 +7343,7 @@ func (x *RemoveCheckpointRequest) String() string {
 func (*RemoveCheckpointRequest) ProtoMessage() {}
 
 func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7266,7 +7356,7 @@ func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{128}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *RemoveCheckpointRequest) GetName() string {
@@ -7284,7 +7374,7 @@ type RemoveCheckpointResponse struct {
 
 func (x *RemoveCheckpointResponse) Reset() {
 	*x = RemoveCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[129]
+	mi := &file_argon_v1_api_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7296,7 +7386,7 @@ func (x *RemoveCheckpointResponse) String() string {
 func (*RemoveCheckpointResponse) ProtoMessage() {}
 
 func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[129]
+	mi := &file_argon_v1_api_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7309,7 +7399,7 @@ func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{129}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{131}
 }
 
 type DisplayRequest struct {
@@ -7322,7 +7412,7 @@ type DisplayRequest struct {
 
 func (x *DisplayRequest) Reset() {
 	*x = DisplayRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[130]
+	mi := &file_argon_v1_api_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7334,7 +7424,7 @@ func (x *DisplayRequest) String() string {
 func (*DisplayRequest) ProtoMessage() {}
 
 func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[130]
+	mi := &file_argon_v1_api_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7347,7 +7437,7 @@ func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayRequest.ProtoReflect.Descriptor instead.
 func (*DisplayRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{130}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *DisplayRequest) GetName() string {
@@ -7373,7 +7463,7 @@ type DisplayResponse struct {
 
 func (x *DisplayResponse) Reset() {
 	*x = DisplayResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[131]
+	mi := &file_argon_v1_api_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7385,7 +7475,7 @@ func (x *DisplayResponse) String() string {
 func (*DisplayResponse) ProtoMessage() {}
 
 func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[131]
+	mi := &file_argon_v1_api_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7398,7 +7488,7 @@ func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayResponse.ProtoReflect.Descriptor instead.
 func (*DisplayResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{131}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *DisplayResponse) GetData() []byte {
@@ -7417,7 +7507,7 @@ type ScreenshotRequest struct {
 
 func (x *ScreenshotRequest) Reset() {
 	*x = ScreenshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[132]
+	mi := &file_argon_v1_api_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7429,7 +7519,7 @@ func (x *ScreenshotRequest) String() string {
 func (*ScreenshotRequest) ProtoMessage() {}
 
 func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[132]
+	mi := &file_argon_v1_api_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7442,7 +7532,7 @@ func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotRequest.ProtoReflect.Descriptor instead.
 func (*ScreenshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{132}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *ScreenshotRequest) GetName() string {
@@ -7461,7 +7551,7 @@ type ScreenshotResponse struct {
 
 func (x *ScreenshotResponse) Reset() {
 	*x = ScreenshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[133]
+	mi := &file_argon_v1_api_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7473,7 +7563,7 @@ func (x *ScreenshotResponse) String() string {
 func (*ScreenshotResponse) ProtoMessage() {}
 
 func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[133]
+	mi := &file_argon_v1_api_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7486,7 +7576,7 @@ func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotResponse.ProtoReflect.Descriptor instead.
 func (*ScreenshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{133}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ScreenshotResponse) GetData() []byte {
@@ -7505,7 +7595,7 @@ type QuiesceMachineRequest struct {
 
 func (x *QuiesceMachineRequest) Reset() {
 	*x = QuiesceMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[134]
+	mi := &file_argon_v1_api_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7517,7 +7607,7 @@ func (x *QuiesceMachineRequest) String() string {
 func (*QuiesceMachineRequest) ProtoMessage() {}
 
 func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[134]
+	mi := &file_argon_v1_api_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7530,7 +7620,7 @@ func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{134}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *QuiesceMachineRequest) GetName() string {
@@ -7548,7 +7638,7 @@ type QuiesceMachineResponse struct {
 
 func (x *QuiesceMachineResponse) Reset() {
 	*x = QuiesceMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[135]
+	mi := &file_argon_v1_api_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7560,7 +7650,7 @@ func (x *QuiesceMachineResponse) String() string {
 func (*QuiesceMachineResponse) ProtoMessage() {}
 
 func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[135]
+	mi := &file_argon_v1_api_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7573,7 +7663,7 @@ func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{135}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{137}
 }
 
 type ImportMachineRequest struct {
@@ -7590,7 +7680,7 @@ type ImportMachineRequest struct {
 
 func (x *ImportMachineRequest) Reset() {
 	*x = ImportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[136]
+	mi := &file_argon_v1_api_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7602,7 +7692,7 @@ func (x *ImportMachineRequest) String() string {
 func (*ImportMachineRequest) ProtoMessage() {}
 
 func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[136]
+	mi := &file_argon_v1_api_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7615,7 +7705,7 @@ func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{136}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *ImportMachineRequest) GetPart() isImportMachineRequest_Part {
@@ -7691,7 +7781,7 @@ type ImportMachineResponse struct {
 
 func (x *ImportMachineResponse) Reset() {
 	*x = ImportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[137]
+	mi := &file_argon_v1_api_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7703,7 +7793,7 @@ func (x *ImportMachineResponse) String() string {
 func (*ImportMachineResponse) ProtoMessage() {}
 
 func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[137]
+	mi := &file_argon_v1_api_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7716,7 +7806,7 @@ func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ImportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{137}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *ImportMachineResponse) GetPhase() string {
@@ -7767,7 +7857,7 @@ type ExportMachineRequest struct {
 
 func (x *ExportMachineRequest) Reset() {
 	*x = ExportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[138]
+	mi := &file_argon_v1_api_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7779,7 +7869,7 @@ func (x *ExportMachineRequest) String() string {
 func (*ExportMachineRequest) ProtoMessage() {}
 
 func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[138]
+	mi := &file_argon_v1_api_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7792,7 +7882,7 @@ func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ExportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{138}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ExportMachineRequest) GetName() string {
@@ -7829,7 +7919,7 @@ type ExportMachineResponse struct {
 
 func (x *ExportMachineResponse) Reset() {
 	*x = ExportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[139]
+	mi := &file_argon_v1_api_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7841,7 +7931,7 @@ func (x *ExportMachineResponse) String() string {
 func (*ExportMachineResponse) ProtoMessage() {}
 
 func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[139]
+	mi := &file_argon_v1_api_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7854,7 +7944,7 @@ func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ExportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{139}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *ExportMachineResponse) GetPhase() string {
@@ -7902,7 +7992,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[140]
+	mi := &file_argon_v1_api_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7914,7 +8004,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[140]
+	mi := &file_argon_v1_api_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7927,7 +8017,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{140}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -7981,7 +8071,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[141]
+	mi := &file_argon_v1_api_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7993,7 +8083,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[141]
+	mi := &file_argon_v1_api_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8006,7 +8096,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{141}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -8030,7 +8120,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[142]
+	mi := &file_argon_v1_api_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8042,7 +8132,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[142]
+	mi := &file_argon_v1_api_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8055,7 +8145,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{142}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -8095,7 +8185,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[143]
+	mi := &file_argon_v1_api_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8107,7 +8197,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[143]
+	mi := &file_argon_v1_api_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8120,7 +8210,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{143}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -8149,7 +8239,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[144]
+	mi := &file_argon_v1_api_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8161,7 +8251,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[144]
+	mi := &file_argon_v1_api_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8174,7 +8264,7 @@ func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest_Header.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{41, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{43, 0}
 }
 
 func (x *ImportImageRequest_Header) GetName() string {
@@ -8232,7 +8322,7 @@ type ExportVolumeResponse_Header struct {
 
 func (x *ExportVolumeResponse_Header) Reset() {
 	*x = ExportVolumeResponse_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[145]
+	mi := &file_argon_v1_api_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8244,7 +8334,7 @@ func (x *ExportVolumeResponse_Header) String() string {
 func (*ExportVolumeResponse_Header) ProtoMessage() {}
 
 func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[145]
+	mi := &file_argon_v1_api_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8257,7 +8347,7 @@ func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeResponse_Header.ProtoReflect.Descriptor instead.
 func (*ExportVolumeResponse_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{71, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{73, 0}
 }
 
 func (x *ExportVolumeResponse_Header) GetVolume() string {
@@ -8303,7 +8393,7 @@ type ImportVolumeRequest_Header struct {
 
 func (x *ImportVolumeRequest_Header) Reset() {
 	*x = ImportVolumeRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[146]
+	mi := &file_argon_v1_api_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8315,7 +8405,7 @@ func (x *ImportVolumeRequest_Header) String() string {
 func (*ImportVolumeRequest_Header) ProtoMessage() {}
 
 func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[146]
+	mi := &file_argon_v1_api_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8328,7 +8418,7 @@ func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeRequest_Header.ProtoReflect.Descriptor instead.
 func (*ImportVolumeRequest_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{73, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{75, 0}
 }
 
 func (x *ImportVolumeRequest_Header) GetName() string {
@@ -8374,7 +8464,7 @@ type ImportMachineRequest_File struct {
 
 func (x *ImportMachineRequest_File) Reset() {
 	*x = ImportMachineRequest_File{}
-	mi := &file_argon_v1_api_proto_msgTypes[149]
+	mi := &file_argon_v1_api_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8386,7 +8476,7 @@ func (x *ImportMachineRequest_File) String() string {
 func (*ImportMachineRequest_File) ProtoMessage() {}
 
 func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[149]
+	mi := &file_argon_v1_api_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8399,7 +8489,7 @@ func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest_File.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest_File) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{136, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{138, 0}
 }
 
 func (x *ImportMachineRequest_File) GetFormat() string {
@@ -8470,16 +8560,20 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"ownAddress\"e\n" +
 	"\fJoinResponse\x12+\n" +
 	"\acluster\x18\x01 \x01(\v2\x11.argon.v1.ClusterR\acluster\x12(\n" +
-	"\x06server\x18\x02 \x01(\v2\x10.argon.v1.ServerR\x06server\"\x7f\n" +
+	"\x06server\x18\x02 \x01(\v2\x10.argon.v1.ServerR\x06server\"\xb5\x01\n" +
 	"\fAdmitRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12/\n" +
 	"\x13certificate_request\x18\x02 \x01(\fR\x12certificateRequest\x12(\n" +
-	"\x06server\x18\x03 \x01(\v2\x10.argon.v1.ServerR\x06server\"\xb6\x01\n" +
+	"\x06server\x18\x03 \x01(\v2\x10.argon.v1.ServerR\x06server\x124\n" +
+	"\x16former_certificate_pem\x18\x04 \x01(\tR\x14formerCertificatePem\"\xb6\x01\n" +
 	"\rAdmitResponse\x12+\n" +
 	"\acluster\x18\x01 \x01(\v2\x11.argon.v1.ClusterR\acluster\x12(\n" +
 	"\x06server\x18\x02 \x01(\v2\x10.argon.v1.ServerR\x06server\x12'\n" +
 	"\x0fcertificate_pem\x18\x03 \x01(\tR\x0ecertificatePem\x12%\n" +
-	"\x0eetcd_endpoints\x18\x04 \x03(\tR\retcdEndpoints\"\x0f\n" +
+	"\x0eetcd_endpoints\x18\x04 \x03(\tR\retcdEndpoints\"\x16\n" +
+	"\x14BackupClusterRequest\"+\n" +
+	"\x15BackupClusterResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x0f\n" +
 	"\rStatusRequest\"\xeb\x03\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
@@ -9012,7 +9106,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
 	"\x06server\x18\x04 \x01(\tR\x06server\"<\n" +
 	"\x13WatchEventsResponse\x12%\n" +
-	"\x05event\x18\x01 \x01(\v2\x0f.argon.v1.EventR\x05event2\xa7\x06\n" +
+	"\x05event\x18\x01 \x01(\v2\x0f.argon.v1.EventR\x05event2\xfb\x06\n" +
 	"\x0eClusterService\x125\n" +
 	"\x04Init\x12\x15.argon.v1.InitRequest\x1a\x16.argon.v1.InitResponse\x125\n" +
 	"\x04Join\x12\x15.argon.v1.JoinRequest\x1a\x16.argon.v1.JoinResponse\x128\n" +
@@ -9026,7 +9120,8 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\vListClients\x12\x1c.argon.v1.ListClientsRequest\x1a\x1d.argon.v1.ListClientsResponse\x12M\n" +
 	"\fRevokeClient\x12\x1d.argon.v1.RevokeClientRequest\x1a\x1e.argon.v1.RevokeClientResponse\x12G\n" +
 	"\n" +
-	"SetCluster\x12\x1b.argon.v1.SetClusterRequest\x1a\x1c.argon.v1.SetClusterResponse2\xe9\x04\n" +
+	"SetCluster\x12\x1b.argon.v1.SetClusterRequest\x1a\x1c.argon.v1.SetClusterResponse\x12R\n" +
+	"\rBackupCluster\x12\x1e.argon.v1.BackupClusterRequest\x1a\x1f.argon.v1.BackupClusterResponse0\x012\xe9\x04\n" +
 	"\rServerService\x12J\n" +
 	"\vListServers\x12\x1c.argon.v1.ListServersRequest\x1a\x1d.argon.v1.ListServersResponse\x12D\n" +
 	"\tGetServer\x12\x1a.argon.v1.GetServerRequest\x1a\x1b.argon.v1.GetServerResponse\x12M\n" +
@@ -9111,7 +9206,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 150)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 152)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*SetClusterRequest)(nil),              // 0: argon.v1.SetClusterRequest
 	(*SetClusterResponse)(nil),             // 1: argon.v1.SetClusterResponse
@@ -9121,397 +9216,401 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*JoinResponse)(nil),                   // 5: argon.v1.JoinResponse
 	(*AdmitRequest)(nil),                   // 6: argon.v1.AdmitRequest
 	(*AdmitResponse)(nil),                  // 7: argon.v1.AdmitResponse
-	(*StatusRequest)(nil),                  // 8: argon.v1.StatusRequest
-	(*StatusResponse)(nil),                 // 9: argon.v1.StatusResponse
-	(*CatalogLoad)(nil),                    // 10: argon.v1.CatalogLoad
-	(*CreateTokenRequest)(nil),             // 11: argon.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),            // 12: argon.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),              // 13: argon.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),             // 14: argon.v1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),             // 15: argon.v1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),            // 16: argon.v1.DeleteTokenResponse
-	(*IssueClientCertificateRequest)(nil),  // 17: argon.v1.IssueClientCertificateRequest
-	(*IssueClientCertificateResponse)(nil), // 18: argon.v1.IssueClientCertificateResponse
-	(*ListClientsRequest)(nil),             // 19: argon.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),            // 20: argon.v1.ListClientsResponse
-	(*RevokeClientRequest)(nil),            // 21: argon.v1.RevokeClientRequest
-	(*RevokeClientResponse)(nil),           // 22: argon.v1.RevokeClientResponse
-	(*Whereabouts)(nil),                    // 23: argon.v1.Whereabouts
-	(*SetServerRequest)(nil),               // 24: argon.v1.SetServerRequest
-	(*SetServerResponse)(nil),              // 25: argon.v1.SetServerResponse
-	(*MeetServersRequest)(nil),             // 26: argon.v1.MeetServersRequest
-	(*MeetServersResponse)(nil),            // 27: argon.v1.MeetServersResponse
-	(*IntroduceRequest)(nil),               // 28: argon.v1.IntroduceRequest
-	(*IntroduceResponse)(nil),              // 29: argon.v1.IntroduceResponse
-	(*ServerView)(nil),                     // 30: argon.v1.ServerView
-	(*ListServersRequest)(nil),             // 31: argon.v1.ListServersRequest
-	(*ListServersResponse)(nil),            // 32: argon.v1.ListServersResponse
-	(*GetServerRequest)(nil),               // 33: argon.v1.GetServerRequest
-	(*GetServerResponse)(nil),              // 34: argon.v1.GetServerResponse
-	(*RemoveServerRequest)(nil),            // 35: argon.v1.RemoveServerRequest
-	(*RemoveServerResponse)(nil),           // 36: argon.v1.RemoveServerResponse
-	(*DrainServerRequest)(nil),             // 37: argon.v1.DrainServerRequest
-	(*DrainServerResponse)(nil),            // 38: argon.v1.DrainServerResponse
-	(*ActivateServerRequest)(nil),          // 39: argon.v1.ActivateServerRequest
-	(*ActivateServerResponse)(nil),         // 40: argon.v1.ActivateServerResponse
-	(*ImportImageRequest)(nil),             // 41: argon.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),            // 42: argon.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),              // 43: argon.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),             // 44: argon.v1.ListImagesResponse
-	(*GetImageRequest)(nil),                // 45: argon.v1.GetImageRequest
-	(*GetImageResponse)(nil),               // 46: argon.v1.GetImageResponse
-	(*RemoveImageRequest)(nil),             // 47: argon.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),            // 48: argon.v1.RemoveImageResponse
-	(*FetchImageRequest)(nil),              // 49: argon.v1.FetchImageRequest
-	(*FetchImageResponse)(nil),             // 50: argon.v1.FetchImageResponse
-	(*VolumeView)(nil),                     // 51: argon.v1.VolumeView
-	(*CreateVolumeRequest)(nil),            // 52: argon.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),           // 53: argon.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),             // 54: argon.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),            // 55: argon.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),               // 56: argon.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),              // 57: argon.v1.GetVolumeResponse
-	(*RemoveVolumeRequest)(nil),            // 58: argon.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),           // 59: argon.v1.RemoveVolumeResponse
-	(*ConnectVolumeRequest)(nil),           // 60: argon.v1.ConnectVolumeRequest
-	(*ConnectVolumeResponse)(nil),          // 61: argon.v1.ConnectVolumeResponse
-	(*PromoteReplicaRequest)(nil),          // 62: argon.v1.PromoteReplicaRequest
-	(*PromoteReplicaResponse)(nil),         // 63: argon.v1.PromoteReplicaResponse
-	(*ResizeVolumeRequest)(nil),            // 64: argon.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),           // 65: argon.v1.ResizeVolumeResponse
-	(*DetachBaseRequest)(nil),              // 66: argon.v1.DetachBaseRequest
-	(*DetachBaseResponse)(nil),             // 67: argon.v1.DetachBaseResponse
-	(*ScrubVolumeRequest)(nil),             // 68: argon.v1.ScrubVolumeRequest
-	(*ScrubVolumeResponse)(nil),            // 69: argon.v1.ScrubVolumeResponse
-	(*ExportVolumeRequest)(nil),            // 70: argon.v1.ExportVolumeRequest
-	(*ExportVolumeResponse)(nil),           // 71: argon.v1.ExportVolumeResponse
-	(*Progress)(nil),                       // 72: argon.v1.Progress
-	(*ImportVolumeRequest)(nil),            // 73: argon.v1.ImportVolumeRequest
-	(*ImportVolumeResponse)(nil),           // 74: argon.v1.ImportVolumeResponse
-	(*SnapshotView)(nil),                   // 75: argon.v1.SnapshotView
-	(*CreateSnapshotRequest)(nil),          // 76: argon.v1.CreateSnapshotRequest
-	(*CreateSnapshotResponse)(nil),         // 77: argon.v1.CreateSnapshotResponse
-	(*ListSnapshotsRequest)(nil),           // 78: argon.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),          // 79: argon.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),             // 80: argon.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),            // 81: argon.v1.GetSnapshotResponse
-	(*RemoveSnapshotRequest)(nil),          // 82: argon.v1.RemoveSnapshotRequest
-	(*RemoveSnapshotResponse)(nil),         // 83: argon.v1.RemoveSnapshotResponse
-	(*RollBackRequest)(nil),                // 84: argon.v1.RollBackRequest
-	(*RollBackResponse)(nil),               // 85: argon.v1.RollBackResponse
-	(*MachineView)(nil),                    // 86: argon.v1.MachineView
-	(*CreateMachineRequest)(nil),           // 87: argon.v1.CreateMachineRequest
-	(*CreateMachineResponse)(nil),          // 88: argon.v1.CreateMachineResponse
-	(*ListMachinesRequest)(nil),            // 89: argon.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),           // 90: argon.v1.ListMachinesResponse
-	(*GetMachineRequest)(nil),              // 91: argon.v1.GetMachineRequest
-	(*GetMachineResponse)(nil),             // 92: argon.v1.GetMachineResponse
-	(*StartMachineRequest)(nil),            // 93: argon.v1.StartMachineRequest
-	(*StartMachineResponse)(nil),           // 94: argon.v1.StartMachineResponse
-	(*StopMachineRequest)(nil),             // 95: argon.v1.StopMachineRequest
-	(*StopMachineResponse)(nil),            // 96: argon.v1.StopMachineResponse
-	(*RemoveMachineRequest)(nil),           // 97: argon.v1.RemoveMachineRequest
-	(*RemoveMachineResponse)(nil),          // 98: argon.v1.RemoveMachineResponse
-	(*ResetMachineRequest)(nil),            // 99: argon.v1.ResetMachineRequest
-	(*ResetMachineResponse)(nil),           // 100: argon.v1.ResetMachineResponse
-	(*RestartMachineRequest)(nil),          // 101: argon.v1.RestartMachineRequest
-	(*RestartMachineResponse)(nil),         // 102: argon.v1.RestartMachineResponse
-	(*CopyMachineRequest)(nil),             // 103: argon.v1.CopyMachineRequest
-	(*CopyMachineResponse)(nil),            // 104: argon.v1.CopyMachineResponse
-	(*SetMachineRequest)(nil),              // 105: argon.v1.SetMachineRequest
-	(*SetMachineResponse)(nil),             // 106: argon.v1.SetMachineResponse
-	(*CheckpointMachineRequest)(nil),       // 107: argon.v1.CheckpointMachineRequest
-	(*CheckpointMachineResponse)(nil),      // 108: argon.v1.CheckpointMachineResponse
-	(*SuspendMachineRequest)(nil),          // 109: argon.v1.SuspendMachineRequest
-	(*SuspendMachineResponse)(nil),         // 110: argon.v1.SuspendMachineResponse
-	(*ResumeMachineRequest)(nil),           // 111: argon.v1.ResumeMachineRequest
-	(*ResumeMachineResponse)(nil),          // 112: argon.v1.ResumeMachineResponse
-	(*CloneMachineRequest)(nil),            // 113: argon.v1.CloneMachineRequest
-	(*CloneMachineResponse)(nil),           // 114: argon.v1.CloneMachineResponse
-	(*MigrateMachineRequest)(nil),          // 115: argon.v1.MigrateMachineRequest
-	(*MigrateMachineResponse)(nil),         // 116: argon.v1.MigrateMachineResponse
-	(*CancelMigrationRequest)(nil),         // 117: argon.v1.CancelMigrationRequest
-	(*CancelMigrationResponse)(nil),        // 118: argon.v1.CancelMigrationResponse
-	(*SetFirstBootRequest)(nil),            // 119: argon.v1.SetFirstBootRequest
-	(*SetFirstBootResponse)(nil),           // 120: argon.v1.SetFirstBootResponse
-	(*ConsoleRequest)(nil),                 // 121: argon.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),                // 122: argon.v1.ConsoleResponse
-	(*CheckpointView)(nil),                 // 123: argon.v1.CheckpointView
-	(*ListCheckpointsRequest)(nil),         // 124: argon.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),        // 125: argon.v1.ListCheckpointsResponse
-	(*GetCheckpointRequest)(nil),           // 126: argon.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 127: argon.v1.GetCheckpointResponse
-	(*RemoveCheckpointRequest)(nil),        // 128: argon.v1.RemoveCheckpointRequest
-	(*RemoveCheckpointResponse)(nil),       // 129: argon.v1.RemoveCheckpointResponse
-	(*DisplayRequest)(nil),                 // 130: argon.v1.DisplayRequest
-	(*DisplayResponse)(nil),                // 131: argon.v1.DisplayResponse
-	(*ScreenshotRequest)(nil),              // 132: argon.v1.ScreenshotRequest
-	(*ScreenshotResponse)(nil),             // 133: argon.v1.ScreenshotResponse
-	(*QuiesceMachineRequest)(nil),          // 134: argon.v1.QuiesceMachineRequest
-	(*QuiesceMachineResponse)(nil),         // 135: argon.v1.QuiesceMachineResponse
-	(*ImportMachineRequest)(nil),           // 136: argon.v1.ImportMachineRequest
-	(*ImportMachineResponse)(nil),          // 137: argon.v1.ImportMachineResponse
-	(*ExportMachineRequest)(nil),           // 138: argon.v1.ExportMachineRequest
-	(*ExportMachineResponse)(nil),          // 139: argon.v1.ExportMachineResponse
-	(*ListEventsRequest)(nil),              // 140: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 141: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 142: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 143: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 144: argon.v1.ImportImageRequest.Header
-	(*ExportVolumeResponse_Header)(nil),    // 145: argon.v1.ExportVolumeResponse.Header
-	(*ImportVolumeRequest_Header)(nil),     // 146: argon.v1.ImportVolumeRequest.Header
-	nil,                                    // 147: argon.v1.CreateSnapshotRequest.LabelsEntry
-	nil,                                    // 148: argon.v1.SetMachineRequest.LabelsEntry
-	(*ImportMachineRequest_File)(nil),      // 149: argon.v1.ImportMachineRequest.File
-	(*Cluster)(nil),                        // 150: argon.v1.Cluster
-	(*Settings)(nil),                       // 151: argon.v1.Settings
-	(*Server)(nil),                         // 152: argon.v1.Server
-	(*Token)(nil),                          // 153: argon.v1.Token
-	(*ClientCertificate)(nil),              // 154: argon.v1.ClientCertificate
-	(*Resources)(nil),                      // 155: argon.v1.Resources
-	(*Usage)(nil),                          // 156: argon.v1.Usage
-	(*Image)(nil),                          // 157: argon.v1.Image
-	(*Volume)(nil),                         // 158: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 159: argon.v1.VolumeStatus
-	(*ReplicaUsage)(nil),                   // 160: argon.v1.ReplicaUsage
-	(*Snapshot)(nil),                       // 161: argon.v1.Snapshot
-	(*Machine)(nil),                        // 162: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 163: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 164: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 165: argon.v1.FirstBoot
-	(OnLoss)(0),                            // 166: argon.v1.OnLoss
-	(*Checkpoint)(nil),                     // 167: argon.v1.Checkpoint
-	(*timestamppb.Timestamp)(nil),          // 168: google.protobuf.Timestamp
-	(*Event)(nil),                          // 169: argon.v1.Event
+	(*BackupClusterRequest)(nil),           // 8: argon.v1.BackupClusterRequest
+	(*BackupClusterResponse)(nil),          // 9: argon.v1.BackupClusterResponse
+	(*StatusRequest)(nil),                  // 10: argon.v1.StatusRequest
+	(*StatusResponse)(nil),                 // 11: argon.v1.StatusResponse
+	(*CatalogLoad)(nil),                    // 12: argon.v1.CatalogLoad
+	(*CreateTokenRequest)(nil),             // 13: argon.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),            // 14: argon.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),              // 15: argon.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),             // 16: argon.v1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),             // 17: argon.v1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),            // 18: argon.v1.DeleteTokenResponse
+	(*IssueClientCertificateRequest)(nil),  // 19: argon.v1.IssueClientCertificateRequest
+	(*IssueClientCertificateResponse)(nil), // 20: argon.v1.IssueClientCertificateResponse
+	(*ListClientsRequest)(nil),             // 21: argon.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),            // 22: argon.v1.ListClientsResponse
+	(*RevokeClientRequest)(nil),            // 23: argon.v1.RevokeClientRequest
+	(*RevokeClientResponse)(nil),           // 24: argon.v1.RevokeClientResponse
+	(*Whereabouts)(nil),                    // 25: argon.v1.Whereabouts
+	(*SetServerRequest)(nil),               // 26: argon.v1.SetServerRequest
+	(*SetServerResponse)(nil),              // 27: argon.v1.SetServerResponse
+	(*MeetServersRequest)(nil),             // 28: argon.v1.MeetServersRequest
+	(*MeetServersResponse)(nil),            // 29: argon.v1.MeetServersResponse
+	(*IntroduceRequest)(nil),               // 30: argon.v1.IntroduceRequest
+	(*IntroduceResponse)(nil),              // 31: argon.v1.IntroduceResponse
+	(*ServerView)(nil),                     // 32: argon.v1.ServerView
+	(*ListServersRequest)(nil),             // 33: argon.v1.ListServersRequest
+	(*ListServersResponse)(nil),            // 34: argon.v1.ListServersResponse
+	(*GetServerRequest)(nil),               // 35: argon.v1.GetServerRequest
+	(*GetServerResponse)(nil),              // 36: argon.v1.GetServerResponse
+	(*RemoveServerRequest)(nil),            // 37: argon.v1.RemoveServerRequest
+	(*RemoveServerResponse)(nil),           // 38: argon.v1.RemoveServerResponse
+	(*DrainServerRequest)(nil),             // 39: argon.v1.DrainServerRequest
+	(*DrainServerResponse)(nil),            // 40: argon.v1.DrainServerResponse
+	(*ActivateServerRequest)(nil),          // 41: argon.v1.ActivateServerRequest
+	(*ActivateServerResponse)(nil),         // 42: argon.v1.ActivateServerResponse
+	(*ImportImageRequest)(nil),             // 43: argon.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),            // 44: argon.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),              // 45: argon.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),             // 46: argon.v1.ListImagesResponse
+	(*GetImageRequest)(nil),                // 47: argon.v1.GetImageRequest
+	(*GetImageResponse)(nil),               // 48: argon.v1.GetImageResponse
+	(*RemoveImageRequest)(nil),             // 49: argon.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),            // 50: argon.v1.RemoveImageResponse
+	(*FetchImageRequest)(nil),              // 51: argon.v1.FetchImageRequest
+	(*FetchImageResponse)(nil),             // 52: argon.v1.FetchImageResponse
+	(*VolumeView)(nil),                     // 53: argon.v1.VolumeView
+	(*CreateVolumeRequest)(nil),            // 54: argon.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),           // 55: argon.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),             // 56: argon.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),            // 57: argon.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),               // 58: argon.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),              // 59: argon.v1.GetVolumeResponse
+	(*RemoveVolumeRequest)(nil),            // 60: argon.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),           // 61: argon.v1.RemoveVolumeResponse
+	(*ConnectVolumeRequest)(nil),           // 62: argon.v1.ConnectVolumeRequest
+	(*ConnectVolumeResponse)(nil),          // 63: argon.v1.ConnectVolumeResponse
+	(*PromoteReplicaRequest)(nil),          // 64: argon.v1.PromoteReplicaRequest
+	(*PromoteReplicaResponse)(nil),         // 65: argon.v1.PromoteReplicaResponse
+	(*ResizeVolumeRequest)(nil),            // 66: argon.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),           // 67: argon.v1.ResizeVolumeResponse
+	(*DetachBaseRequest)(nil),              // 68: argon.v1.DetachBaseRequest
+	(*DetachBaseResponse)(nil),             // 69: argon.v1.DetachBaseResponse
+	(*ScrubVolumeRequest)(nil),             // 70: argon.v1.ScrubVolumeRequest
+	(*ScrubVolumeResponse)(nil),            // 71: argon.v1.ScrubVolumeResponse
+	(*ExportVolumeRequest)(nil),            // 72: argon.v1.ExportVolumeRequest
+	(*ExportVolumeResponse)(nil),           // 73: argon.v1.ExportVolumeResponse
+	(*Progress)(nil),                       // 74: argon.v1.Progress
+	(*ImportVolumeRequest)(nil),            // 75: argon.v1.ImportVolumeRequest
+	(*ImportVolumeResponse)(nil),           // 76: argon.v1.ImportVolumeResponse
+	(*SnapshotView)(nil),                   // 77: argon.v1.SnapshotView
+	(*CreateSnapshotRequest)(nil),          // 78: argon.v1.CreateSnapshotRequest
+	(*CreateSnapshotResponse)(nil),         // 79: argon.v1.CreateSnapshotResponse
+	(*ListSnapshotsRequest)(nil),           // 80: argon.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),          // 81: argon.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),             // 82: argon.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),            // 83: argon.v1.GetSnapshotResponse
+	(*RemoveSnapshotRequest)(nil),          // 84: argon.v1.RemoveSnapshotRequest
+	(*RemoveSnapshotResponse)(nil),         // 85: argon.v1.RemoveSnapshotResponse
+	(*RollBackRequest)(nil),                // 86: argon.v1.RollBackRequest
+	(*RollBackResponse)(nil),               // 87: argon.v1.RollBackResponse
+	(*MachineView)(nil),                    // 88: argon.v1.MachineView
+	(*CreateMachineRequest)(nil),           // 89: argon.v1.CreateMachineRequest
+	(*CreateMachineResponse)(nil),          // 90: argon.v1.CreateMachineResponse
+	(*ListMachinesRequest)(nil),            // 91: argon.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),           // 92: argon.v1.ListMachinesResponse
+	(*GetMachineRequest)(nil),              // 93: argon.v1.GetMachineRequest
+	(*GetMachineResponse)(nil),             // 94: argon.v1.GetMachineResponse
+	(*StartMachineRequest)(nil),            // 95: argon.v1.StartMachineRequest
+	(*StartMachineResponse)(nil),           // 96: argon.v1.StartMachineResponse
+	(*StopMachineRequest)(nil),             // 97: argon.v1.StopMachineRequest
+	(*StopMachineResponse)(nil),            // 98: argon.v1.StopMachineResponse
+	(*RemoveMachineRequest)(nil),           // 99: argon.v1.RemoveMachineRequest
+	(*RemoveMachineResponse)(nil),          // 100: argon.v1.RemoveMachineResponse
+	(*ResetMachineRequest)(nil),            // 101: argon.v1.ResetMachineRequest
+	(*ResetMachineResponse)(nil),           // 102: argon.v1.ResetMachineResponse
+	(*RestartMachineRequest)(nil),          // 103: argon.v1.RestartMachineRequest
+	(*RestartMachineResponse)(nil),         // 104: argon.v1.RestartMachineResponse
+	(*CopyMachineRequest)(nil),             // 105: argon.v1.CopyMachineRequest
+	(*CopyMachineResponse)(nil),            // 106: argon.v1.CopyMachineResponse
+	(*SetMachineRequest)(nil),              // 107: argon.v1.SetMachineRequest
+	(*SetMachineResponse)(nil),             // 108: argon.v1.SetMachineResponse
+	(*CheckpointMachineRequest)(nil),       // 109: argon.v1.CheckpointMachineRequest
+	(*CheckpointMachineResponse)(nil),      // 110: argon.v1.CheckpointMachineResponse
+	(*SuspendMachineRequest)(nil),          // 111: argon.v1.SuspendMachineRequest
+	(*SuspendMachineResponse)(nil),         // 112: argon.v1.SuspendMachineResponse
+	(*ResumeMachineRequest)(nil),           // 113: argon.v1.ResumeMachineRequest
+	(*ResumeMachineResponse)(nil),          // 114: argon.v1.ResumeMachineResponse
+	(*CloneMachineRequest)(nil),            // 115: argon.v1.CloneMachineRequest
+	(*CloneMachineResponse)(nil),           // 116: argon.v1.CloneMachineResponse
+	(*MigrateMachineRequest)(nil),          // 117: argon.v1.MigrateMachineRequest
+	(*MigrateMachineResponse)(nil),         // 118: argon.v1.MigrateMachineResponse
+	(*CancelMigrationRequest)(nil),         // 119: argon.v1.CancelMigrationRequest
+	(*CancelMigrationResponse)(nil),        // 120: argon.v1.CancelMigrationResponse
+	(*SetFirstBootRequest)(nil),            // 121: argon.v1.SetFirstBootRequest
+	(*SetFirstBootResponse)(nil),           // 122: argon.v1.SetFirstBootResponse
+	(*ConsoleRequest)(nil),                 // 123: argon.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),                // 124: argon.v1.ConsoleResponse
+	(*CheckpointView)(nil),                 // 125: argon.v1.CheckpointView
+	(*ListCheckpointsRequest)(nil),         // 126: argon.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),        // 127: argon.v1.ListCheckpointsResponse
+	(*GetCheckpointRequest)(nil),           // 128: argon.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 129: argon.v1.GetCheckpointResponse
+	(*RemoveCheckpointRequest)(nil),        // 130: argon.v1.RemoveCheckpointRequest
+	(*RemoveCheckpointResponse)(nil),       // 131: argon.v1.RemoveCheckpointResponse
+	(*DisplayRequest)(nil),                 // 132: argon.v1.DisplayRequest
+	(*DisplayResponse)(nil),                // 133: argon.v1.DisplayResponse
+	(*ScreenshotRequest)(nil),              // 134: argon.v1.ScreenshotRequest
+	(*ScreenshotResponse)(nil),             // 135: argon.v1.ScreenshotResponse
+	(*QuiesceMachineRequest)(nil),          // 136: argon.v1.QuiesceMachineRequest
+	(*QuiesceMachineResponse)(nil),         // 137: argon.v1.QuiesceMachineResponse
+	(*ImportMachineRequest)(nil),           // 138: argon.v1.ImportMachineRequest
+	(*ImportMachineResponse)(nil),          // 139: argon.v1.ImportMachineResponse
+	(*ExportMachineRequest)(nil),           // 140: argon.v1.ExportMachineRequest
+	(*ExportMachineResponse)(nil),          // 141: argon.v1.ExportMachineResponse
+	(*ListEventsRequest)(nil),              // 142: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 143: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 144: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 145: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 146: argon.v1.ImportImageRequest.Header
+	(*ExportVolumeResponse_Header)(nil),    // 147: argon.v1.ExportVolumeResponse.Header
+	(*ImportVolumeRequest_Header)(nil),     // 148: argon.v1.ImportVolumeRequest.Header
+	nil,                                    // 149: argon.v1.CreateSnapshotRequest.LabelsEntry
+	nil,                                    // 150: argon.v1.SetMachineRequest.LabelsEntry
+	(*ImportMachineRequest_File)(nil),      // 151: argon.v1.ImportMachineRequest.File
+	(*Cluster)(nil),                        // 152: argon.v1.Cluster
+	(*Settings)(nil),                       // 153: argon.v1.Settings
+	(*Server)(nil),                         // 154: argon.v1.Server
+	(*Token)(nil),                          // 155: argon.v1.Token
+	(*ClientCertificate)(nil),              // 156: argon.v1.ClientCertificate
+	(*Resources)(nil),                      // 157: argon.v1.Resources
+	(*Usage)(nil),                          // 158: argon.v1.Usage
+	(*Image)(nil),                          // 159: argon.v1.Image
+	(*Volume)(nil),                         // 160: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 161: argon.v1.VolumeStatus
+	(*ReplicaUsage)(nil),                   // 162: argon.v1.ReplicaUsage
+	(*Snapshot)(nil),                       // 163: argon.v1.Snapshot
+	(*Machine)(nil),                        // 164: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 165: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 166: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 167: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 168: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 169: argon.v1.Checkpoint
+	(*timestamppb.Timestamp)(nil),          // 170: google.protobuf.Timestamp
+	(*Event)(nil),                          // 171: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	150, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
-	151, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	150, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	152, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	150, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	152, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	152, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	150, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	152, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	150, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	152, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
-	30,  // 11: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
-	10,  // 12: argon.v1.StatusResponse.catalog:type_name -> argon.v1.CatalogLoad
-	153, // 13: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	153, // 14: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	154, // 15: argon.v1.ListClientsResponse.clients:type_name -> argon.v1.ClientCertificate
-	154, // 16: argon.v1.RevokeClientResponse.revoked:type_name -> argon.v1.ClientCertificate
-	30,  // 17: argon.v1.SetServerResponse.server:type_name -> argon.v1.ServerView
-	23,  // 18: argon.v1.MeetServersResponse.met:type_name -> argon.v1.Whereabouts
-	23,  // 19: argon.v1.IntroduceRequest.self:type_name -> argon.v1.Whereabouts
-	23,  // 20: argon.v1.IntroduceResponse.self:type_name -> argon.v1.Whereabouts
-	23,  // 21: argon.v1.IntroduceResponse.others:type_name -> argon.v1.Whereabouts
-	152, // 22: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	155, // 23: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	156, // 24: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
-	30,  // 25: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
-	30,  // 26: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
-	30,  // 27: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
-	30,  // 28: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	144, // 29: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	157, // 30: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	157, // 31: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	157, // 32: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	158, // 33: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	159, // 34: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	160, // 35: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
-	51,  // 36: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	51,  // 37: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
-	51,  // 38: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	51,  // 39: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
-	51,  // 40: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	51,  // 41: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
-	51,  // 42: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	145, // 43: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
-	72,  // 44: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
-	146, // 45: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
-	72,  // 46: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
-	51,  // 47: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	161, // 48: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
-	147, // 49: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
-	75,  // 50: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
-	75,  // 51: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
-	75,  // 52: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
-	51,  // 53: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
-	162, // 54: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	163, // 55: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	164, // 56: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	165, // 57: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	166, // 58: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	86,  // 59: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 60: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
-	86,  // 61: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 62: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 63: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 64: argon.v1.ResetMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 65: argon.v1.RestartMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 66: argon.v1.CopyMachineResponse.machine:type_name -> argon.v1.MachineView
-	166, // 67: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	163, // 68: argon.v1.SetMachineRequest.publish:type_name -> argon.v1.PublishedPort
-	148, // 69: argon.v1.SetMachineRequest.labels:type_name -> argon.v1.SetMachineRequest.LabelsEntry
-	86,  // 70: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
-	123, // 71: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	86,  // 72: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 73: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 74: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 75: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
-	86,  // 76: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
-	165, // 77: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
-	86,  // 78: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
-	167, // 79: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
-	123, // 80: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
-	123, // 81: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	87,  // 82: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
-	149, // 83: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
-	86,  // 84: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
-	168, // 85: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	168, // 86: argon.v1.ListEventsRequest.until:type_name -> google.protobuf.Timestamp
-	169, // 87: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	169, // 88: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	152, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
+	153, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	152, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	154, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	152, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	154, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	154, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	152, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	154, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	152, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	154, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	32,  // 11: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
+	12,  // 12: argon.v1.StatusResponse.catalog:type_name -> argon.v1.CatalogLoad
+	155, // 13: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	155, // 14: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	156, // 15: argon.v1.ListClientsResponse.clients:type_name -> argon.v1.ClientCertificate
+	156, // 16: argon.v1.RevokeClientResponse.revoked:type_name -> argon.v1.ClientCertificate
+	32,  // 17: argon.v1.SetServerResponse.server:type_name -> argon.v1.ServerView
+	25,  // 18: argon.v1.MeetServersResponse.met:type_name -> argon.v1.Whereabouts
+	25,  // 19: argon.v1.IntroduceRequest.self:type_name -> argon.v1.Whereabouts
+	25,  // 20: argon.v1.IntroduceResponse.self:type_name -> argon.v1.Whereabouts
+	25,  // 21: argon.v1.IntroduceResponse.others:type_name -> argon.v1.Whereabouts
+	154, // 22: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	157, // 23: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	158, // 24: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
+	32,  // 25: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
+	32,  // 26: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
+	32,  // 27: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
+	32,  // 28: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
+	146, // 29: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	159, // 30: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	159, // 31: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	159, // 32: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	160, // 33: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	161, // 34: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	162, // 35: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
+	53,  // 36: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	53,  // 37: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
+	53,  // 38: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	53,  // 39: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
+	53,  // 40: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	53,  // 41: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
+	53,  // 42: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	147, // 43: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
+	74,  // 44: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
+	148, // 45: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
+	74,  // 46: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
+	53,  // 47: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	163, // 48: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
+	149, // 49: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
+	77,  // 50: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
+	77,  // 51: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
+	77,  // 52: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
+	53,  // 53: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
+	164, // 54: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	165, // 55: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	166, // 56: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	167, // 57: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	168, // 58: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	88,  // 59: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
+	88,  // 60: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
+	88,  // 61: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
+	88,  // 62: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
+	88,  // 63: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
+	88,  // 64: argon.v1.ResetMachineResponse.machine:type_name -> argon.v1.MachineView
+	88,  // 65: argon.v1.RestartMachineResponse.machine:type_name -> argon.v1.MachineView
+	88,  // 66: argon.v1.CopyMachineResponse.machine:type_name -> argon.v1.MachineView
+	168, // 67: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	165, // 68: argon.v1.SetMachineRequest.publish:type_name -> argon.v1.PublishedPort
+	150, // 69: argon.v1.SetMachineRequest.labels:type_name -> argon.v1.SetMachineRequest.LabelsEntry
+	88,  // 70: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
+	125, // 71: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	88,  // 72: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
+	88,  // 73: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
+	88,  // 74: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
+	88,  // 75: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
+	88,  // 76: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
+	167, // 77: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
+	88,  // 78: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
+	169, // 79: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	125, // 80: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
+	125, // 81: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	89,  // 82: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
+	151, // 83: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
+	88,  // 84: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
+	170, // 85: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	170, // 86: argon.v1.ListEventsRequest.until:type_name -> google.protobuf.Timestamp
+	171, // 87: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	171, // 88: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
 	2,   // 89: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
 	4,   // 90: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
 	6,   // 91: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	8,   // 92: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	11,  // 93: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	13,  // 94: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	15,  // 95: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	17,  // 96: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	19,  // 97: argon.v1.ClusterService.ListClients:input_type -> argon.v1.ListClientsRequest
-	21,  // 98: argon.v1.ClusterService.RevokeClient:input_type -> argon.v1.RevokeClientRequest
+	10,  // 92: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	13,  // 93: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	15,  // 94: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	17,  // 95: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	19,  // 96: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	21,  // 97: argon.v1.ClusterService.ListClients:input_type -> argon.v1.ListClientsRequest
+	23,  // 98: argon.v1.ClusterService.RevokeClient:input_type -> argon.v1.RevokeClientRequest
 	0,   // 99: argon.v1.ClusterService.SetCluster:input_type -> argon.v1.SetClusterRequest
-	31,  // 100: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	33,  // 101: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	35,  // 102: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	37,  // 103: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
-	39,  // 104: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
-	24,  // 105: argon.v1.ServerService.SetServer:input_type -> argon.v1.SetServerRequest
-	26,  // 106: argon.v1.ServerService.MeetServers:input_type -> argon.v1.MeetServersRequest
-	28,  // 107: argon.v1.ServerService.Introduce:input_type -> argon.v1.IntroduceRequest
-	41,  // 108: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	43,  // 109: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	45,  // 110: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	47,  // 111: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	49,  // 112: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	52,  // 113: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	54,  // 114: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	56,  // 115: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	58,  // 116: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	60,  // 117: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	62,  // 118: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	64,  // 119: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
-	66,  // 120: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
-	68,  // 121: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
-	70,  // 122: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
-	73,  // 123: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
-	76,  // 124: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
-	78,  // 125: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
-	80,  // 126: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
-	82,  // 127: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
-	84,  // 128: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
-	87,  // 129: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	89,  // 130: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	91,  // 131: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	93,  // 132: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	95,  // 133: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	97,  // 134: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	115, // 135: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
-	117, // 136: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
-	119, // 137: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
-	105, // 138: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
-	99,  // 139: argon.v1.MachineService.ResetMachine:input_type -> argon.v1.ResetMachineRequest
-	101, // 140: argon.v1.MachineService.RestartMachine:input_type -> argon.v1.RestartMachineRequest
-	103, // 141: argon.v1.MachineService.CopyMachine:input_type -> argon.v1.CopyMachineRequest
-	107, // 142: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
-	109, // 143: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
-	111, // 144: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
-	113, // 145: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
-	121, // 146: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	130, // 147: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
-	132, // 148: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
-	134, // 149: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
-	136, // 150: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
-	138, // 151: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
-	124, // 152: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
-	126, // 153: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
-	128, // 154: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
-	140, // 155: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	142, // 156: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	3,   // 157: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	5,   // 158: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	7,   // 159: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	9,   // 160: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	12,  // 161: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	14,  // 162: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	16,  // 163: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	18,  // 164: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	20,  // 165: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
-	22,  // 166: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
-	1,   // 167: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
-	32,  // 168: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	34,  // 169: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	36,  // 170: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	38,  // 171: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
-	40,  // 172: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
-	25,  // 173: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
-	27,  // 174: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
-	29,  // 175: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
-	42,  // 176: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	44,  // 177: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	46,  // 178: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	48,  // 179: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	50,  // 180: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	53,  // 181: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	55,  // 182: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	57,  // 183: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	59,  // 184: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	61,  // 185: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	63,  // 186: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	65,  // 187: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	67,  // 188: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	69,  // 189: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	71,  // 190: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
-	74,  // 191: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
-	77,  // 192: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	79,  // 193: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	81,  // 194: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	83,  // 195: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	85,  // 196: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	88,  // 197: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	90,  // 198: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	92,  // 199: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	94,  // 200: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	96,  // 201: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	98,  // 202: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	116, // 203: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	118, // 204: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	120, // 205: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	106, // 206: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
-	100, // 207: argon.v1.MachineService.ResetMachine:output_type -> argon.v1.ResetMachineResponse
-	102, // 208: argon.v1.MachineService.RestartMachine:output_type -> argon.v1.RestartMachineResponse
-	104, // 209: argon.v1.MachineService.CopyMachine:output_type -> argon.v1.CopyMachineResponse
-	108, // 210: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
-	110, // 211: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
-	112, // 212: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
-	114, // 213: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
-	122, // 214: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	131, // 215: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
-	133, // 216: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
-	135, // 217: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
-	137, // 218: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
-	139, // 219: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
-	125, // 220: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
-	127, // 221: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
-	129, // 222: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
-	141, // 223: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	143, // 224: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	157, // [157:225] is the sub-list for method output_type
-	89,  // [89:157] is the sub-list for method input_type
+	8,   // 100: argon.v1.ClusterService.BackupCluster:input_type -> argon.v1.BackupClusterRequest
+	33,  // 101: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	35,  // 102: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	37,  // 103: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	39,  // 104: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
+	41,  // 105: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
+	26,  // 106: argon.v1.ServerService.SetServer:input_type -> argon.v1.SetServerRequest
+	28,  // 107: argon.v1.ServerService.MeetServers:input_type -> argon.v1.MeetServersRequest
+	30,  // 108: argon.v1.ServerService.Introduce:input_type -> argon.v1.IntroduceRequest
+	43,  // 109: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	45,  // 110: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	47,  // 111: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	49,  // 112: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	51,  // 113: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	54,  // 114: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	56,  // 115: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	58,  // 116: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	60,  // 117: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	62,  // 118: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	64,  // 119: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	66,  // 120: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
+	68,  // 121: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
+	70,  // 122: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
+	72,  // 123: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
+	75,  // 124: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
+	78,  // 125: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
+	80,  // 126: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
+	82,  // 127: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
+	84,  // 128: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
+	86,  // 129: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
+	89,  // 130: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	91,  // 131: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	93,  // 132: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	95,  // 133: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	97,  // 134: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	99,  // 135: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	117, // 136: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
+	119, // 137: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
+	121, // 138: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
+	107, // 139: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
+	101, // 140: argon.v1.MachineService.ResetMachine:input_type -> argon.v1.ResetMachineRequest
+	103, // 141: argon.v1.MachineService.RestartMachine:input_type -> argon.v1.RestartMachineRequest
+	105, // 142: argon.v1.MachineService.CopyMachine:input_type -> argon.v1.CopyMachineRequest
+	109, // 143: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
+	111, // 144: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
+	113, // 145: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
+	115, // 146: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
+	123, // 147: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	132, // 148: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	134, // 149: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	136, // 150: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	138, // 151: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
+	140, // 152: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
+	126, // 153: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
+	128, // 154: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
+	130, // 155: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
+	142, // 156: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	144, // 157: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	3,   // 158: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	5,   // 159: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	7,   // 160: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	11,  // 161: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	14,  // 162: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	16,  // 163: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	18,  // 164: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	20,  // 165: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	22,  // 166: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
+	24,  // 167: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
+	1,   // 168: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
+	9,   // 169: argon.v1.ClusterService.BackupCluster:output_type -> argon.v1.BackupClusterResponse
+	34,  // 170: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	36,  // 171: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	38,  // 172: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	40,  // 173: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
+	42,  // 174: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
+	27,  // 175: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
+	29,  // 176: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
+	31,  // 177: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
+	44,  // 178: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	46,  // 179: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	48,  // 180: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	50,  // 181: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	52,  // 182: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	55,  // 183: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	57,  // 184: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	59,  // 185: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	61,  // 186: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	63,  // 187: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	65,  // 188: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	67,  // 189: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	69,  // 190: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	71,  // 191: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	73,  // 192: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
+	76,  // 193: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
+	79,  // 194: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	81,  // 195: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	83,  // 196: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	85,  // 197: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	87,  // 198: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	90,  // 199: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	92,  // 200: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	94,  // 201: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	96,  // 202: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	98,  // 203: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	100, // 204: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	118, // 205: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	120, // 206: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	122, // 207: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	108, // 208: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
+	102, // 209: argon.v1.MachineService.ResetMachine:output_type -> argon.v1.ResetMachineResponse
+	104, // 210: argon.v1.MachineService.RestartMachine:output_type -> argon.v1.RestartMachineResponse
+	106, // 211: argon.v1.MachineService.CopyMachine:output_type -> argon.v1.CopyMachineResponse
+	110, // 212: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
+	112, // 213: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
+	114, // 214: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
+	116, // 215: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
+	124, // 216: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	133, // 217: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	135, // 218: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	137, // 219: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	139, // 220: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
+	141, // 221: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
+	127, // 222: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
+	129, // 223: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
+	131, // 224: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
+	143, // 225: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	145, // 226: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	158, // [158:227] is the sub-list for method output_type
+	89,  // [89:158] is the sub-list for method input_type
 	89,  // [89:89] is the sub-list for extension type_name
 	89,  // [89:89] is the sub-list for extension extendee
 	0,   // [0:89] is the sub-list for field type_name
@@ -9524,22 +9623,22 @@ func file_argon_v1_api_proto_init() {
 	}
 	file_argon_v1_records_proto_init()
 	file_argon_v1_api_proto_msgTypes[0].OneofWrappers = []any{}
-	file_argon_v1_api_proto_msgTypes[41].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[43].OneofWrappers = []any{
 		(*ImportImageRequest_Header_)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[71].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[73].OneofWrappers = []any{
 		(*ExportVolumeResponse_Header_)(nil),
 		(*ExportVolumeResponse_Data)(nil),
 		(*ExportVolumeResponse_Zeros)(nil),
 		(*ExportVolumeResponse_Progress)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[73].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[75].OneofWrappers = []any{
 		(*ImportVolumeRequest_Header_)(nil),
 		(*ImportVolumeRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[105].OneofWrappers = []any{}
-	file_argon_v1_api_proto_msgTypes[136].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[107].OneofWrappers = []any{}
+	file_argon_v1_api_proto_msgTypes[138].OneofWrappers = []any{
 		(*ImportMachineRequest_Machine)(nil),
 		(*ImportMachineRequest_File_)(nil),
 		(*ImportMachineRequest_Data)(nil),
@@ -9550,7 +9649,7 @@ func file_argon_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   150,
+			NumMessages:   152,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

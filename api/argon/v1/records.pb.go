@@ -696,8 +696,17 @@ type Cluster struct {
 	Created          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
 	CaCertificatePem string                 `protobuf:"bytes,5,opt,name=ca_certificate_pem,json=caCertificatePem,proto3" json:"ca_certificate_pem,omitempty"`
 	Settings         *Settings              `protobuf:"bytes,6,opt,name=settings,proto3" json:"settings,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// How often the cluster was recovered or restored. Each time it got another
+	// authority, so that servers of an earlier incarnation are refused.
+	Incarnation uint32 `protobuf:"varint,7,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// The authorities of earlier incarnations: a server shows by a certificate of
+	// one that it was part of the cluster.
+	FormerCaCertificatesPem []string `protobuf:"bytes,8,rep,name=former_ca_certificates_pem,json=formerCaCertificatesPem,proto3" json:"former_ca_certificates_pem,omitempty"`
+	// Each authority's key but the first one's, as certified by the authority before
+	// it: what proves to servers of an earlier incarnation that there is a later one.
+	SuccessionCertificatesPem []string `protobuf:"bytes,9,rep,name=succession_certificates_pem,json=successionCertificatesPem,proto3" json:"succession_certificates_pem,omitempty"`
+	unknownFields             protoimpl.UnknownFields
+	sizeCache                 protoimpl.SizeCache
 }
 
 func (x *Cluster) Reset() {
@@ -768,6 +777,27 @@ func (x *Cluster) GetCaCertificatePem() string {
 func (x *Cluster) GetSettings() *Settings {
 	if x != nil {
 		return x.Settings
+	}
+	return nil
+}
+
+func (x *Cluster) GetIncarnation() uint32 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *Cluster) GetFormerCaCertificatesPem() []string {
+	if x != nil {
+		return x.FormerCaCertificatesPem
+	}
+	return nil
+}
+
+func (x *Cluster) GetSuccessionCertificatesPem() []string {
+	if x != nil {
+		return x.SuccessionCertificatesPem
 	}
 	return nil
 }
@@ -4651,14 +4681,17 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x10created_revision\x18\x06 \x01(\x03R\x0fcreatedRevision\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe8\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x87\x03\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12%\n" +
 	"\x0eschema_version\x18\x03 \x01(\rR\rschemaVersion\x124\n" +
 	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12,\n" +
 	"\x12ca_certificate_pem\x18\x05 \x01(\tR\x10caCertificatePem\x12.\n" +
-	"\bsettings\x18\x06 \x01(\v2\x12.argon.v1.SettingsR\bsettings\"\x89\x02\n" +
+	"\bsettings\x18\x06 \x01(\v2\x12.argon.v1.SettingsR\bsettings\x12 \n" +
+	"\vincarnation\x18\a \x01(\rR\vincarnation\x12;\n" +
+	"\x1aformer_ca_certificates_pem\x18\b \x03(\tR\x17formerCaCertificatesPem\x12>\n" +
+	"\x1bsuccession_certificates_pem\x18\t \x03(\tR\x19successionCertificatesPem\"\x89\x02\n" +
 	"\bSettings\x12#\n" +
 	"\rlease_seconds\x18\x01 \x01(\rR\fleaseSeconds\x122\n" +
 	"\x15replica_grace_seconds\x18\x02 \x01(\rR\x13replicaGraceSeconds\x12.\n" +

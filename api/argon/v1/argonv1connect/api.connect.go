@@ -79,6 +79,9 @@ const (
 	// ClusterServiceSetClusterProcedure is the fully-qualified name of the ClusterService's SetCluster
 	// RPC.
 	ClusterServiceSetClusterProcedure = "/argon.v1.ClusterService/SetCluster"
+	// ClusterServiceBackupClusterProcedure is the fully-qualified name of the ClusterService's
+	// BackupCluster RPC.
+	ClusterServiceBackupClusterProcedure = "/argon.v1.ClusterService/BackupCluster"
 	// ServerServiceListServersProcedure is the fully-qualified name of the ServerService's ListServers
 	// RPC.
 	ServerServiceListServersProcedure = "/argon.v1.ServerService/ListServers"
@@ -264,6 +267,8 @@ type ClusterServiceClient interface {
 	RevokeClient(context.Context, *connect.Request[v1.RevokeClientRequest]) (*connect.Response[v1.RevokeClientResponse], error)
 	// Changes cluster-wide settings; what is not given stays as it is.
 	SetCluster(context.Context, *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error)
+	// A copy of the catalog, with the cluster's keys; see docs/operations.md.
+	BackupCluster(context.Context, *connect.Request[v1.BackupClusterRequest]) (*connect.ServerStreamForClient[v1.BackupClusterResponse], error)
 }
 
 // NewClusterServiceClient constructs a client for the argon.v1.ClusterService service. By default,
@@ -343,6 +348,12 @@ func NewClusterServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(clusterServiceMethods.ByName("SetCluster")),
 			connect.WithClientOptions(opts...),
 		),
+		backupCluster: connect.NewClient[v1.BackupClusterRequest, v1.BackupClusterResponse](
+			httpClient,
+			baseURL+ClusterServiceBackupClusterProcedure,
+			connect.WithSchema(clusterServiceMethods.ByName("BackupCluster")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -359,6 +370,7 @@ type clusterServiceClient struct {
 	listClients            *connect.Client[v1.ListClientsRequest, v1.ListClientsResponse]
 	revokeClient           *connect.Client[v1.RevokeClientRequest, v1.RevokeClientResponse]
 	setCluster             *connect.Client[v1.SetClusterRequest, v1.SetClusterResponse]
+	backupCluster          *connect.Client[v1.BackupClusterRequest, v1.BackupClusterResponse]
 }
 
 // Init calls argon.v1.ClusterService.Init.
@@ -416,6 +428,11 @@ func (c *clusterServiceClient) SetCluster(ctx context.Context, req *connect.Requ
 	return c.setCluster.CallUnary(ctx, req)
 }
 
+// BackupCluster calls argon.v1.ClusterService.BackupCluster.
+func (c *clusterServiceClient) BackupCluster(ctx context.Context, req *connect.Request[v1.BackupClusterRequest]) (*connect.ServerStreamForClient[v1.BackupClusterResponse], error) {
+	return c.backupCluster.CallServerStream(ctx, req)
+}
+
 // ClusterServiceHandler is an implementation of the argon.v1.ClusterService service.
 type ClusterServiceHandler interface {
 	// Makes this unconfigured server the first of a cluster. Local socket only.
@@ -438,6 +455,8 @@ type ClusterServiceHandler interface {
 	RevokeClient(context.Context, *connect.Request[v1.RevokeClientRequest]) (*connect.Response[v1.RevokeClientResponse], error)
 	// Changes cluster-wide settings; what is not given stays as it is.
 	SetCluster(context.Context, *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error)
+	// A copy of the catalog, with the cluster's keys; see docs/operations.md.
+	BackupCluster(context.Context, *connect.Request[v1.BackupClusterRequest], *connect.ServerStream[v1.BackupClusterResponse]) error
 }
 
 // NewClusterServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -513,6 +532,12 @@ func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.Handler
 		connect.WithSchema(clusterServiceMethods.ByName("SetCluster")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clusterServiceBackupClusterHandler := connect.NewServerStreamHandler(
+		ClusterServiceBackupClusterProcedure,
+		svc.BackupCluster,
+		connect.WithSchema(clusterServiceMethods.ByName("BackupCluster")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/argon.v1.ClusterService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ClusterServiceInitProcedure:
@@ -537,6 +562,8 @@ func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.Handler
 			clusterServiceRevokeClientHandler.ServeHTTP(w, r)
 		case ClusterServiceSetClusterProcedure:
 			clusterServiceSetClusterHandler.ServeHTTP(w, r)
+		case ClusterServiceBackupClusterProcedure:
+			clusterServiceBackupClusterHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -588,6 +615,10 @@ func (UnimplementedClusterServiceHandler) RevokeClient(context.Context, *connect
 
 func (UnimplementedClusterServiceHandler) SetCluster(context.Context, *connect.Request[v1.SetClusterRequest]) (*connect.Response[v1.SetClusterResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ClusterService.SetCluster is not implemented"))
+}
+
+func (UnimplementedClusterServiceHandler) BackupCluster(context.Context, *connect.Request[v1.BackupClusterRequest], *connect.ServerStream[v1.BackupClusterResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ClusterService.BackupCluster is not implemented"))
 }
 
 // ServerServiceClient is a client for the argon.v1.ServerService service.
