@@ -9,7 +9,7 @@ import (
 // Fill writes the only disk of the file to an NBD export that has nothing but
 // zeros and is as large at least.
 func (g *Given) Fill(ctx context.Context, uri string, progress func(Progress)) error {
-	return g.store.convertTo(ctx, g, g.disks[0], "nbd", uri, progress)
+	return g.WriteDisk(ctx, 0, uri, progress)
 }
 
 // Spool is a file that goes with its end, for what is on its way.

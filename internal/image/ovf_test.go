@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"crypto/sha512"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -79,4 +80,27 @@ func TestDescriptions(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOnlyAnEmptyDisk: there is nothing to write of it, and nothing to make an
+// image of.
+func TestOnlyAnEmptyDisk(t *testing.T) {
+	description := `<Envelope><DiskSection><Disk diskId="d" capacity="3" capacityAllocationUnits="byte * 2^20"/></DiskSection><VirtualSystem/></Envelope>`
+	ova := tarOf(t, entry{"a.ovf", []byte(description)}, entry{"a.mf", nil})
+	s := newStore(t)
+	g, err := s.Receive(t.Context(), Request{Data: bytes.NewReader(ova)}, ignore)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(g.Disks(), []int64{3 * mib}) {
+		t.Errorf("disks of %v bytes", g.Disks())
+	}
+	if err := g.Fill(t.Context(), "nbd:unix:/nonexistent", ignore); err != nil {
+		t.Errorf("it was written: %v", err)
+	}
+	g.Close()
+	if _, err := s.Import(t.Context(), "A", Request{Data: bytes.NewReader(ova)}, ignore); !errors.Is(err, ErrNotImage) {
+		t.Errorf("as an image: %v", err)
+	}
+	onlyFiles(t, s)
 }
