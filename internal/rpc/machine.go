@@ -221,12 +221,14 @@ func (s machineService) want(ctx context.Context, name string, change func(*cata
 	return s.wantWith(ctx, name, func(st *catalog.State, _ *catalog.Txn, m *argonv1.Machine) error { return change(st, m) })
 }
 
-// wantWith is want with more than the machine in the transaction.
+// wantWith is want with more than the machine in the transaction. The machine may
+// get another name.
 func (s machineService) wantWith(ctx context.Context, name string, change func(*catalog.State, *catalog.Txn, *argonv1.Machine) error) (*argonv1.MachineView, error) {
 	p, err := s.parts()
 	if err != nil {
 		return nil, err
 	}
+	var id string
 	err = p.change(ctx, func(st *catalog.State, txn *catalog.Txn) error {
 		old, ok := byName(st.Machines, name)
 		if !ok {
@@ -235,11 +237,15 @@ func (s machineService) wantWith(ctx context.Context, name string, change func(*
 		if old.GetWanted() == argonv1.Wanted_WANTED_REMOVED {
 			return precondition("machine %s is being removed", name)
 		}
+		id = old.GetMeta().GetId()
 		m := proto.CloneOf(old)
 		if err := change(st, txn, m); err != nil {
 			return err
 		}
-		if !proto.Equal(old, m) {
+		switch {
+		case m.GetMeta().GetName() != name:
+			txn.RenameMachine(m, name)
+		case !proto.Equal(old, m):
 			txn.Put(m)
 		}
 		return nil
@@ -251,16 +257,16 @@ func (s machineService) wantWith(ctx context.Context, name string, change func(*
 	if err != nil {
 		return nil, err
 	}
-	m, ok := byName(st.Machines, name)
-	if !ok {
+	m := st.Machines[id]
+	if m == nil {
 		return nil, notFound("machine", name)
 	}
 	return machineView(st, m), nil
 }
 
 // RemoveMachine answers once nothing of the machine is left, nor of the disks that
-// were made with it, unless they are kept. Volumes that were made apart stay. What is left on servers that are down goes when they
-// return.
+// were made with it, unless they are kept. Volumes that were made apart stay. What
+// is left on servers that are down goes when they return.
 func (s machineService) RemoveMachine(ctx context.Context, req *connect.Request[argonv1.RemoveMachineRequest]) (*connect.Response[argonv1.RemoveMachineResponse], error) {
 	p, err := s.parts()
 	if err != nil {

@@ -16,51 +16,18 @@ import (
 // SetMachine answers once the change is recorded. What can be changed while the
 // machine runs, its agent changes from then on.
 func (s machineService) SetMachine(ctx context.Context, req *connect.Request[argonv1.SetMachineRequest]) (*connect.Response[argonv1.SetMachineResponse], error) {
-	p, err := s.parts()
-	if err != nil {
-		return nil, err
-	}
 	var later []string
-	var id string
-	err = p.change(ctx, func(st *catalog.State, txn *catalog.Txn) error {
-		old, ok := byName(st.Machines, req.Msg.GetName())
-		switch {
-		case !ok:
-			return notFound("machine", req.Msg.GetName())
-		case old.GetWanted() == argonv1.Wanted_WANTED_REMOVED:
-			return precondition("machine %s is being removed", req.Msg.GetName())
-		}
-		m := proto.CloneOf(old)
-		id = m.GetMeta().GetId()
-		if later, err = alter(st, txn, old, m, req.Msg); err != nil {
-			return err
-		}
-		switch was := old.GetMeta().GetName(); {
-		case m.GetMeta().GetName() != was:
-			txn.RenameMachine(m, was)
-		case !proto.Equal(old, m):
-			txn.Put(m)
-		}
-		return nil
+	view, err := s.wantWith(ctx, req.Msg.GetName(), func(st *catalog.State, txn *catalog.Txn, m *argonv1.Machine) (err error) {
+		later, err = alter(st, txn, m, req.Msg)
+		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	st, err := p.fresh(ctx)
-	if err != nil {
-		return nil, err
-	}
-	m := st.Machines[id]
-	if m == nil {
-		return nil, notFound("machine", req.Msg.GetName())
-	}
-	return answer(&argonv1.SetMachineResponse{Machine: machineView(st, m), NextStart: later}, nil)
+	return answer(&argonv1.SetMachineResponse{Machine: view, NextStart: later}, err)
 }
 
 // alter makes the changes that are asked for, and says what of them waits for the
 // machine's next start.
-func alter(st *catalog.State, txn *catalog.Txn, old, m *argonv1.Machine, req *argonv1.SetMachineRequest) (later []string, err error) {
-	name := m.GetMeta().GetName()
+func alter(st *catalog.State, txn *catalog.Txn, m *argonv1.Machine, req *argonv1.SetMachineRequest) (later []string, err error) {
+	old, name := st.Machines[m.GetMeta().GetId()], m.GetMeta().GetName()
 	setMachine(m, req)
 	if err := checkSize(name, m.GetCpus(), m.GetMemoryBytes(), m.GetStopTimeoutSeconds()); err != nil {
 		return nil, err
