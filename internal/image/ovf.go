@@ -5,12 +5,13 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
-	"net"
 	"net/url"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/argon-cluster/argon/internal/hypervisor"
 )
 
 // This file reads the description in an OVA. See DMTF's DSP0243.
@@ -116,11 +117,11 @@ func ovfMAC(s string) string {
 	if len(s) == 12 {
 		s = s[:4] + "." + s[4:8] + "." + s[8:]
 	}
-	mac, err := net.ParseMAC(s)
-	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+	mac, err := hypervisor.ParseMAC(s)
+	if err != nil {
 		return ""
 	}
-	return mac.String()
+	return mac
 }
 
 // drives are what the machine's disks are made of, as its firmware finds them:

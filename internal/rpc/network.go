@@ -3,11 +3,11 @@ package rpc
 import (
 	"crypto/sha256"
 	"fmt"
-	"net"
 	"slices"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/hypervisor"
 )
 
 // maxNetworks is what the places on a guest's PCI bus leave.
@@ -46,33 +46,38 @@ func checkNetworks(req *argonv1.CreateMachineRequest) error {
 		if text == "" {
 			continue
 		}
-		mac, err := net.ParseMAC(text)
-		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-			return invalid("machine %s: %q is not the hardware address of a network card: write it like 52:54:00:12:34:56", name, text)
+		mac, err := hypervisor.ParseMAC(text)
+		if err != nil {
+			return invalid("machine %s: %w", name, err)
 		}
-		if macs[i] = mac.String(); slices.Contains(macs[:i], macs[i]) {
+		if macs[i] = mac; slices.Contains(macs[:i], macs[i]) {
 			return invalid("machine %s: the hardware address %s is given twice", name, macs[i])
 		}
 	}
 	return nil
 }
 
-// macUser is the machine that has a hardware address; nil if none has.
-func macUser(st *catalog.State, mac string) *argonv1.Machine {
-	for _, m := range sorted(st.Machines) {
+// macUsers are the machines by their hardware addresses.
+func macUsers(st *catalog.State) map[string]*argonv1.Machine {
+	users := map[string]*argonv1.Machine{}
+	for _, m := range st.Machines {
 		for _, n := range m.GetNetworks() {
-			if mac != "" && n.GetMac() == mac {
-				return m
+			if n.GetMac() != "" {
+				users[n.GetMac()] = m
 			}
 		}
 	}
-	return nil
+	return users
 }
 
 // freeMACs refuses hardware addresses that another machine has.
 func freeMACs(st *catalog.State, machine string, macs []string) error {
+	if len(macs) == 0 {
+		return nil
+	}
+	users := macUsers(st)
 	for _, mac := range macs {
-		if user := macUser(st, mac); user != nil {
+		if user := users[mac]; user != nil {
 			return precondition("machine %s: machine %s has the hardware address %s: choose another", machine, user.GetMeta().GetName(), mac)
 		}
 	}
@@ -82,8 +87,9 @@ func freeMACs(st *catalog.State, machine string, macs []string) error {
 // keepFreeMACs leaves out the addresses that machines have already, such as the
 // one that a copy was made of, and says so.
 func keepFreeMACs(st *catalog.State, macs []string) (free, warnings []string) {
+	users := macUsers(st)
 	for _, mac := range macs {
-		if user := macUser(st, mac); user != nil {
+		if user := users[mac]; user != nil {
 			warnings = append(warnings, fmt.Sprintf("machine %s has the hardware address %s: a network card gets another one", user.GetMeta().GetName(), mac))
 			mac = ""
 		}
