@@ -139,8 +139,8 @@ func machineMoves(st *catalog.State, serverID string) bool {
 
 // othersTake reports whether any other server takes machines.
 func othersTake(st *catalog.State, serverID string) bool {
-	for id, o := range st.Servers {
-		if id != serverID && placement.Alive(st, id) && !o.GetWitness() && o.GetDrain() == nil {
+	for id := range st.Servers {
+		if id != serverID && placement.Takes(st, id) {
 			return true
 		}
 	}

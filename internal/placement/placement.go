@@ -114,12 +114,18 @@ type candidate struct {
 func (c candidate) id() string   { return c.server.GetMeta().GetId() }
 func (c candidate) name() string { return c.server.GetMeta().GetName() }
 
-// candidates lists the servers that hold their lease, carry more than a vote and
-// are not drained, in the order of their names.
+// Takes reports whether a server takes machines and replicas, as far as there is
+// room: it holds its lease, carries more than a vote, and is not drained.
+func Takes(st *catalog.State, serverID string) bool {
+	s := st.Servers[serverID]
+	return Alive(st, serverID) && !s.GetWitness() && s.GetDrain() == nil
+}
+
+// candidates lists the servers that take something, in the order of their names.
 func candidates(st *catalog.State) []candidate {
 	var cs []candidate
 	for id, s := range st.Servers {
-		if Alive(st, id) && !s.GetWitness() && s.GetDrain() == nil {
+		if Takes(st, id) {
 			promised := float64(Allocated(st, id).GetDiskBytes()) / float64(max(1, s.GetCapacity().GetDiskBytes()))
 			cs = append(cs, candidate{server: s, free: Free(st, id), promised: promised})
 		}
