@@ -39,6 +39,20 @@ type authority struct {
 	key  crypto.Signer
 }
 
+// authorityTemplate is what all certificates of a cluster's authorities have.
+func authorityTemplate(serial *big.Int, clusterID string, now time.Time) *x509.Certificate {
+	return &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{Organization: []string{"Argon"}, CommonName: "cluster " + clusterID},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(authorityLife),
+		KeyUsage:              x509.KeyUsageCertSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		MaxPathLenZero:        true,
+	}
+}
+
 func newAuthority(clusterID string, now time.Time) (*authority, error) {
 	key, err := newKey()
 	if err != nil {
@@ -48,16 +62,8 @@ func newAuthority(clusterID string, now time.Time) (*authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	template := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{Organization: []string{"Argon"}, CommonName: "cluster " + clusterID},
-		NotBefore:             now.Add(-backdate),
-		NotAfter:              now.Add(authorityLife),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		MaxPathLenZero:        true,
-	}
+	template := authorityTemplate(serial, clusterID, now)
+	template.KeyUsage |= x509.KeyUsageCRLSign
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		return nil, fmt.Errorf("sign the certificate authority: %w", err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -40,13 +39,8 @@ func (a *authority) certifySuccession(next *authority, clusterID string, incarna
 	if err != nil {
 		return nil, err
 	}
-	template := &x509.Certificate{
-		SerialNumber: serial,
-		Subject:      pkix.Name{Organization: []string{"Argon"}, CommonName: "cluster " + clusterID},
-		NotBefore:    now.Add(-backdate), NotAfter: now.Add(authorityLife),
-		KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
-		URIs: []*url.URL{{Scheme: identityScheme, Host: successionHost, Path: "/" + clusterID + "/" + strconv.FormatUint(uint64(incarnation), 10)}},
-	}
+	template := authorityTemplate(serial, clusterID, now)
+	template.URIs = []*url.URL{{Scheme: identityScheme, Host: successionHost, Path: "/" + clusterID + "/" + strconv.FormatUint(uint64(incarnation), 10)}}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, next.key.Public(), a.key)
 	if err != nil {
 		return nil, fmt.Errorf("certify the new authority: %w", err)
