@@ -73,10 +73,13 @@ func checkZone(zone string) error {
 	return nil
 }
 
+// wholeMiB rounds bytes up: volumes are made of whole MiB.
+func wholeMiB(bytes uint64) uint64 { return (bytes + mib - 1) / mib * mib }
+
 // checkVolumeSize also fills in the size of what the volume is made from,
 // rounded up.
 func checkVolumeSize(name string, size uint64, from origin) (uint64, error) {
-	smallest := (from.size + mib - 1) / mib * mib
+	smallest := wholeMiB(from.size)
 	if size == 0 {
 		size = smallest
 	}

@@ -116,7 +116,7 @@ func (i *importing) image(ctx context.Context, data io.Reader) (*argonv1.Volume,
 		return nil, invalid("the file holds %d disks: a volume is one", len(disks))
 	}
 	i.said = "imported from a " + string(given.Format) + " file"
-	size := (uint64(disks[0]) + mib - 1) / mib * mib
+	size := wholeMiB(uint64(disks[0]))
 	return i.fill(ctx, size, func(ctx context.Context, c Connection) error { return given.Fill(ctx, c.URI(), i.tell) })
 }
 
@@ -278,7 +278,7 @@ func (i *importing) advance(ctx context.Context, h stream.Header, apply func(con
 	if err != nil {
 		return nil, err
 	}
-	if want := (uint64(h.Size) + mib - 1) / mib * mib; want > v.GetSizeBytes() {
+	if want := wholeMiB(uint64(h.Size)); want > v.GetSizeBytes() {
 		i.tell(image.Progress{Phase: "growing"})
 		if err := i.grow(ctx, v, want); err != nil {
 			return nil, err

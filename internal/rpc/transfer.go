@@ -199,7 +199,7 @@ func (p *Parts) makeVolumes(ctx context.Context, req *argonv1.CreateMachineReque
 				if n := len(names); n > 0 {
 					name = fmt.Sprintf("%.60s-%d", name, n+1)
 				}
-				want := newVolume{name: name, size: (uint64(size) + mib - 1) / mib * mib, replicas: req.GetReplicas()}
+				want := newVolume{name: name, size: wholeMiB(uint64(size)), replicas: req.GetReplicas()}
 				if _, err := p.planVolume(st, txn, want); err != nil {
 					return err
 				}
