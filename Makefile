@@ -32,7 +32,7 @@ build: ## bin/argon
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/argon ./cmd/argon
 
 .PHONY: deb
-deb: build ## bin/argon.deb: program, unit and completion
+deb: build ## bin/argon.deb: program, unit, kernel settings and completion
 	@scripts/deb.sh '$(VERSION)' bin/argon.deb
 
 .PHONY: demo

@@ -20,8 +20,9 @@ chmod 755 "$root"
 umask 022
 install -D -m 755 bin/argon "$root/usr/bin/argon"
 mkdir -p "$root/lib/systemd/system" "$root/usr/share/bash-completion/completions"
-sed 's|/usr/local/bin/argon|/usr/bin/argon|' docs/argon.service >"$root/lib/systemd/system/argon.service"
+sed 's|/usr/local/bin/argon|/usr/bin/argon|' internal/install/argon.service >"$root/lib/systemd/system/argon.service"
 bin/argon completion bash >"$root/usr/share/bash-completion/completions/argon"
+install -D -m 644 internal/install/argon.sysctl.conf "$root/usr/lib/sysctl.d/60-argon.conf"
 install -D -m 644 LICENSE "$root/usr/share/doc/argon/copyright"
 mkdir "$root/DEBIAN"
 cat >"$root/DEBIAN/control" <<-CONTROL
@@ -42,7 +43,11 @@ CONTROL
 cat >"$root/DEBIAN/postinst" <<-'SCRIPT'
 	#!/bin/sh
 	set -e
+	if [ "$1" = configure ] && command -v systemctl >/dev/null && [ ! -d /run/systemd/system ]; then
+		systemctl enable argon >/dev/null
+	fi
 	if [ "$1" = configure ] && [ -d /run/systemd/system ]; then
+		if command -v sysctl >/dev/null; then sysctl --quiet --load /usr/lib/sysctl.d/60-argon.conf || true; fi
 		systemctl daemon-reload
 		systemctl enable argon >/dev/null
 		# An upgrade: another daemon, while machines run on.

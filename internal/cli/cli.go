@@ -25,8 +25,7 @@ const (
 	exitOK     = 0
 	exitFailed = 1
 	exitUsage  = 2
-	// exitFinal: a server that is started again ends again; docs/argon.service
-	// knows it.
+	// exitFinal: a server that is started again ends again; install.Unit knows it.
 	exitFinal = 3
 )
 

@@ -116,7 +116,7 @@ func TestEveryCommandIsDocumented(t *testing.T) {
 // TestRecordsHaveFormats: whatever prints records takes -o. Listed are those that
 // print a line for people, or something that is no record.
 func TestRecordsHaveFormats(t *testing.T) {
-	without := strings.Fields(`server client-create
+	without := strings.Fields(`server server-install client-create
 		machine-console machine-vnc machine-screenshot machine-export machine-rm
 		cluster-backup cluster-restore cluster-recover cluster-rejoin
 		volume-connect volume-export volume-rm image-rm checkpoint-rm snapshot-rm snapshot-rollback server-rm token-rm client-rm

@@ -74,11 +74,15 @@ certificate authority, the catalog, the first voter. Other servers then join.`,
 		if *f != formatTable {
 			return printData(a, *f, res)
 		}
-		fmt.Fprintf(a.out, "cluster %s made, its first server is %s\n", res.GetCluster().GetName(), res.GetServer().GetMeta().GetName())
-		fmt.Fprintln(a.out, "to add another server: `argon token create` here, `argon join` there")
+		a.tellMade(res)
 		return nil
 	})
 	return cmd
+}
+
+func (a *app) tellMade(res *argonv1.InitResponse) {
+	fmt.Fprintf(a.out, "cluster %s made, its first server is %s\n", res.GetCluster().GetName(), res.GetServer().GetMeta().GetName())
+	fmt.Fprintln(a.out, "to add others: `argon token create` prints what to run there")
 }
 
 func wholeHours(d time.Duration) (uint32, error) {
@@ -221,7 +225,8 @@ func (a *app) joinCommand() *cobra.Command {
 		Short: "Add this server to a cluster",
 		Long: `Adds the unconfigured server on this host to a cluster. ADDRESS is any server of
 the cluster, TOKEN comes from ` + "`argon token create`" + ` there; "-" reads it from
-standard input, which keeps it out of the list of processes.`,
+standard input, which keeps it out of the list of processes. On a host without
+Argon, run what ` + "`argon token create`" + ` prints.`,
 		Example: `  argon join 10.0.0.1 argon1.01J9ZK.4Tq9...
   ssh 10.0.0.1 argon token create | argon join 10.0.0.1 - --name s2 --zone rack2
   argon join 10.0.0.1 TOKEN --witness   # votes only: no disks, no machines`,
@@ -230,18 +235,10 @@ standard input, which keeps it out of the list of processes.`,
 	f := addFormat(cmd)
 	addServerFlags(cmd, &req.ServerName, &req.Zone, &req.OwnAddress, &req.Witness)
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-		req.Address, req.Token = args[0], args[1]
-		if req.Token == "-" {
-			if isTerminal(a.in) {
-				fmt.Fprint(a.err, "token: ")
-			}
-			var err error
-			if req.Token, err = readLine(ctx, a.in); err != nil {
-				return fmt.Errorf("join: reading the token from standard input: %w", err)
-			}
-			if req.Token == "" {
-				return errors.New("join: standard input holds no token: it comes from `argon token create`")
-			}
+		var err error
+		req.Address = args[0]
+		if req.Token, err = a.readToken(ctx, args[1]); err != nil {
+			return err
 		}
 		res, err := waiting(ctx, a, "joining "+req.Address, c.Cluster.Join, req)
 		if err != nil {
@@ -250,10 +247,32 @@ standard input, which keeps it out of the list of processes.`,
 		if *f != formatTable {
 			return printData(a, *f, res)
 		}
-		fmt.Fprintf(a.out, "server %s joined cluster %s\n", res.GetServer().GetMeta().GetName(), res.GetCluster().GetName())
+		a.tellJoined(res)
 		return nil
 	})
 	return cmd
+}
+
+func (a *app) tellJoined(res *argonv1.JoinResponse) {
+	fmt.Fprintf(a.out, "server %s joined cluster %s\n", res.GetServer().GetMeta().GetName(), res.GetCluster().GetName())
+}
+
+// readToken is the token that was given; "-" stands for standard input.
+func (a *app) readToken(ctx context.Context, given string) (string, error) {
+	if given != "-" {
+		return given, nil
+	}
+	if isTerminal(a.in) {
+		fmt.Fprint(a.err, "token: ")
+	}
+	token, err := readLine(ctx, a.in)
+	if err != nil {
+		return "", fmt.Errorf("join: reading the token from standard input: %w", err)
+	}
+	if token == "" {
+		return "", errors.New("join: standard input holds no token: it comes from `argon token create`")
+	}
+	return token, nil
 }
 
 // addServerFlags are what init and join say of this server.

@@ -29,6 +29,7 @@ An image with cloud-init finds the machine's name, and the user, keys and data
 that are given. What an OVA said of processors, memory and firmware is the
 default for its image.`,
 		Example: `  argon machine create web --image debian --disk 10GiB --publish 8080:80
+  argon machine create web --image https://example.org/debian-12.qcow2
   argon machine create web --image debian --user alice --ssh-key ~/.ssh/id_ed25519.pub
   argon machine create db --volume db-root --volume db-data --cpus 4 --memory 8GiB
   argon machine create spare --image debian --replicas 3 --stopped
@@ -44,6 +45,10 @@ default for its image.`,
 		return err
 	}
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, _ []string) error {
+		var err error
+		if req.Image, err = a.namedImage(ctx, c, req.GetImage()); err != nil {
+			return err
+		}
 		res, err := waiting(ctx, a, "making machine "+req.GetName(), c.Machines.CreateMachine, req)
 		if err != nil {
 			return err
@@ -71,7 +76,7 @@ type createFlags struct {
 func (c *createFlags) add(a *app, cmd *cobra.Command) {
 	c.memory, c.disk = memorySize(512<<20), diskSize()
 	flags := cmd.Flags()
-	flags.StringVar(&c.req.Image, "image", "", "make the boot disk from this image")
+	flags.StringVar(&c.req.Image, "image", "", "make the boot disk from this image; `NAME|FILE|URL`: with a slash in it, it is imported first")
 	flags.Var(&c.disk, "disk", "size of that disk, such as 20GiB; a number alone is GiB (default: the image's)")
 	flags.Uint32Var(&c.req.Replicas, "replicas", 2, "how many servers keep a copy of that disk: 1, 2 or 3")
 	flags.StringArrayVar(&c.req.Volumes, "volume", nil, "use this volume; repeated, the first one boots")

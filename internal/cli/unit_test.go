@@ -9,17 +9,14 @@ import (
 
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/cluster"
+	"github.com/argon-cluster/argon/internal/install"
 )
 
 // systemd starts a server again for ever, except where that can't help.
 func TestUnitKnowsWhatIsFinal(t *testing.T) {
-	unit, err := os.ReadFile("../../docs/argon.service")
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, line := range []string{"StartLimitIntervalSec=0", "Restart=always", fmt.Sprintf("RestartPreventExitStatus=%d", exitFinal)} {
-		if !strings.Contains(string(unit), "\n"+line+"\n") {
-			t.Errorf("docs/argon.service has no line %s", line)
+		if !strings.Contains(install.Unit, "\n"+line+"\n") {
+			t.Errorf("the unit has no line %s", line)
 		}
 	}
 	for _, tt := range []struct {

@@ -19,9 +19,9 @@ import (
 // admitted at the same time.
 const admitTries = 20
 
-// Admit lets a server join: the member's side of Join. The token is used up in
-// the transaction that makes the server's record, so one token lets one server
-// in. ErrToken; catalog.ErrExists if the name or the address is taken.
+// Admit lets a server join: the member's side of Join. The token notes it in the
+// transaction that makes the server's record, so it lets no more servers in than
+// it is for. ErrToken; catalog.ErrExists if the name or the address is taken.
 func (m *Member) Admit(ctx context.Context, req *argonv1.AdmitRequest) (*argonv1.AdmitResponse, error) {
 	p, err := m.running()
 	if err != nil {
@@ -47,14 +47,8 @@ func (m *Member) Admit(ctx context.Context, req *argonv1.AdmitRequest) (*argonv1
 // admit is one try.
 func (m *Member) admit(ctx context.Context, p *parts, tok token, req *argonv1.AdmitRequest) (*argonv1.AdmitResponse, error) {
 	now := m.opts.Now()
-	rec, err := p.store.Tokens.Get(ctx, tok.id)
-	if errors.Is(err, catalog.ErrNotFound) {
-		rec, err = &argonv1.Token{}, nil
-	}
+	rec, err := p.tokenRecord(ctx, tok, now)
 	if err != nil {
-		return nil, err
-	}
-	if err := tok.check(rec, now); err != nil {
 		return nil, err
 	}
 	server, err := candidate(req.GetServer())
@@ -85,7 +79,7 @@ func (m *Member) admit(ctx context.Context, p *parts, tok token, req *argonv1.Ad
 		return nil, err
 	}
 	server.CertificateSerial, server.CertificateExpires = serialOf(cert), timestamppb.New(cert.NotAfter)
-	rec.UsedBy = server.GetMeta().GetId()
+	admit(rec, server.GetMeta().GetId())
 	// Addresses are unique: two admissions at once meet at the oldest record.
 	txn := p.store.Txn().Put(rec)
 	if len(servers) > 0 {

@@ -65,6 +65,50 @@ func TestAdmissionsMeet(t *testing.T) {
 	}
 }
 
+// A token for several servers lets just as many in, also when more ask at once.
+func TestTokenForSeveral(t *testing.T) {
+	w := newWorld(t)
+	a := w.first()
+	token, rec, err := a.member.CreateToken(t.Context(), 3, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var errs [5]error
+	var wg sync.WaitGroup
+	for i := range errs {
+		wg.Go(func() {
+			_, request, err := newRequest()
+			if err != nil {
+				errs[i] = err
+				return
+			}
+			_, errs[i] = a.member.Admit(t.Context(), &argonv1.AdmitRequest{Token: token, CertificateRequest: request, Server: &argonv1.Server{
+				Meta: &argonv1.Meta{Name: fmt.Sprint("n", i)}, Address: fmt.Sprint(w.prefix, 210+i), ApiPort: 7440, DataPort: 7441, PeerPort: 7442, EtcdPort: 7443,
+			}})
+		})
+	}
+	wg.Wait()
+	in := 0
+	for _, err := range errs {
+		switch {
+		case err == nil:
+			in++
+		case !errors.Is(err, ErrToken):
+			t.Error(err)
+		}
+	}
+	if in != 3 {
+		t.Errorf("%d servers were let in: %v", in, errs)
+	}
+	list, err := a.member.ListTokens(t.Context())
+	if err != nil || len(list) != 1 || list[0].GetId() != rec.GetId() || len(list[0].GetAdmitted()) != 3 || list[0].GetUsedBy() == "" {
+		t.Errorf("listed: %v, %v", list, err)
+	}
+	if err := a.member.CheckToken(t.Context(), token); !errors.Is(err, ErrToken) {
+		t.Errorf("a token that was used up: %v", err)
+	}
+}
+
 // Tokens are listed for a while after their time, and then forgotten.
 func TestOldTokens(t *testing.T) {
 	w := newWorld(t)

@@ -3,7 +3,9 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -447,6 +449,19 @@ func (m *Member) ServerTLS(clients tls.ClientAuthType, protocols ...string) *tls
 		return nil
 	}
 	return m.creds.server(clients, protocols)
+}
+
+// KeyPin is the SHA-256 of this server's public key, in base64: what tools that
+// know no authority can check a server by (RFC 7469, section 2.4). Empty before
+// the server was configured.
+func (m *Member) KeyPin() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.creds == nil {
+		return ""
+	}
+	sum := sha256.Sum256(m.creds.own.Leaf.RawSubjectPublicKeyInfo)
+	return base64.StdEncoding.EncodeToString(sum[:])
 }
 
 // ClientTLS is for connections to one server of the cluster: it accepts no

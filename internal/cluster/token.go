@@ -29,7 +29,7 @@ const (
 	tokenSecretBytes = 24
 )
 
-// token lets one server join. Its text is
+// token lets servers join, one unless its record says more. Its text is
 // "argon1.<id>.<secret>.<fingerprint>": the id in hex; the secret and the
 // SHA-256 of the authority's certificate in URL-safe base64 without padding.
 type token struct {
@@ -97,16 +97,50 @@ func (t token) check(rec *argonv1.Token, now time.Time) error {
 	case subtle.ConstantTimeCompare(t.secretHash(), rec.GetSecretHash()) != 1:
 		return fmt.Errorf("%w: it is not one of this cluster, or was deleted: make one with `argon token create`", ErrToken)
 	case rec.GetUsedBy() != "":
-		return fmt.Errorf("%w: it was used already: make one for each server with `argon token create`", ErrToken)
+		return fmt.Errorf("%w: it was used already: make another with `argon token create`", ErrToken)
 	case !now.Before(rec.GetExpires().AsTime()):
 		return fmt.Errorf("%w: it expired at %s: make another with `argon token create`", ErrToken, rec.GetExpires().AsTime().UTC().Format(time.RFC3339))
 	}
 	return nil
 }
 
-// CreateToken makes a token that lets one server join within ttl. The text is
+// admit notes a server that the token lets in. It is used up by the last one.
+func admit(rec *argonv1.Token, serverID string) {
+	rec.Admitted = append(rec.Admitted, serverID)
+	if len(rec.GetAdmitted()) >= int(rec.GetServers()) {
+		rec.UsedBy = serverID
+	}
+}
+
+// CheckToken says why a token does not let a server join. ErrToken.
+func (m *Member) CheckToken(ctx context.Context, text string) error {
+	p, err := m.running()
+	if err != nil {
+		return err
+	}
+	tok, err := parseToken(text)
+	if err != nil {
+		return err
+	}
+	_, err = p.tokenRecord(ctx, tok, m.opts.Now())
+	return err
+}
+
+// tokenRecord is the record of a token that is good. ErrToken.
+func (p *parts) tokenRecord(ctx context.Context, tok token, now time.Time) (*argonv1.Token, error) {
+	rec, err := p.store.Tokens.Get(ctx, tok.id)
+	if errors.Is(err, catalog.ErrNotFound) {
+		rec, err = &argonv1.Token{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return rec, tok.check(rec, now)
+}
+
+// CreateToken makes a token that lets some servers join within ttl. The text is
 // not kept: only the hash of its secret is.
-func (m *Member) CreateToken(ctx context.Context, ttl time.Duration) (string, *argonv1.Token, error) {
+func (m *Member) CreateToken(ctx context.Context, servers uint32, ttl time.Duration) (string, *argonv1.Token, error) {
 	p, err := m.running()
 	if err != nil {
 		return "", nil, err
@@ -124,6 +158,7 @@ func (m *Member) CreateToken(ctx context.Context, ttl time.Duration) (string, *a
 		SecretHash: t.secretHash(),
 		Created:    timestamppb.New(now),
 		Expires:    timestamppb.New(now.Add(ttl)),
+		Servers:    servers,
 	}
 	if err := p.store.Tokens.Create(ctx, rec); err != nil {
 		return "", nil, fmt.Errorf("create a token: %w", err)

@@ -250,7 +250,7 @@ func (w *world) join() *testServer {
 
 func (s *testServer) token(ttl time.Duration) string {
 	s.w.t.Helper()
-	text, _, err := s.member.CreateToken(s.w.t.Context(), ttl)
+	text, _, err := s.member.CreateToken(s.w.t.Context(), 1, ttl)
 	if err != nil {
 		s.w.t.Fatal(err)
 	}

@@ -45,6 +45,8 @@ func (a *API) Handler() http.Handler {
 	mux.Handle(argonv1connect.NewCheckpointServiceHandler(checkpointService{a}, options...))
 	mux.Handle(argonv1connect.NewEventServiceHandler(eventService{a}, options...))
 	mux.HandleFunc("GET /vnc", a.webDisplay)
+	mux.HandleFunc("GET "+installPath+"{token}", a.installScript)
+	mux.HandleFunc("GET "+installPath+"{token}/argon", a.installProgram)
 	return a.whileGood(mux)
 }
 

@@ -226,9 +226,19 @@ func (fakeMembers) Admit(context.Context, *argonv1.AdmitRequest) (*argonv1.Admit
 	return &argonv1.AdmitResponse{}, nil
 }
 
-func (fakeMembers) CreateToken(_ context.Context, ttl time.Duration) (string, *argonv1.Token, error) {
-	return "argon1.x", &argonv1.Token{Expires: timestamppb.New(time.Now().Add(ttl))}, nil
+func (fakeMembers) CreateToken(_ context.Context, servers uint32, ttl time.Duration) (string, *argonv1.Token, error) {
+	return "argon1.x", &argonv1.Token{Servers: servers, Expires: timestamppb.New(time.Now().Add(ttl))}, nil
 }
+
+func (fakeMembers) CheckToken(_ context.Context, token string) error {
+	if token != "argon1.x" {
+		return errors.New("token refused: it's not one")
+	}
+	return nil
+}
+
+func (fakeMembers) KeyPin() string { return "cGlu" }
+
 func (fakeMembers) ListTokens(context.Context) ([]*argonv1.Token, error) { return nil, nil }
 func (fakeMembers) DeleteToken(context.Context, string) error            { return catalog.ErrNotFound }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -59,7 +60,8 @@ const (
 
 // ForTLS marks every call with who its certificate says it is from. The TLS
 // layer has checked the certificate against the cluster's authority. Who has
-// none can ask for admission, briefly; nothing else of theirs is read.
+// none can ask for admission, briefly, or fetch what a new server needs, with a
+// token; nothing else of theirs is read.
 func ForTLS(h http.Handler, identify func(tls.ConnectionState) (Caller, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var c Caller
@@ -71,7 +73,7 @@ func ForTLS(h http.Handler, identify func(tls.ConnectionState) (Caller, error)) 
 			}
 		}
 		if c.Kind == Nobody {
-			if r.URL.Path != argonv1connect.ClusterServiceAdmitProcedure {
+			if r.URL.Path != argonv1connect.ClusterServiceAdmitProcedure && !strings.HasPrefix(r.URL.Path, installPath) {
 				refuse(w, r, errNobody())
 				return
 			}

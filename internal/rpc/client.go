@@ -181,9 +181,13 @@ func untilRevoked(ctx context.Context, p *Parts, c Caller) bool {
 func apiAddresses(st *catalog.State) []string {
 	var all []string
 	for _, s := range sorted(st.Servers) {
-		all = append(all, net.JoinHostPort(s.GetAddress(), strconv.Itoa(int(s.GetApiPort()))))
+		all = append(all, apiAddress(s))
 	}
 	return all
+}
+
+func apiAddress(s *argonv1.Server) string {
+	return net.JoinHostPort(s.GetAddress(), strconv.Itoa(int(s.GetApiPort())))
 }
 
 // certificateSoon is how long before its end a certificate is warned of.

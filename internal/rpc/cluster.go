@@ -16,6 +16,7 @@ import (
 const (
 	defaultTokenTTL  = time.Hour
 	maxTokenTTL      = 30 * 24 * time.Hour
+	maxTokenServers  = 1000
 	defaultClientTTL = 365 * 24 * time.Hour
 	maxClientTTL     = 10 * 365 * 24 * time.Hour
 	// statusTimeout is how long Status waits for a majority before it says
@@ -195,11 +196,22 @@ func (s clusterService) CreateToken(ctx context.Context, req *connect.Request[ar
 	if ttl > maxTokenTTL {
 		return nil, invalid("a token for %v: at most %v", ttl, maxTokenTTL)
 	}
-	if _, err := p.fresh(ctx); err != nil {
+	st, err := p.fresh(ctx)
+	if err != nil {
 		return nil, err
 	}
-	token, record, err := p.Members.CreateToken(ctx, ttl)
-	return answer(&argonv1.CreateTokenResponse{Token: token, Record: record}, err)
+	servers := max(req.Msg.GetServers(), 1)
+	if servers > maxTokenServers {
+		return nil, invalid("a token for %d servers: at most %d", servers, maxTokenServers)
+	}
+	token, record, err := p.Members.CreateToken(ctx, servers, ttl)
+	if err != nil {
+		return nil, err
+	}
+	address := apiAddress(st.Servers[p.ServerID])
+	return answer(&argonv1.CreateTokenResponse{
+		Token: token, Record: record, Address: address, InstallCommand: installCommand(address, p.Members.KeyPin(), token),
+	}, nil)
 }
 
 func (s clusterService) ListTokens(ctx context.Context, _ *connect.Request[argonv1.ListTokensRequest]) (*connect.Response[argonv1.ListTokensResponse], error) {

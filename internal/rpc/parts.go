@@ -54,7 +54,11 @@ type Parts struct {
 // Members lets servers and administrators in.
 type Members interface {
 	Admit(ctx context.Context, req *argonv1.AdmitRequest) (*argonv1.AdmitResponse, error)
-	CreateToken(ctx context.Context, ttl time.Duration) (token string, record *argonv1.Token, err error)
+	CreateToken(ctx context.Context, servers uint32, ttl time.Duration) (token string, record *argonv1.Token, err error)
+	// CheckToken says why a token lets nobody join.
+	CheckToken(ctx context.Context, token string) error
+	// KeyPin is the SHA-256 of this server's public key, in base64.
+	KeyPin() string
 	ListTokens(ctx context.Context) ([]*argonv1.Token, error)
 	DeleteToken(ctx context.Context, id string) error
 	IssueClient(ctx context.Context, name string, request []byte, ttl time.Duration, by string) (certificatePEM string, err error)

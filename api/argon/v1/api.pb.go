@@ -895,7 +895,9 @@ func (x *CatalogLoad) GetFull() bool {
 type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 0: one hour. At most 30 days.
-	TtlSeconds    uint32 `protobuf:"varint,1,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	TtlSeconds uint32 `protobuf:"varint,1,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"`
+	// How many servers it lets in; 0: one. At most 1,000.
+	Servers       uint32 `protobuf:"varint,2,opt,name=servers,proto3" json:"servers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -937,13 +939,24 @@ func (x *CreateTokenRequest) GetTtlSeconds() uint32 {
 	return 0
 }
 
+func (x *CreateTokenRequest) GetServers() uint32 {
+	if x != nil {
+		return x.Servers
+	}
+	return 0
+}
+
 type CreateTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Shown once: "argon1.<id>.<secret>.<CA fingerprint>".
-	Token         string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	Record        *Token `protobuf:"bytes,2,opt,name=record,proto3" json:"record,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Token  string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Record *Token `protobuf:"bytes,2,opt,name=record,proto3" json:"record,omitempty"`
+	// Where the server that made it is reached, as `argon join` takes it.
+	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	// A shell command that installs Argon on a new server, and has it join.
+	InstallCommand string `protobuf:"bytes,4,opt,name=install_command,json=installCommand,proto3" json:"install_command,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateTokenResponse) Reset() {
@@ -988,6 +1001,20 @@ func (x *CreateTokenResponse) GetRecord() *Token {
 		return x.Record
 	}
 	return nil
+}
+
+func (x *CreateTokenResponse) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *CreateTokenResponse) GetInstallCommand() string {
+	if x != nil {
+		return x.InstallCommand
+	}
+	return ""
 }
 
 type ListTokensRequest struct {
@@ -8597,13 +8624,16 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"quotaBytes\x12\x1d\n" +
 	"\n" +
 	"file_bytes\x18\x03 \x01(\x04R\tfileBytes\x12\x12\n" +
-	"\x04full\x18\x04 \x01(\bR\x04full\"5\n" +
+	"\x04full\x18\x04 \x01(\bR\x04full\"O\n" +
 	"\x12CreateTokenRequest\x12\x1f\n" +
 	"\vttl_seconds\x18\x01 \x01(\rR\n" +
-	"ttlSeconds\"T\n" +
+	"ttlSeconds\x12\x18\n" +
+	"\aservers\x18\x02 \x01(\rR\aservers\"\x97\x01\n" +
 	"\x13CreateTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12'\n" +
-	"\x06record\x18\x02 \x01(\v2\x0f.argon.v1.TokenR\x06record\"\x13\n" +
+	"\x06record\x18\x02 \x01(\v2\x0f.argon.v1.TokenR\x06record\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12'\n" +
+	"\x0finstall_command\x18\x04 \x01(\tR\x0einstallCommand\"\x13\n" +
 	"\x11ListTokensRequest\"=\n" +
 	"\x12ListTokensResponse\x12'\n" +
 	"\x06tokens\x18\x01 \x03(\v2\x0f.argon.v1.TokenR\x06tokens\"$\n" +

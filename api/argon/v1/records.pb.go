@@ -1492,9 +1492,13 @@ type Token struct {
 	SecretHash []byte                 `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
 	Created    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created,proto3" json:"created,omitempty"`
 	Expires    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires,proto3" json:"expires,omitempty"`
-	// The server that used it; empty while it is fresh.
-	UsedBy        string `protobuf:"bytes,5,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
-	Revision      int64  `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The last server that it let in, once it lets no other in; empty before.
+	UsedBy   string `protobuf:"bytes,5,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	Revision int64  `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	// How many servers it lets in; 0: one.
+	Servers uint32 `protobuf:"varint,7,opt,name=servers,proto3" json:"servers,omitempty"`
+	// The servers that it let in.
+	Admitted      []string `protobuf:"bytes,8,rep,name=admitted,proto3" json:"admitted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1569,6 +1573,20 @@ func (x *Token) GetRevision() int64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *Token) GetServers() uint32 {
+	if x != nil {
+		return x.Servers
+	}
+	return 0
+}
+
+func (x *Token) GetAdmitted() []string {
+	if x != nil {
+		return x.Admitted
+	}
+	return nil
 }
 
 // ClientCertificate is what was signed for a remote administrator. It is kept
@@ -4753,7 +4771,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1f\n" +
 	"\vttl_seconds\x18\x04 \x01(\rR\n" +
 	"ttlSeconds\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x03R\brevision\"\xd9\x01\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\"\x8f\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
@@ -4761,7 +4779,9 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
 	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x17\n" +
 	"\aused_by\x18\x05 \x01(\tR\x06usedBy\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x03R\brevision\"\xbd\x02\n" +
+	"\brevision\x18\x06 \x01(\x03R\brevision\x12\x18\n" +
+	"\aservers\x18\a \x01(\rR\aservers\x12\x1a\n" +
+	"\badmitted\x18\b \x03(\tR\badmitted\"\xbd\x02\n" +
 	"\x11ClientCertificate\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x16\n" +
 	"\x06client\x18\x02 \x01(\tR\x06client\x124\n" +
