@@ -57,8 +57,9 @@ SCRIPT
 cat >"$root/DEBIAN/prerm" <<-'SCRIPT'
 	#!/bin/sh
 	set -e
-	if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
-		systemctl disable --now argon
+	if [ "$1" = remove ] && command -v systemctl >/dev/null; then
+		if [ -d /run/systemd/system ]; then systemctl stop argon; fi
+		systemctl disable argon
 	fi
 SCRIPT
 chmod 755 "$root/DEBIAN/postinst" "$root/DEBIAN/prerm"

@@ -37,6 +37,9 @@ const (
 	completionFile = "/usr/local/share/bash-completion/completions/argon"
 )
 
+// Files are all that Run writes, and what systemd does.
+var Files = []string{Program, unitFile, sysctlFile, completionFile, "/etc/systemd/system/multi-user.target.wants/argon.service"}
+
 // packaged is where a Debian package has the unit; it comes with all the rest.
 var packaged = []string{"/usr/lib/systemd/system/argon.service", "/lib/systemd/system/argon.service"}
 
@@ -181,7 +184,7 @@ func (o Options) start(ctx context.Context, changed bool) (started bool, err err
 		}
 		if sysctl, err := exec.LookPath("sysctl"); err == nil {
 			// In a container they may not be set: the host's hold there.
-			_ = o.run(exec.CommandContext(ctx, sysctl, "--quiet", "--load", sysctlFile))
+			_ = exec.CommandContext(ctx, sysctl, "--quiet", "--load", sysctlFile).Run()
 		}
 	}
 	if err := o.systemctl(ctx, "enable", "argon"); err != nil {
