@@ -15,7 +15,7 @@ import (
 var ErrFull = errors.New("the catalog is full")
 
 func errFull() error {
-	return fmt.Errorf("%w: remove machines, volumes, snapshots, checkpoints or user data that nobody needs, then try again (`argon status` shows its size)", ErrFull)
+	return fmt.Errorf("%w: remove machines, volumes, snapshots, checkpoints or user data that nobody needs, then try again (`argon status` shows its size, and whether a disk is full)", ErrFull)
 }
 
 // smallGrowth is by how much, in bytes, a record may grow in a full catalog. What

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/argon-cluster/argon/internal/catalog"
 )
 
@@ -95,6 +97,9 @@ func (m *Member) copyCatalog(ctx context.Context) error {
 	p, err := m.running()
 	if err != nil {
 		return err
+	}
+	if m.opts.NoRoom() {
+		return fmt.Errorf("copy the catalog into %s: %w", m.dir.copies(), unix.ENOSPC)
 	}
 	if err := os.MkdirAll(m.dir.copies(), 0o700); err != nil {
 		return fmt.Errorf("make the directory of the catalog's copies: %w", err)

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -142,14 +143,18 @@ func (d directory) saveCredentials(caPEM, certPEM, keyPEM []byte) (*credentials,
 	return creds, nil
 }
 
-// saveIdentity writes server.json. From then on the server is part of the
-// cluster.
+// saveIdentity writes server.json, if it is another one, all or nothing. From then
+// on the server is part of the cluster.
 func (d directory) saveIdentity(id *identity) error {
 	b, err := json.MarshalIndent(id, "", "\t")
 	if err != nil {
 		return fmt.Errorf("encode who this server is: %w", err)
 	}
-	if err := renameio.WriteFile(d.identityFile(), append(b, '\n'), 0o644); err != nil {
+	b = append(b, '\n')
+	if is, err := os.ReadFile(d.identityFile()); err == nil && bytes.Equal(is, b) {
+		return nil // a start must not need room on the disk
+	}
+	if err := renameio.WriteFile(d.identityFile(), b, 0o644); err != nil {
 		return fmt.Errorf("write who this server is: %w", err)
 	}
 	return d.sync()

@@ -65,6 +65,8 @@ type Options struct {
 	// CatalogQuota is how large the catalog may become, in bytes, the same on
 	// all servers; 0: 1 GiB.
 	CatalogQuota int64
+	// NoRoom reports whether the directory's file system is full; nil: it never is.
+	NoRoom func() bool
 	// Now is the wall clock, for certificates and tokens; nil: the real one.
 	Now func() time.Time
 	// Boottime is the clock that leases are counted on; nil: CLOCK_BOOTTIME.
@@ -119,6 +121,9 @@ func Open(opts Options) (*Member, error) {
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
+	}
+	if opts.NoRoom == nil {
+		opts.NoRoom = func() bool { return false }
 	}
 	if opts.Boottime == nil {
 		opts.Boottime = boottime.Now

@@ -48,6 +48,9 @@ func (m *Member) RunUpkeep(ctx context.Context, view *catalog.View) error {
 		case u == nil || u.etcd != e:
 			u = &upkeeper{member: m, parts: p, etcd: e, view: view}
 		}
+		if err := m.reserveFile(); err != nil {
+			m.opts.Log.Debug("room for the catalog's file is not kept", "err", err)
+		}
 		if u != nil {
 			again, err := u.pass(ctx)
 			if !trouble.tell(ctx, err) && again {
@@ -122,6 +125,7 @@ func (u *upkeeper) look(ctx context.Context, st *catalog.State) (load, error) {
 	}
 	l.floor, l.members = u.floor, []memberLoad{own}
 	l.history = u.before > u.compacted
+	l.noRoom = u.member.opts.NoRoom() && aloneVotes(st)
 	l.rested = u.compacted == 0 || now-u.compactedAt >= historyLeast
 	if u.looks++; u.looks%lookEvery == 0 || l.alarm {
 		others, err := u.others(ctx, own.id)
@@ -131,6 +135,18 @@ func (u *upkeeper) look(ctx context.Context, st *catalog.State) (load, error) {
 		l.members, l.complete = append(l.members, others...), true
 	}
 	return l, nil
+}
+
+// aloneVotes reports whether there is one voter. Where there are others they go on
+// without one whose disk is full.
+func aloneVotes(st *catalog.State) bool {
+	n := 0
+	for _, s := range st.Servers {
+		if s.GetVoterRole() == argonv1.VoterRole_VOTER_ROLE_VOTER {
+			n++
+		}
+	}
+	return n == 1
 }
 
 // others asks the other members of etcd.
@@ -165,7 +181,7 @@ func (u *upkeeper) carryOut(ctx context.Context, step upkeepStep) error {
 	case compact:
 		return u.compact(ctx)
 	case markFull:
-		return u.mark(bounded, true, argonv1.Severity_SEVERITY_ERROR, "catalog-full", "the catalog takes nothing new until something is removed")
+		return u.mark(bounded, true, argonv1.Severity_SEVERITY_ERROR, "catalog-full", "the catalog takes nothing new until there is room: "+step.why)
 	case markRoom:
 		return u.mark(bounded, false, argonv1.Severity_SEVERITY_INFO, "catalog-has-room", "the catalog takes everything again")
 	case defragment:

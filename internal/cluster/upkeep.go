@@ -30,6 +30,8 @@ type load struct {
 	quota int64
 	// full: the catalog is said to be full. alarm: etcd takes no writes.
 	full, alarm bool
+	// noRoom: what it lies on is full, and no other voter has it.
+	noRoom bool
 	// floor is how much was used after the last compaction; 0: none was made.
 	floor int64
 	// history: there is some to compact. rested: a while has passed since that
@@ -113,9 +115,11 @@ func (l load) marking() upkeepStep {
 	used := l.used()
 	switch {
 	case l.alarm: // nothing can be written
+	case !l.full && l.noRoom:
+		return upkeepStep{kind: markFull, why: "the file system of the only voter's directory is full"}
 	case !l.full && used >= l.quota/10*9:
 		return upkeepStep{kind: markFull, why: "nine tenths of the catalog's quota are used"}
-	case l.full && used < l.quota/20*17:
+	case l.full && !l.noRoom && used < l.quota/20*17:
 		return upkeepStep{kind: markRoom, why: "there is room again"}
 	}
 	return upkeepStep{}

@@ -36,6 +36,8 @@ func TestPlanUpkeep(t *testing.T) {
 		{"history grows past half", used(500), compact, 0},
 		{"half is used, by little history", func(l *load) { used(500)(l); l.floor = 450 }, noUpkeep, 0},
 		{"nothing was written since", func(l *load) { used(800)(l); l.history = false }, noUpkeep, 0},
+		{"its disk is full", func(l *load) { l.noRoom = true }, markFull, 0},
+		{"its disk is full still", func(l *load) { l.noRoom, l.full, l.history = true, true, false }, noUpkeep, 0},
 		{"nine tenths with history", used(900), compact, 0},
 		{"nine tenths", func(l *load) { used(900)(l); l.floor = 890 }, markFull, 0},
 		{"on another member, too", func(l *load) { l.members[1].used, l.members[1].size, l.floor = 900, 900, 890 }, markFull, 0},

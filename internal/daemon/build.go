@@ -63,7 +63,7 @@ func (s *server) build(ctx context.Context) (m *memberParts, err error) {
 		server: func(id string) *argonv1.Server { return m.view.State().Servers[id] },
 		config: s.member.ClientTLS,
 	}
-	if m.images, err = image.NewStore(image.Options{Dir: s.paths.images(), Log: s.Log}); err != nil {
+	if m.images, err = image.NewStore(image.Options{Dir: s.paths.images(), Free: freeForImages, Log: s.Log}); err != nil {
 		return nil, err
 	}
 	if m.replicas, err = s.openReplicas(clusterID, m.images); err != nil {

@@ -92,7 +92,7 @@ func (o *Options) runDir() string { return cmp.Or(o.RunDir, DefaultRunDir(o.Dir)
 // openMember finds out who this server is, and fills in what the options leave
 // open: a member of a cluster has the ports that it was made with, and the address
 // that it had last. The address of one that is none yet may stay open.
-func openMember(ctx context.Context, o *Options, r resources) (*cluster.Member, error) {
+func openMember(ctx context.Context, o *Options, r resources, b *ballast) (*cluster.Member, error) {
 	capacity, _, err := r.measure()
 	if err != nil {
 		return nil, err
@@ -101,7 +101,7 @@ func openMember(ctx context.Context, o *Options, r resources) (*cluster.Member, 
 		return cluster.Open(cluster.Options{
 			Dir: o.Dir, Address: o.Address,
 			Ports:    cluster.Ports{API: o.APIPort, Data: o.DataPort, Peer: o.PeerPort, Etcd: o.EtcdPort},
-			Capacity: capacity, Version: o.Version, Log: o.Log,
+			Capacity: capacity, Version: o.Version, NoRoom: b.Short, Log: o.Log,
 		})
 	}
 	m, err := open()
@@ -154,7 +154,11 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	started := o.Address
-	member, err := openMember(ctx, &o, has)
+	ballast, err := openBallast(p.dir, o.Log)
+	if err != nil {
+		return err
+	}
+	member, err := openMember(ctx, &o, has, ballast)
 	if ctx.Err() != nil {
 		return nil // it was stopped while it waited for its address
 	}
@@ -165,7 +169,7 @@ func Run(ctx context.Context, o Options) error {
 	defer end(nil)
 	s := &server{
 		started: started, restart: func() { end(ErrRestart) },
-		Options: o, paths: p, member: member, resources: has, disk: disk,
+		Options: o, paths: p, member: member, resources: has, disk: disk, ballast: ballast,
 		listening: make(chan struct{}), configured: make(chan struct{}), ready: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	if member.Configured() {
@@ -180,7 +184,8 @@ type server struct {
 	paths  paths
 	member *cluster.Member
 	resources
-	disk *disk
+	disk    *disk
+	ballast *ballast
 	// listening is closed once the ports are there, configured once this server
 	// is part of a cluster, ready once its parts are there, stopped once they are
 	// not to come.
@@ -220,6 +225,7 @@ func (s *server) run(ctx context.Context) error {
 
 	handler := rpc.New(s, s.Log).Handler()
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.ballast.run(ctx) })
 	g.Go(func() error { return serve(ctx, newHTTPServer(rpc.ForSocket(handler), s.Log), admin) })
 	g.Go(func() error {
 		select {

@@ -33,6 +33,7 @@ func (s *server) reportUsage(ctx context.Context, m *memberParts) error {
 		select {
 		case <-tick.C:
 		case <-m.closed.changed:
+		case <-s.ballast.changed:
 		case <-ctx.Done():
 			return nil
 		}
@@ -51,17 +52,19 @@ func (s *server) tellUsage(ctx context.Context, m *memberParts, anyway bool) err
 	if known == nil {
 		return catalog.ErrUnchanged
 	}
-	closed := m.closed.list()
+	closed, problem := m.closed.list(), s.ballast.problem()
 	news := usageNews(known, capacity, used, s.Version()) ||
 		known.GetContainment() != s.Containment || known.GetConfinement() != s.Confinement ||
-		known.GetClosedNetwork() != s.ClosedNetwork ||
+		known.GetClosedNetwork() != s.ClosedNetwork || known.GetDirectoryProblem() != problem ||
 		!slices.EqualFunc(known.GetClosedPorts(), closed, func(a, b *argonv1.ClosedPort) bool { return proto.Equal(a, b) })
 	if !news && (!anyway || proto.Equal(known.GetUsed(), used)) {
 		return catalog.ErrUnchanged
 	}
 	ctx, cancel := context.WithTimeout(ctx, usageEvery)
 	defer cancel()
+	was := ""
 	_, err = m.store.Servers.Update(ctx, s.member.ID(), func(r *argonv1.Server) error {
+		was, r.DirectoryProblem = r.GetDirectoryProblem(), problem
 		r.Capacity, r.Used, r.Version = capacity, used, s.Version()
 		r.Containment, r.Confinement, r.ClosedNetwork, r.ClosedPorts = s.Containment, s.Confinement, s.ClosedNetwork, closed
 		return nil
@@ -69,7 +72,25 @@ func (s *server) tellUsage(ctx context.Context, m *memberParts, anyway bool) err
 	if err != nil {
 		return fmt.Errorf("writing this server's record: %w", err)
 	}
+	if e := roomEvent(known, was, problem); e != nil {
+		m.news.tell(e)
+	}
 	return nil
+}
+
+// roomEvent tells of a directory that is full, or has room again; nil: neither.
+func roomEvent(s *argonv1.Server, was, is string) *argonv1.Event {
+	e := &argonv1.Event{Kind: "server", SubjectId: s.GetMeta().GetId(), SubjectName: s.GetMeta().GetName()}
+	switch {
+	case was == "" && is != "":
+		e.Severity, e.Reason = argonv1.Severity_SEVERITY_ERROR, "directory-full"
+		e.Message = is + ": the catalog there lives on what was kept for it; free some space"
+	case was != "" && is == "":
+		e.Severity, e.Reason, e.Message = argonv1.Severity_SEVERITY_INFO, "directory-roomy", "its file system has room again"
+	default:
+		return nil
+	}
+	return e
 }
 
 // usageNews tells whether the record is wrong by more than a hundredth.

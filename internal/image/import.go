@@ -281,7 +281,7 @@ func (s *Store) copyIn(ctx context.Context, g *Given, src *source, want Format) 
 		}
 	}
 	out := &sparseWriter{f: g.file}
-	n, err := copyWith(ctx, out, content, most)
+	n, err := copyWith(ctx, s.within(out), content, most)
 	if err == nil && u != nil {
 		err = u.rest(buffered)
 	}

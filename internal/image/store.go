@@ -215,7 +215,7 @@ func (s *Store) Fetch(ctx context.Context, id string, size int64, sum string, ne
 		return err
 	}
 	defer discard(f)
-	if err := receive(ctx, f, size, next, func(done int64) { progress(Progress{"receiving", done, size}) }); err != nil {
+	if err := s.receive(ctx, f, size, next, func(done int64) { progress(Progress{"receiving", done, size}) }); err != nil {
 		return fmt.Errorf("fetching image %s: %w", id, s.explain(err))
 	}
 	got, err := sumFile(ctx, f, size, func(done int64) { progress(Progress{"checking", done, size}) })
@@ -228,7 +228,8 @@ func (s *Store) Fetch(ctx context.Context, id string, size int64, sum string, ne
 	return s.keep(f, path)
 }
 
-func receive(ctx context.Context, f *os.File, size int64, next func() (Piece, error), progress func(done int64)) error {
+func (s *Store) receive(ctx context.Context, f *os.File, size int64, next func() (Piece, error), progress func(done int64)) error {
+	room := s.roomCheck()
 	for {
 		p, err := next()
 		if errors.Is(err, io.EOF) {
@@ -239,6 +240,9 @@ func receive(ctx context.Context, f *os.File, size int64, next func() (Piece, er
 		}
 		if p.Offset < 0 || p.Offset > size || int64(len(p.Data)) > size-p.Offset {
 			return fmt.Errorf("the sender speaks of bytes beyond the image's end")
+		}
+		if err := room(len(p.Data)); err != nil {
+			return err
 		}
 		if _, err := f.WriteAt(p.Data, p.Offset); err != nil {
 			return err
@@ -286,7 +290,7 @@ func (s *Store) keep(f *os.File, path string) error {
 // explain turns a full disk into words.
 func (s *Store) explain(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w in %s: free some, or import on another server", ErrNoSpace, s.dir)
+		return s.noSpace()
 	}
 	return err
 }

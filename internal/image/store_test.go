@@ -281,6 +281,14 @@ func TestImportThatFailsLeavesNothing(t *testing.T) {
 	little := func(o *Options) {
 		o.Free = func(string) (uint64, uint64, error) { return mib, 2 * mib, nil }
 	}
+	// It becomes full while more than one look at it is written.
+	filling := func(o *Options) {
+		left := uint64(3)
+		o.Free = func(string) (uint64, uint64, error) {
+			left -= min(left, 1)
+			return left * mib, 1 << 40, nil
+		}
+	}
 	plenty := func(*Options) {}
 	for name, c := range map[string]struct {
 		ctx     context.Context
@@ -295,6 +303,7 @@ func TestImportThatFailsLeavesNothing(t *testing.T) {
 		"the caller goes away":  {cancelled, plenty, Request{Data: bytes.NewReader(disk)}, context.Canceled},
 		"no room, raw":          {t.Context(), little, Request{Data: bytes.NewReader(disk), Size: 4 * mib}, ErrNoSpace},
 		"no room, qcow2":        {t.Context(), little, Request{Data: bytes.NewReader(toQCOW2(t, disk))}, ErrNoSpace},
+		"no room later":         {t.Context(), filling, Request{Data: bytes.NewReader(rawDisk(3 * checkRoomEvery))}, ErrNoSpace},
 		"no URL":                {t.Context(), plenty, Request{URL: "file:///etc/passwd"}, ErrNotImage},
 		"not https":             {t.Context(), plenty, Request{URL: "http://localhost/a"}, ErrNotImage},
 	} {

@@ -72,7 +72,7 @@ func (s *Store) takeOut(ctx context.Context, g *Given, size int64) error {
 	if err != nil {
 		return err
 	}
-	n, err := copyOut(ctx, file, content, most)
+	n, err := s.copyOut(ctx, file, content, most)
 	if err == nil && format == QCOW2 {
 		n, err = padded(file, n)
 	}
@@ -86,9 +86,9 @@ func (s *Store) takeOut(ctx context.Context, g *Given, size int64) error {
 	return nil
 }
 
-func copyOut(ctx context.Context, to *os.File, from io.Reader, most int64) (int64, error) {
+func (s *Store) copyOut(ctx context.Context, to *os.File, from io.Reader, most int64) (int64, error) {
 	out := &sparseWriter{f: to}
-	n, err := copyWith(ctx, out, from, most)
+	n, err := copyWith(ctx, s.within(out), from, most)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return 0, refuse("the tar archive is truncated")
 	}

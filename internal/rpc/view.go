@@ -207,6 +207,9 @@ func warnings(st *catalog.State) []string {
 				w = append(w, fmt.Sprintf("the disk at %s on server %s is not used: %s", d.GetPath(), s.GetMeta().GetName(), d.GetProblem()))
 			}
 		}
+		if why := s.GetDirectoryProblem(); why != "" {
+			w = append(w, fmt.Sprintf("on server %s %s: its records live on what was kept for them: free some space there", s.GetMeta().GetName(), why))
+		}
 	}
 	if len(down) > 0 {
 		w = append(w, fmt.Sprintf("server %s is down: start it, or `argon server rm --force` it if it is lost for good", strings.Join(down, ", ")))

@@ -71,6 +71,8 @@ func TestWarnings(t *testing.T) {
 	}
 	slow := servers("a", "b", "c")
 	slow.Servers["b"].AccelerationDetail, slow.Servers["c"].ClosedNetwork = "/dev/kvm is not there", "argon is not root"
+	filled := servers("a", "b", "c")
+	filled.Servers["b"].DirectoryProblem = "the file system of /d is full"
 	bad := servers("a", "b", "c")
 	bad.Servers["b"].Disks = []*argonv1.Disk{{Path: "/volumes", Problem: "it burns"}}
 	bad.Volumes["V"] = &argonv1.Volume{
@@ -82,6 +84,7 @@ func TestWarnings(t *testing.T) {
 		want []string
 	}{
 		"a bad disk":          {bad, []string{"the disk at /volumes on server b is not used: it burns", "volume v is degraded: mend the disk of b"}},
+		"a full disk":         {filled, []string{"on server b the file system of /d is full"}},
 		"no KVM, no ways out": {slow, []string{"server b has no KVM: its machines are emulated, slowly: /dev/kvm is not there", "server c open no connections"}},
 		"all is well":         {servers("a", "b", "c"), nil},
 		"two servers":         {two, []string{"the loss of server a stops the cluster"}},

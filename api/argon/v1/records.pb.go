@@ -933,9 +933,11 @@ type Server struct {
 	// Where its replicas lie.
 	Disks []*Disk `protobuf:"bytes,25,rep,name=disks,proto3" json:"disks,omitempty"`
 	// Published ports that can't be opened there now.
-	ClosedPorts   []*ClosedPort `protobuf:"bytes,72,rep,name=closed_ports,json=closedPorts,proto3" json:"closed_ports,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ClosedPorts []*ClosedPort `protobuf:"bytes,72,rep,name=closed_ports,json=closedPorts,proto3" json:"closed_ports,omitempty"`
+	// Why its catalog has little room to live on, in one line; empty: it has.
+	DirectoryProblem string `protobuf:"bytes,73,opt,name=directory_problem,json=directoryProblem,proto3" json:"directory_problem,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Server) Reset() {
@@ -1134,6 +1136,13 @@ func (x *Server) GetClosedPorts() []*ClosedPort {
 		return x.ClosedPorts
 	}
 	return nil
+}
+
+func (x *Server) GetDirectoryProblem() string {
+	if x != nil {
+		return x.DirectoryProblem
+	}
+	return ""
 }
 
 // Disk is a directory that replicas lie in.
@@ -4716,7 +4725,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x13voter_grace_seconds\x18\x03 \x01(\rR\x11voterGraceSeconds\x120\n" +
 	"\x14scrub_interval_hours\x18\x04 \x01(\rR\x12scrubIntervalHours\x12\x1b\n" +
 	"\tscrub_off\x18\x05 \x01(\bR\bscrubOff\x12%\n" +
-	"\x0ecpu_overcommit\x18\x06 \x01(\rR\rcpuOvercommit\"\x83\a\n" +
+	"\x0ecpu_overcommit\x18\x06 \x01(\rR\rcpuOvercommit\"\xb0\a\n" +
 	"\x06Server\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x19\n" +
@@ -4743,7 +4752,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x13acceleration_detail\x18F \x01(\tR\x12accelerationDetail\x12%\n" +
 	"\x0eclosed_network\x18G \x01(\tR\rclosedNetwork\x12$\n" +
 	"\x05disks\x18\x19 \x03(\v2\x0e.argon.v1.DiskR\x05disks\x127\n" +
-	"\fclosed_ports\x18H \x03(\v2\x14.argon.v1.ClosedPortR\vclosedPorts\"f\n" +
+	"\fclosed_ports\x18H \x03(\v2\x14.argon.v1.ClosedPortR\vclosedPorts\x12+\n" +
+	"\x11directory_problem\x18I \x01(\tR\x10directoryProblem\"f\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\aproblem\x18\x02 \x01(\tR\aproblem\x120\n" +
