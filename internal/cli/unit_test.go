@@ -14,7 +14,7 @@ import (
 
 // systemd starts a server again for ever, except where that can't help.
 func TestUnitKnowsWhatIsFinal(t *testing.T) {
-	for _, line := range []string{"StartLimitIntervalSec=0", "Restart=always", fmt.Sprintf("RestartPreventExitStatus=%d", exitFinal)} {
+	for _, line := range []string{"StartLimitIntervalSec=0", "Restart=always", "Type=notify", "TimeoutStartSec=infinity", fmt.Sprintf("RestartPreventExitStatus=%d", exitFinal)} {
 		if !strings.Contains(install.Unit, "\n"+line+"\n") {
 			t.Errorf("the unit has no line %s", line)
 		}

@@ -81,7 +81,8 @@ func newCredentials(caPEM, certPEM, keyPEM []byte) (*credentials, error) {
 	}
 	c := &credentials{own: own, ca: ca, pool: x509.NewCertPool(), superseded: newSupersession()}
 	c.pool.AddCert(ca)
-	if _, err := verifyServer(c.own.Leaf, ca); err != nil {
+	// What the time is, is for CheckClock.
+	if _, err := verifyServerAt(c.own.Leaf, ca, c.own.Leaf.NotBefore); err != nil {
 		return nil, err
 	}
 	// A joining server knows only the authority's fingerprint: show it all.
@@ -92,10 +93,15 @@ func newCredentials(caPEM, certPEM, keyPEM []byte) (*credentials, error) {
 // verifyServer checks that a certificate is one of a server of the cluster
 // with this authority. Who it is is told by an identity, not by an address.
 func verifyServer(cert, ca *x509.Certificate) (Identity, error) {
+	return verifyServerAt(cert, ca, time.Time{})
+}
+
+// verifyServerAt is verifyServer at a time; zero: now.
+func verifyServerAt(cert, ca *x509.Certificate, at time.Time) (Identity, error) {
 	roots := x509.NewCertPool()
 	roots.AddCert(ca)
 	_, err := cert.Verify(x509.VerifyOptions{
-		Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, CurrentTime: at,
 	})
 	if invalid := (x509.CertificateInvalidError{}); errors.As(err, &invalid) && invalid.Reason == x509.Expired {
 		return Identity{}, fmt.Errorf("the certificate is not valid at this host's time: check the clocks of both servers: %w", err)

@@ -105,6 +105,13 @@ func (d directory) keepAnswer(res *argonv1.AdmitResponse, key crypto.Signer, tok
 	if err != nil {
 		return nil, err
 	}
+	own, err := parseCertificate([]byte(res.GetCertificatePem()))
+	if err != nil {
+		return nil, fmt.Errorf("this server's certificate: %w", err)
+	}
+	if _, err := verifyServer(own, ca); err != nil {
+		return nil, err
+	}
 	creds, err := d.saveCredentials(encodeCertificate(ca), []byte(res.GetCertificatePem()), keyPEM)
 	if err != nil {
 		return nil, err

@@ -69,6 +69,9 @@ type Guard interface {
 	LimitDeadline(ctx context.Context, until time.Duration) error
 	// Ready says that the daemon has started: a later end is a crash.
 	Ready(ctx context.Context) error
+	// Status tells the service manager in one line what the server does, or waits
+	// for. serving: it has started.
+	Status(ctx context.Context, serving bool, text string) error
 }
 
 // The ports of a server unless told otherwise.
@@ -89,78 +92,15 @@ func DefaultRunDir(dir string) string {
 
 func (o *Options) runDir() string { return cmp.Or(o.RunDir, DefaultRunDir(o.Dir)) }
 
-// openMember finds out who this server is, and fills in what the options leave
-// open: a member of a cluster has the ports that it was made with, and the address
-// that it had last. The address of one that is none yet may stay open.
-func openMember(ctx context.Context, o *Options, r resources, b *ballast) (*cluster.Member, error) {
-	capacity, _, err := r.measure()
-	if err != nil {
-		return nil, err
-	}
-	open := func() (*cluster.Member, error) {
-		return cluster.Open(cluster.Options{
-			Dir: o.Dir, Address: o.Address,
-			Ports:    cluster.Ports{API: o.APIPort, Data: o.DataPort, Peer: o.PeerPort, Etcd: o.EtcdPort},
-			Capacity: capacity, Version: o.Version, NoRoom: b.Short, Log: o.Log,
-		})
-	}
-	m, err := open()
-	if err != nil {
-		return nil, err
-	}
-	if m.Configured() {
-		address, ports := m.Address()
-		if o.Address == "" {
-			if o.Address, err = cluster.AwaitAddress(ctx, address, o.Log); err != nil {
-				return nil, err
-			}
-			if m, err = open(); err != nil {
-				return nil, err
-			}
-			address, ports = m.Address()
-		} else if err := cluster.AwaitGivenAddress(ctx, o.Address, o.Log); err != nil {
-			return nil, err
-		}
-		o.Address, o.APIPort, o.DataPort, o.PeerPort, o.EtcdPort = address, ports.API, ports.Data, ports.Peer, ports.Etcd
-		return m, nil
-	}
-	o.APIPort = cmp.Or(o.APIPort, DefaultAPIPort)
-	o.DataPort = cmp.Or(o.DataPort, DefaultDataPort)
-	o.PeerPort = cmp.Or(o.PeerPort, DefaultPeerPort)
-	o.EtcdPort = cmp.Or(o.EtcdPort, DefaultEtcdPort)
-	return open()
-}
-
 // Run runs a server until ctx ends, or until it cannot go on. Guests go on
-// running after it. Errors at the start say what to do: a port in use, a
-// directory in use or of another cluster.
+// running after it. What it needs and may come by itself it waits for (start.go).
+// Errors at the start say what to do: a port in use, a directory of another cluster.
 func Run(ctx context.Context, o Options) error {
 	o.RunDir = o.runDir()
-	p := paths{dir: o.Dir, runDir: o.RunDir}
-	if err := p.make(); err != nil {
-		return err
-	}
-	lock, err := p.lock()
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	has, err := findResources(p.volumes())
-	if err != nil {
-		return err
-	}
-	disk, err := openDisk(p, o.Log)
-	if err != nil {
-		return err
-	}
-	started := o.Address
-	ballast, err := openBallast(p.dir, o.Log)
-	if err != nil {
-		return err
-	}
-	member, err := openMember(ctx, &o, has, ballast)
+	g, err := stand(ctx, &o)
+	defer func() { _ = g.lock.Close() }() // nil refuses it
 	if ctx.Err() != nil {
-		return nil // it was stopped while it waited for its address
+		return nil // it was stopped while it waited
 	}
 	if err != nil {
 		return err
@@ -168,11 +108,11 @@ func Run(ctx context.Context, o Options) error {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	s := &server{
-		started: started, restart: func() { end(ErrRestart) },
-		Options: o, paths: p, member: member, resources: has, disk: disk, ballast: ballast,
+		started: g.started, restart: func() { end(ErrRestart) },
+		Options: o, paths: g.paths, member: g.member, resources: g.resources, disk: g.disk, ballast: g.ballast,
 		listening: make(chan struct{}), configured: make(chan struct{}), ready: make(chan struct{}), stopped: make(chan struct{}),
 	}
-	if member.Configured() {
+	if s.member.Configured() {
 		close(s.configured)
 	}
 	return s.run(ctx)
@@ -246,6 +186,7 @@ func (s *server) run(ctx context.Context) error {
 		}
 	})
 	s.Log.Info("serving", "socket", s.paths.adminSocket(), "dir", s.Dir)
+	g.Go(func() error { return s.tellCondition(ctx) })
 	if !isClosed(s.configured) {
 		if err := s.Guard.Ready(ctx); err != nil {
 			s.Log.Error("the guard was not told of the start", "err", err)
@@ -293,13 +234,15 @@ func (s *server) Parts() *rpc.Parts {
 	return s.parts
 }
 
+const waitsForMajority = "waits for a majority of the cluster's voters: start the others"
+
 // Condition implements rpc.Local.
 func (s *server) Condition() (state, detail string) {
 	switch {
 	case !isClosed(s.configured):
 		return "unconfigured", ""
 	case !isClosed(s.ready):
-		return "starting", "this server waits for a majority of the cluster's voters: start the others"
+		return "starting", "this server " + waitsForMajority
 	}
 	return "ready", ""
 }

@@ -19,12 +19,19 @@ func RunUnderGuard(ctx context.Context, o Options, qemuBinary string) error {
 		return fmt.Errorf("connecting to the guard: %w", err)
 	}
 	defer g.Close()
-	o.RunDir = o.runDir()
+	o.RunDir, o.Guard = o.runDir(), g
 	p := paths{dir: o.Dir, runDir: o.RunDir}
-	if err := p.make(); err != nil {
+	err = o.await(ctx, func() (err error) {
+		if err := p.make(); err != nil {
+			return err
+		}
+		o.confinement, err = findConfinement(o, g)
 		return err
+	})
+	if ctx.Err() != nil {
+		return nil // it was stopped while it waited
 	}
-	if o.confinement, err = findConfinement(o, g); err != nil {
+	if err != nil {
 		return err
 	}
 	about, err := g.About(ctx)
@@ -42,7 +49,7 @@ func RunUnderGuard(ctx context.Context, o Options, qemuBinary string) error {
 		SpoolDir: p.spool(), NoWayOut: o.ClosedNetwork != "", Log: o.Log,
 	})
 	defer monitor.Close()
-	o.Monitor, o.Guard, o.keeper = monitor, g, g
+	o.Monitor, o.keeper = monitor, g
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

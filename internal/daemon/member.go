@@ -17,7 +17,7 @@ import (
 // replicas here and elsewhere, then what it needs for that.
 func (s *server) runMember(ctx context.Context, data net.Listener) error {
 	background := context.WithoutCancel(ctx)
-	if err := s.member.Start(ctx); err != nil {
+	if err := s.await(ctx, func() error { return s.member.Start(ctx) }); err != nil {
 		return err
 	}
 	defer s.stopMember()

@@ -43,6 +43,9 @@ func (p paths) make() error {
 	return nil
 }
 
+// errInUse: the directory is locked.
+var errInUse = errors.New("another server uses the directory")
+
 // lock keeps a second server away from the same directory. It ends with the
 // process, or with Close.
 func (p paths) lock() (*os.File, error) {
@@ -53,7 +56,7 @@ func (p paths) lock() (*os.File, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another server uses the directory %s: stop it, or choose another with --dir", p.dir)
+			return nil, fmt.Errorf("%w %s: stop it, or choose another with --dir", errInUse, p.dir)
 		}
 		return nil, fmt.Errorf("locking the directory %s: %w", p.dir, err)
 	}

@@ -123,6 +123,16 @@ func (c *Client) Ready(ctx context.Context) error {
 	return err
 }
 
+// Status tells the service manager in one line what the server does, or waits for.
+// serving: it has started.
+func (c *Client) Status(ctx context.Context, serving bool, text string) error {
+	if !c.Knows("status") {
+		return nil
+	}
+	_, err := c.call(ctx, request{Op: opStatus, Serving: serving, Text: text})
+	return err
+}
+
 // SetDeadline says until when, by CLOCK_BOOTTIME, guests may run. It never
 // moves back.
 func (c *Client) SetDeadline(ctx context.Context, until time.Duration) error {

@@ -15,7 +15,8 @@ type conn struct {
 	guests *guests
 	shelf  *shelf
 	// ready is called when the daemon says that it has started.
-	ready func()
+	ready   func()
+	manager manager
 
 	sending sync.Mutex
 }
@@ -88,6 +89,8 @@ func (c *conn) handle(ctx context.Context, r request) {
 		err = c.shelf.keep(r.ID, r.file)
 	case opLower:
 		err = c.guests.lower(r.Until)
+	case opStatus:
+		c.manager.status(r.Serving, r.Text)
 	case opDrop:
 		c.shelf.drop(r.ID)
 	case opList:

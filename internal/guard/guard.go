@@ -53,7 +53,7 @@ const (
 	// knowsName tells what else than at the beginning the guard understands:
 	// after an upgrade the daemon is newer than it.
 	knowsName = "ARGON_GUARD_KNOWS"
-	knows     = "about,limit,user,keep,lower"
+	knows     = "about,limit,user,keep,lower,status"
 	// keptName has the names of what was kept for the daemon, as JSON; the
 	// descriptors follow childFD.
 	keptName = "ARGON_GUARD_KEPT"
@@ -82,7 +82,8 @@ func Run(ctx context.Context, o Options) error {
 	}
 	t := newThread()
 	defer t.close()
-	g := &guard{opts: o, thread: t}
+	g := &guard{opts: o, thread: t, manager: manager{o.Log}}
+	defer context.AfterFunc(ctx, g.manager.stopping)()
 	g.guests = &guests{
 		now: boottime.Now, thread: t, groups: groups, alarm: ring, log: o.Log, byID: map[string]*guest{}, told: g.exited,
 	}
@@ -122,10 +123,11 @@ func (g *guard) watched(ctx context.Context) error {
 
 // guard is one running guard.
 type guard struct {
-	opts   Options
-	thread *thread
-	guests *guests
-	shelf  shelf
+	opts    Options
+	thread  *thread
+	guests  *guests
+	shelf   shelf
+	manager manager
 
 	mu      sync.Mutex
 	current *conn
@@ -179,6 +181,7 @@ func (g *guard) keepDaemon(ctx context.Context) error {
 		if time.Since(began) > longRun {
 			pause = firstPause
 		}
+		g.manager.status(false, "the daemon has ended; it is started again")
 		g.opts.Log.Error("the daemon has ended; it is started again", "err", err, "pause", pause)
 		select {
 		case <-time.After(pause):
@@ -200,6 +203,7 @@ func (g *guard) runDaemonUntilAsked(ctx context.Context) (asked bool, err error)
 	waiting.Go(func() {
 		select {
 		case <-g.opts.Restart:
+			g.manager.reloading()
 			stop(errAsked)
 		case <-ctx.Done():
 		}
@@ -230,7 +234,7 @@ func (g *guard) runDaemon(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("starting the daemon: %w", err), ours.Close())
 	}
 
-	c := &conn{nc: ours, guests: g.guests, shelf: &g.shelf, ready: g.ready}
+	c := &conn{nc: ours, guests: g.guests, shelf: &g.shelf, ready: g.ready, manager: g.manager}
 	g.mu.Lock()
 	g.current = c
 	g.mu.Unlock()

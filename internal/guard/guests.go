@@ -265,7 +265,7 @@ func guestEnv(env []string) []string {
 	var kept []string
 	for _, e := range env {
 		name, _, _ := strings.Cut(e, "=")
-		if !slices.Contains([]string{fdName, knowsName, keptName}, name) {
+		if !slices.Contains([]string{fdName, knowsName, keptName, notifyName}, name) {
 			kept = append(kept, e)
 		}
 	}

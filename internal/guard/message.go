@@ -26,6 +26,7 @@ const (
 	opKeep     op = "keep"
 	opDrop     op = "drop"
 	opLower    op = "lower"
+	opStatus   op = "status"
 )
 
 // request is one line from the daemon; each has one answer, in any order.
@@ -36,6 +37,9 @@ type request struct {
 	Process *Process      `json:"process,omitempty"`
 	ID      string        `json:"id,omitempty"`
 	Limits  cgroup.Limits `json:"limits,omitzero"`
+	// Serving and Text are for the service manager.
+	Serving bool   `json:"serving,omitempty"`
+	Text    string `json:"text,omitempty"`
 
 	// file comes beside the line.
 	file *os.File
@@ -114,7 +118,7 @@ func parseRequest(line []byte) (request, error) {
 		return r, errors.New("a start without a process")
 	}
 	switch r.Op {
-	case opReady, opDeadline, opStart, opKill, opList, opLimit, opAbout, opKeep, opDrop, opLower:
+	case opReady, opDeadline, opStart, opKill, opList, opLimit, opAbout, opKeep, opDrop, opLower, opStatus:
 		return r, nil
 	}
 	return r, fmt.Errorf("a request for %q", r.Op)
