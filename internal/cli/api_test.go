@@ -251,7 +251,7 @@ func TestRecordsAsTables(t *testing.T) {
 		"server ls":               {"NAME", "s1", "alive", "10.0.0.1", "voter", "0/4", "0B/8GiB", "60m"},
 		"image ls":                {"NAME"},
 		"volume ls":               {"db", "10GiB", "degraded", "1/2"},
-		"volume show db":          {"add a server", "in-sync", "s1", "4GiB on all servers, of that 1GiB", "image debian", "1 regions repaired", "now: growing to 20 GiB"},
+		"volume show db":          {"add a server", "in-sync", "s1", "4GiB on all servers, of that 1GiB", "image debian", "1 region repaired", "now: growing to 20 GiB"},
 		"snapshot ls":             {"db", "monday", "ready", "s1,s2", "test"},
 		"snapshot show db monday": {"generation", "7", "2 volumes (01G1)"},
 		"server show s1":          {"4GiB, of that 1GiB for snapshots only", "3GiB"},

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"connectrpc.com/connect"
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -171,7 +172,8 @@ func recoveryLines(r *cluster.Recovery) []string {
 	lines := []string{
 		fmt.Sprintf("cluster %s (%s), incarnation %d", st.Cluster.GetName(), st.Cluster.GetId(), st.Cluster.GetIncarnation()),
 		fmt.Sprintf("records: %s, revision %d", r.Source, st.Revision),
-		fmt.Sprintf("they have %d servers (%s), %d volumes, %d machines", len(st.Servers), strings.Join(r.ServerNames(), ", "), len(st.Volumes), len(st.Machines)),
+		fmt.Sprintf("they have %s (%s), %s, %s", english.Plural(len(st.Servers), "server", ""), strings.Join(r.ServerNames(), ", "),
+			english.Plural(len(st.Volumes), "volume", ""), english.Plural(len(st.Machines), "machine", "")),
 	}
 	for _, err := range r.Skipped {
 		lines = append(lines, fmt.Sprintf("not usable: %v", err))

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	"github.com/argon-cluster/argon/internal/devcluster"
@@ -86,7 +87,7 @@ func (a *app) devUpCommand(dir *string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(a.out, "%d servers are up after %.1fs\n\n", o.Servers, a.now().Sub(began).Seconds())
+		fmt.Fprintf(a.out, "%s up after %.1fs\n\n", english.Plural(o.Servers, "server", ""), a.now().Sub(began).Seconds())
 		if err := a.printDevServers(c); err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
@@ -222,7 +223,7 @@ func imageDetails(servers map[string]string) []column[*argonv1.Image] {
 func formatHints(h *argonv1.MachineHints) string {
 	var words []string
 	if n := h.GetCpus(); n > 0 {
-		words = append(words, fmt.Sprintf("%d cpus", n))
+		words = append(words, english.Plural(int(n), "cpu", ""))
 	}
 	if n := h.GetMemoryBytes(); n > 0 {
 		words = append(words, formatBytes(n)+" of memory")

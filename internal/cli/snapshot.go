@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -220,7 +221,7 @@ var snapshotDetails = []column[*argonv1.SnapshotView]{
 		if v.GetSnapshot().GetGroup() == "" {
 			return plain("")
 		}
-		return plain(fmt.Sprintf("%d volumes (%s)", v.GetSnapshot().GetGroupSize(), v.GetSnapshot().GetGroup()))
+		return plain(fmt.Sprintf("%s (%s)", english.Plural(int(v.GetSnapshot().GetGroupSize()), "volume", ""), v.GetSnapshot().GetGroup()))
 	}},
 	{"labels", func(v *argonv1.SnapshotView) cell {
 		var labels []string

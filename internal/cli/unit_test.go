@@ -24,6 +24,7 @@ func TestUnitKnowsWhatIsFinal(t *testing.T) {
 		want int
 	}{
 		{cluster.ErrRemoved, exitFinal},
+		{cluster.ErrSuperseded, exitFinal},
 		{cluster.ErrLayout, exitFinal},
 		{catalog.ErrSchema, exitFinal},
 		{cluster.ErrNotRunning, exitFailed},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -61,7 +62,7 @@ func mustWait(s *argonv1.StatusResponse) []string {
 		}
 	}
 	if n := s.GetVolumesDegraded(); n > 0 {
-		why = append(why, fmt.Sprintf("%d of %d volumes are not healthy: see `argon volume ls`", n, s.GetVolumesTotal()))
+		why = append(why, fmt.Sprintf("not healthy: %d of %s: see `argon volume ls`", n, english.Plural(int(s.GetVolumesTotal()), "volume", "")))
 	}
 	if s.GetLeaderId() == "" {
 		why = append(why, "nobody leads the cluster")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -138,9 +139,16 @@ func (a *app) scrubState(s *argonv1.Scrub) cell {
 	case s.GetFinishedAt() == nil:
 		return plain("never")
 	case s.GetUnclear() > 0:
-		return cell{fmt.Sprintf("%s ago: %d regions differ, nothing tells which copy is right", formatAge(a.now(), s.GetFinishedAt()), s.GetUnclear()), red}
+		return cell{fmt.Sprintf("%s ago: %s, nothing tells which copy is right", formatAge(a.now(), s.GetFinishedAt()), regionsDiffer(s.GetUnclear())), red}
 	case s.GetRepaired() > 0:
-		return cell{fmt.Sprintf("%s ago: %d regions repaired", formatAge(a.now(), s.GetFinishedAt()), s.GetRepaired()), yellow}
+		return cell{fmt.Sprintf("%s ago: %s repaired", formatAge(a.now(), s.GetFinishedAt()), english.Plural(int(s.GetRepaired()), "region", "")), yellow}
 	}
 	return cell{formatAge(a.now(), s.GetFinishedAt()) + " ago: all equal", green}
+}
+
+func regionsDiffer(n uint64) string {
+	if n == 1 {
+		return "1 region differs"
+	}
+	return fmt.Sprintf("%d regions differ", n)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -117,10 +118,10 @@ argon cluster set.`,
 		case !wait:
 			fmt.Fprintf(a.out, "volume %s: a scrub was asked for: see `argon volume show %s`\n", args[0], args[0])
 		default:
-			fmt.Fprintf(a.out, "volume %s: %d regions compared, %d repaired\n", args[0], s.GetRegions(), s.GetRepaired())
+			fmt.Fprintf(a.out, "volume %s: %s compared, %d repaired\n", args[0], english.Plural(int(s.GetRegions()), "region", ""), s.GetRepaired())
 		}
 		if wait && s.GetUnclear() > 0 {
-			return errors.Join(err, fmt.Errorf("volume %s: %d regions differ, and nothing tells which copy is right", args[0], s.GetUnclear()))
+			return errors.Join(err, fmt.Errorf("volume %s: %s, and nothing tells which copy is right", args[0], regionsDiffer(s.GetUnclear())))
 		}
 		return err
 	})

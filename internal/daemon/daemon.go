@@ -58,7 +58,7 @@ var ErrRestart = errors.New("the daemon is restarted")
 // Final reports whether a server that ended with err would end so each time it is
 // started, until somebody has done what err says.
 func Final(err error) bool {
-	return errors.Is(err, cluster.ErrRemoved) || errors.Is(err, cluster.ErrLayout) || errors.Is(err, catalog.ErrSchema)
+	return errors.Is(err, cluster.ErrRemoved) || errors.Is(err, cluster.ErrSuperseded) || errors.Is(err, cluster.ErrLayout) || errors.Is(err, catalog.ErrSchema)
 }
 
 // Guard is the parent process that outlives the daemon.

@@ -40,7 +40,7 @@ func checkNetworks(req *argonv1.CreateMachineRequest) error {
 	case n > maxNetworks:
 		return invalid("machine %s: %d networks: at most %d", name, n, maxNetworks)
 	case len(macs) > int(n):
-		return invalid("machine %s: %d hardware addresses for %d networks", name, len(macs), n)
+		return invalid("machine %s: %d hardware addresses for %s", name, len(macs), plural(uint64(n), "network"))
 	}
 	for i, text := range macs {
 		if text == "" {

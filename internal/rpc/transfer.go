@@ -317,7 +317,7 @@ func (s machineService) ExportMachine(ctx context.Context, req *connect.Request[
 	}
 	ids := m.GetVolumeIds()
 	if n := int(req.Msg.GetDisk()); n > len(ids) {
-		return invalid("machine %s has %d disks, not %d", name, len(ids), n)
+		return invalid("machine %s has %s, not %d", name, plural(uint64(len(ids)), "disk"), n)
 	} else if n > 0 {
 		ids = ids[n-1 : n]
 	}

@@ -484,7 +484,7 @@ func scrubDoesNotGuess(t *testing.T, c *harness.Cluster) {
 		return list
 	}
 	before := sums()
-	if out := c.ArgonFails(s, "volume", "scrub", "fresh", "--wait"); !strings.Contains(out, "1 regions differ, and nothing tells which copy is right") {
+	if out := c.ArgonFails(s, "volume", "scrub", "fresh", "--wait"); !strings.Contains(out, "1 region differs, and nothing tells which copy is right") {
 		t.Errorf("the scrub: %s", out)
 	}
 	if sums() != before {

@@ -131,7 +131,12 @@ func TestOnlyServerStops(t *testing.T) {
 	w := c.Watch(port, home)
 	counts(c, w, 5)
 	boot := lastBoot(t, w)
+	con := console(t, c, home, machine)
+	con.hear("boot, counter was 0")
 	must(t, home.Stop(t.Context()))
+	// The last that its kernel says when it has shut down; one that is cut off says
+	// nothing.
+	con.hear("reboot: Power down")
 	log, err := os.ReadFile(home.LogPath())
 	must(t, err)
 	// It had ended before the daemon did: nobody cut it off.

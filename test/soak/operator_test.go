@@ -180,7 +180,7 @@ func (o *operator) rollBack(ctx context.Context, j *job, name string) error {
 func (o *operator) scrub(ctx context.Context, j *job) error {
 	out, err := o.argon(ctx, "volume", "scrub", j.name, "--wait")
 	switch {
-	case err != nil && strings.Contains(err.Error(), "regions differ"):
+	case err != nil && strings.Contains(err.Error(), "nothing tells which copy is right"):
 		return fmt.Errorf("%w: %w", ErrWrong, err)
 	case err == nil && !strings.Contains(out, ", 0 repaired"):
 		return fmt.Errorf("%w: %s", ErrWrong, out)
