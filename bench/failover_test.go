@@ -45,16 +45,21 @@ func BenchmarkFailover(b *testing.B) {
 // guestElsewhere waits for a guest's process on another server than home.
 func guestElsewhere(b *testing.B, c *harness.Cluster, home *devcluster.Server) *devcluster.Server {
 	b.Helper()
+	return anotherGuest(b, c, func(s *devcluster.Server, _ int) bool { return s != home })
+}
+
+// anotherGuest waits for a guest that counts and returns the server that it is on.
+func anotherGuest(b *testing.B, c *harness.Cluster, counts func(s *devcluster.Server, pid int) bool) *devcluster.Server {
+	b.Helper()
 	deadline := time.Now().Add(harness.Patience)
 	for time.Now().Before(deadline) {
 		for _, s := range c.Servers() {
-			if s == home {
-				continue
-			}
 			pids, err := s.PIDs(devcluster.Guests)
 			must(b, err)
-			if len(pids) > 0 {
-				return s
+			for _, pid := range pids {
+				if counts(s, pid) {
+					return s
+				}
 			}
 		}
 		time.Sleep(2 * time.Millisecond)

@@ -2,9 +2,11 @@ package bench_test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -14,11 +16,13 @@ import (
 
 var losses = flag.String("losses", "", "the kinds of loss to measure, with commas between; empty: all")
 
-// loss is a way to lose a server, and to have it back.
+// loss is a way to lose a server, or only what runs on it, and to have it back.
 type loss struct {
 	name   string
 	lose   func(context.Context, *harness.Cluster, *devcluster.Server) error
 	recall func(context.Context, *harness.Cluster, *devcluster.Server) error
+	// stays: the machine may start again on the same server.
+	stays bool
 }
 
 func start(ctx context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Start(ctx) }
@@ -26,14 +30,24 @@ func start(ctx context.Context, _ *harness.Cluster, s *devcluster.Server) error 
 func heal(ctx context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Heal(ctx) }
 
 var kinds = []loss{
-	{"kill", func(ctx context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Kill(ctx) }, start},
-	{"power", func(ctx context.Context, c *harness.Cluster, s *devcluster.Server) error { return c.PowerCut(ctx, s) }, start},
-	{"cut", func(ctx context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Cut(ctx) }, heal},
-	{"mute", toOthers((*devcluster.Server).Mute), toOthers((*devcluster.Server).Unmute)},
+	{"kill", func(ctx context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Kill(ctx) }, start, false},
+	{"power", func(ctx context.Context, c *harness.Cluster, s *devcluster.Server) error { return c.PowerCut(ctx, s) }, start, false},
+	{"cut", func(ctx context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Cut(ctx) }, heal, false},
+	{"mute", toOthers((*devcluster.Server).Mute), toOthers((*devcluster.Server).Unmute), false},
 	{
 		"hang", func(ctx context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Pause(ctx) },
-		func(_ context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Resume() },
+		func(_ context.Context, _ *harness.Cluster, s *devcluster.Server) error { return s.Resume() }, false,
 	},
+	{"qemu", stopGuests, func(context.Context, *harness.Cluster, *devcluster.Server) error { return nil }, true},
+}
+
+// stopGuests stops the QEMUs of a server, and nothing else of it.
+func stopGuests(_ context.Context, _ *harness.Cluster, s *devcluster.Server) error {
+	pids, err := s.PIDs(devcluster.Guests)
+	for _, pid := range pids {
+		err = errors.Join(err, syscall.Kill(pid, syscall.SIGSTOP))
+	}
+	return err
 }
 
 // toOthers does something to the links from a server to each other one.
@@ -69,9 +83,13 @@ func BenchmarkLosses(b *testing.B) {
 			var elsewhere []time.Duration
 			for range *rounds {
 				c.Healthy(home, "m")
+				before, err := home.PIDs(devcluster.Guests)
+				must(b, err)
 				lost := time.Now()
 				must(b, kind.lose(b.Context(), c, home))
-				next := guestElsewhere(b, c, home)
+				next := anotherGuest(b, c, func(s *devcluster.Server, pid int) bool {
+					return (s != home || kind.stays) && !slices.Contains(before, pid)
+				})
 				elsewhere = append(elsewhere, time.Since(lost))
 				b.Logf("%s is lost: on %s after %.2f s", home.Name, next.Name, time.Since(lost).Seconds())
 				must(b, kind.recall(b.Context(), c, home))

@@ -104,6 +104,31 @@ func TestMachineStopsStartsAndGoes(t *testing.T) {
 	}
 }
 
+// A guest whose process was stopped by a signal makes room for another; one that goes
+// on in time stays.
+func TestHaltedGuestIsStartedAgain(t *testing.T) {
+	w := newWorld(t, "a")
+	w.create(1, "a")
+	w.runs(0)
+	g := w.hosts["a"].guest()
+	g.Set(hypervisor.Status{State: hypervisor.Halted, Detail: "stopped by a signal"})
+	w.until("seen", func(st *catalog.State) bool {
+		s := st.Machines["m"].GetStatus()
+		return s.GetState() == statePaused && strings.Contains(s.GetReason(), "stopped by a signal")
+	})
+	g.Set(hypervisor.Status{State: hypervisor.Running})
+	w.until("it goes on", func(st *catalog.State) bool { return st.Machines["m"].GetStatus().GetState() == stateRunning })
+	if n := w.view.State().Machines["m"].GetStatus().GetStarts(); n != 1 {
+		t.Errorf("%d starts", n)
+	}
+	g.Set(hypervisor.Status{State: hypervisor.Halted, Detail: "stopped by a signal"})
+	w.until("started again", func(st *catalog.State) bool {
+		s := st.Machines["m"].GetStatus()
+		return s.GetState() == stateRunning && s.GetStarts() == 2
+	})
+	w.tells("machine-restarted")
+}
+
 func TestCrashedGuestIsStartedAgain(t *testing.T) {
 	w := newWorld(t, "a")
 	w.create(1, "a")
@@ -152,9 +177,11 @@ func TestGuestOutlivesItsDaemon(t *testing.T) {
 				v := st.Volumes["v"]
 				return v.GetEpoch() > epoch && v.GetAttachment().GetMachineId() == "m"
 			})
-			if _, err := h.agent.Guest("m"); err != nil {
-				t.Error(err)
-			}
+			// It is taken up beside its disks, in no order.
+			w.untilHosts("it is taken up", func(*host) bool {
+				_, err := h.agent.Guest("m")
+				return err == nil
+			})
 			if h.guest() != guest || h.monitor.Starts() != 1 {
 				t.Errorf("the guest was started anew (%d starts)", h.monitor.Starts())
 			}

@@ -35,7 +35,9 @@ type guestSeen struct {
 	// exited: its process is gone; poweredOff: by its own will.
 	exited, poweredOff bool
 	status             hypervisor.Status
-	acceleration       hypervisor.Acceleration
+	// haltedAt is when its process was first seen halted; zero if it is not.
+	haltedAt     time.Time
+	acceleration hypervisor.Acceleration
 	// machineType is the monitor's name of its kind; empty if it did not say.
 	machineType string
 	// stopSince is when it was first seen that it is to stop; zero if it is not.
@@ -208,6 +210,9 @@ func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksS
 	if wanted(m) != argonv1.Wanted_WANTED_RUNNING {
 		return nextForStop(m, g, now)
 	}
+	if g.isHalted(now) {
+		return kill // to start it again
+	}
 	if leftStanding(m, g) && allowed && now.Sub(g.resumedAt) >= firstPause {
 		return resume
 	}
@@ -224,6 +229,16 @@ func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksS
 		return grow
 	}
 	return rest
+}
+
+// haltedFor is how long a guest's process may be seen halted before another takes
+// its place. It was silent for a second by then.
+const haltedFor = 2 * time.Second
+
+// isHalted reports whether a guest has been halted for too long. Nobody can tell
+// from outside whether it would ever go on.
+func (g *guestSeen) isHalted(now time.Time) bool {
+	return !g.haltedAt.IsZero() && now.Sub(g.haltedAt) >= haltedFor
 }
 
 // sharesOf are the shares that a machine's guest should have.

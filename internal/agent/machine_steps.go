@@ -156,6 +156,9 @@ func (p *plan) machineJob(id string, step machineStep, m *argonv1.Machine, g *gu
 		j.waits, j.run = true, func(ctx context.Context) error { return a.pressAgain(ctx, g) }
 	case kill:
 		why := seen.disks.over
+		if why == "" && g.isHalted(p.now) {
+			why = "its process was " + g.status.Detail + ", and another takes its place"
+		}
 		j.urgent = true
 		j.run = func(ctx context.Context) error { return a.kill(ctx, m, g, why) }
 	case resume:
@@ -501,8 +504,9 @@ func (a *Agent) pressAgain(ctx context.Context, g *guest) error {
 	return nil
 }
 
-// kill ends a guest at once. diskOver says which disk it lost, if that is why.
-func (a *Agent) kill(ctx context.Context, m *argonv1.Machine, g *guest, diskOver string) error {
+// kill ends a guest at once. restarts says why another is to take its place; empty
+// if none is.
+func (a *Agent) kill(ctx context.Context, m *argonv1.Machine, g *guest, restarts string) error {
 	a.mu.Lock()
 	// One that has powered itself off already ended by its own will.
 	g.killed = g.status.State != hypervisor.ShutDown
@@ -514,8 +518,8 @@ func (a *Agent) kill(ctx context.Context, m *argonv1.Machine, g *guest, diskOver
 	if deaf {
 		a.tell(ctx, machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-stop-forced", "it did not obey its power button in time, and was ended"))
 	}
-	if diskOver != "" && belongs(m, a.ServerID) && m.GetPlacement() == g.placement {
-		a.tell(ctx, machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-restarted", diskOver))
+	if restarts != "" && belongs(m, a.ServerID) && m.GetPlacement() == g.placement {
+		a.tell(ctx, machineEvent(m, argonv1.Severity_SEVERITY_WARNING, "machine-restarted", restarts))
 	}
 	return nil
 }

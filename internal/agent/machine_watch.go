@@ -53,10 +53,14 @@ func (a *Agent) watch(ctx context.Context, g *guest) {
 func (a *Agent) observe(g *guest, now hypervisor.Status) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if now != g.status {
-		g.status = now
-		a.nudge()
+	if now == g.status {
+		return
 	}
+	g.status, g.haltedAt = now, time.Time{}
+	if now.State == hypervisor.Halted {
+		g.haltedAt = a.Now()
+	}
+	a.nudge()
 }
 
 // note changes what is known of a guest.

@@ -99,6 +99,8 @@ func observeGuest(m *argonv1.Machine, g guestSeen, disks disksSeen) observation 
 		o.state = stateStopping
 	case g.status.State == hypervisor.ShutDown:
 		o.state, o.reason = stateStopping, "powered off from inside"
+	case g.status.State == hypervisor.Halted:
+		o.state, o.reason = statePaused, "its process was "+g.status.Detail
 	case g.status.State == hypervisor.Paused:
 		o.state, o.reason = statePaused, cmp.Or(disks.waits, g.status.Detail)
 	case disks.waits != "":

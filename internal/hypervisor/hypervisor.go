@@ -105,6 +105,9 @@ const (
 	Receiving RunState = "receiving"
 	// Leaving: it stands still while the last of its state is sent elsewhere.
 	Leaving RunState = "leaving"
+	// Halted: a signal has stopped its process, so nothing of it runs until another
+	// one lets it go on.
+	Halted RunState = "halted"
 	// Left: all of its state is elsewhere. Only Resume makes it go on here.
 	Left RunState = "left"
 )
@@ -162,6 +165,7 @@ type Monitor interface {
 type Guest interface {
 	ID() string
 	PID() int
+	// Status asks the monitor. It takes a second at most.
 	Status(ctx context.Context) (Status, error)
 	// PowerDown asks the guest's agent, if one answers, to shut it down, else
 	// presses the ACPI power button. It does not wait until the guest has.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -117,8 +119,43 @@ func (g *guest) connected() (*qmp.Client, error) {
 	}
 }
 
-// Status implements hypervisor.Guest.
+// statusTimeout bounds how long QEMU may take to say how its guest does.
+const statusTimeout = time.Second
+
+// Status implements hypervisor.Guest. A QEMU that says nothing may be busy, or may
+// stand still itself.
 func (g *guest) Status(ctx context.Context) (hypervisor.Status, error) {
+	bounded, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	s, err := g.status(bounded)
+	if err != nil && bounded.Err() != nil && ctx.Err() == nil && isStopped(g.pid) {
+		return hypervisor.Status{State: hypervisor.Halted, Detail: "stopped by a signal"}, nil
+	}
+	return s, err
+}
+
+// isStopped reports whether a signal has stopped all threads of a process (state T
+// of proc_pid_stat(5)). Threads that a debugger holds are in another state.
+func isStopped(pid int) bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(threads) == 0 {
+		return false
+	}
+	for _, path := range threads {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			return false
+		}
+		// The name before it, in brackets, may hold anything.
+		_, after, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
+		if !strings.HasPrefix(after, "T ") {
+			return false
+		}
+	}
+	return true
+}
+
+func (g *guest) status(ctx context.Context) (hypervisor.Status, error) {
 	var answer struct {
 		Running bool   `json:"running"`
 		Status  string `json:"status"`

@@ -226,7 +226,34 @@ func (g *guest) Finish(ctx context.Context) (hypervisor.Transfer, error) {
 	}
 	// With the return path QEMU calls it complete only when the other one has
 	// said that it has loaded everything.
-	return g.await(ctx, "completed", nil)
+	if t, err := g.await(ctx, "completed", nil); err != nil {
+		return t, err
+	}
+	return g.settled(ctx)
+}
+
+// settled waits until QEMU has drawn the consequences of a transfer that it calls
+// complete: only then does its guest count as gone, and are the times summed up
+// (migration_iteration_finish of migration/migration.c). There is no event of that.
+func (g *guest) settled(ctx context.Context) (hypervisor.Transfer, error) {
+	for {
+		s, err := g.Status(ctx)
+		if err != nil {
+			return hypervisor.Transfer{}, err
+		}
+		if s.State != hypervisor.Leaving {
+			m, err := g.migration(ctx)
+			if err != nil {
+				return hypervisor.Transfer{}, err
+			}
+			return m.transfer(), nil
+		}
+		select {
+		case <-ctx.Done():
+			return hypervisor.Transfer{}, fmt.Errorf("guest %s: its state was sent, but it does not leave: %w", g.id, ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // StopSending implements hypervisor.Guest.

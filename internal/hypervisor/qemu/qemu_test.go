@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -466,6 +467,27 @@ func TestStatusAndKill(t *testing.T) {
 	}
 	if _, err := w.monitor.Adopt(t.Context(), "g"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("it was taken up: %v", err)
+	}
+}
+
+// A QEMU that a signal has stopped says nothing: the guest is halted, and goes on
+// with it.
+func TestHalted(t *testing.T) {
+	w := newWorld(t)
+	g := w.start()
+	until(t, g, hypervisor.Status{State: hypervisor.Running, Detail: "running"})
+	signal := func(s syscall.Signal) {
+		t.Helper()
+		if err := syscall.Kill(g.PID(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(syscall.SIGSTOP)
+	until(t, g, hypervisor.Status{State: hypervisor.Halted, Detail: "stopped by a signal"})
+	signal(syscall.SIGCONT)
+	until(t, g, hypervisor.Status{State: hypervisor.Running, Detail: "running"})
+	if isStopped(os.Getpid()) || isStopped(1<<30) {
+		t.Error("a process that runs, or none, is stopped")
 	}
 }
 
