@@ -241,7 +241,13 @@ func (g *guard) runDaemon(ctx context.Context) error {
 	ended := make(chan struct{})
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		if err := c.serve(context.WithoutCancel(ctx)); err != nil {
+		err := c.serve(context.WithoutCancel(ctx))
+		select {
+		case <-ended: // and with it the connection
+			return
+		default:
+		}
+		if err != nil {
 			// It can't be led any more: a new one can.
 			g.opts.Log.Error("the daemon sends what it should not", "err", err)
 			_ = cmd.Process.Kill()
