@@ -39,7 +39,7 @@ func noMajority(ctx context.Context, err error) error {
 		return err
 	}
 	return connect.NewError(connect.CodeUnavailable,
-		fmt.Errorf("the cluster has no majority of its voters, so nothing can be read or changed: start the servers that are down (see `argon status`)"))
+		fmt.Errorf("the cluster has no majority of its voters, so nothing can be read or changed: start the servers that are down (see `argon status`); if they are gone for good, see `argon help cluster recover`"))
 }
 
 // change makes one transaction of what plan puts into it, and begins anew when
