@@ -43,7 +43,8 @@ const (
 )
 
 // openBallast makes the file where there is room, and gives it up where there is
-// none. Until the first look is done nothing may be written there.
+// none. A file that is missing was given up, or never had room: until it has, the
+// file system counts as full.
 func openBallast(dir string, log *slog.Logger) (*ballast, error) {
 	b := &ballast{dir: dir, log: log, changed: make(chan struct{}, 1)}
 	_, total, err := roomIn(dir)
@@ -52,7 +53,7 @@ func openBallast(dir string, log *slog.Logger) (*ballast, error) {
 	}
 	b.size = min(ballastBytes, total/ballastPart)
 	_, err = os.Stat(b.path())
-	b.short = err != nil // until there is enough to make it
+	b.short = err != nil
 	return b, b.look()
 }
 
