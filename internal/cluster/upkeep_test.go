@@ -151,10 +151,14 @@ func TestCatalogKeepsRoom(t *testing.T) {
 		_, err := s.machine("again", 60_000)
 		return err
 	})
-	list, err := store.Events.List(ctx, 2, catalog.EventFilter{Kind: "catalog"})
-	if err != nil || len(list) != 2 || list[0].GetReason() != "catalog-full" || list[1].GetReason() != "catalog-has-room" {
-		t.Errorf("events: %v, %v", list, err)
-	}
+	// The event is written after the room was given.
+	w.until("both events are there", func() error {
+		list, err := store.Events.List(ctx, 2, catalog.EventFilter{Kind: "catalog"})
+		if err == nil && (len(list) != 2 || list[0].GetReason() != "catalog-full" || list[1].GetReason() != "catalog-has-room") {
+			err = fmt.Errorf("there are %v", list)
+		}
+		return err
+	})
 }
 
 // TestFullEtcdRecovers: an etcd that takes no writes any more, because of
