@@ -65,7 +65,12 @@ func (a *Agent) takeCheckpoint(ctx context.Context, c *argonv1.Checkpoint, m *ar
 	if g == nil {
 		return ErrOvertaken
 	}
-	c, err := a.beginCheckpoint(ctx, c, m)
+	unlock, err := a.lockDevices(ctx, m, g)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	c, err = a.beginCheckpoint(ctx, c, m)
 	if err != nil {
 		return err
 	}
@@ -283,7 +288,7 @@ func (a *Agent) snapshotDisks(ctx context.Context, c *argonv1.Checkpoint, m *arg
 
 // flushDisks makes what a machine has written to its disks durable.
 func (a *Agent) flushDisks(ctx context.Context, m *argonv1.Machine) error {
-	disks := m.GetVolumeIds()
+	disks := placement.AsStarted(m).GetVolumeIds()
 	flushed := make(chan error, len(disks))
 	for _, id := range disks {
 		a.mu.Lock()
@@ -320,7 +325,7 @@ func (a *Agent) askForSnapshots(ctx context.Context, c *argonv1.Checkpoint, m *a
 			return nil, ErrOvertaken
 		}
 		next.Snapshots = map[string]uint32{}
-		for _, id := range m.GetVolumeIds() {
+		for _, id := range placement.AsStarted(m).GetVolumeIds() {
 			v, err := a.Store.Volumes.Get(ctx, id)
 			if err != nil {
 				return nil, err
@@ -328,7 +333,7 @@ func (a *Agent) askForSnapshots(ctx context.Context, c *argonv1.Checkpoint, m *a
 			if v.GetAttachment().GetMachineId() != m.GetMeta().GetId() || v.GetAttachment().GetServerId() != a.ServerID {
 				return nil, fmt.Errorf("volume %s is not attached here for the machine", v.GetMeta().GetName())
 			}
-			next.Snapshots[id] = addSnapshot(v, c, len(m.GetVolumeIds())+1, a.Now())
+			next.Snapshots[id] = addSnapshot(v, c, len(placement.AsStarted(m).GetVolumeIds())+1, a.Now())
 			epochs[id] = v.GetEpoch()
 			txn.Put(v)
 		}

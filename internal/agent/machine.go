@@ -8,6 +8,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/placement"
 )
 
 // This file decides what to do next with a machine: functions without effects.
@@ -58,6 +59,13 @@ type guestSeen struct {
 	// known, as it was found running.
 	ports       []uint32
 	unforwarded bool
+	// clings: it was asked to let go of a device, and has not. asked: its devices are
+	// to be looked after again, because of that or another failure, or as it was found
+	// running. changeAfter is when its devices are
+	// looked after again, after a failure; devicesDetail says of what kind.
+	clings, asked bool
+	changeAfter   time.Time
+	devicesDetail string
 	// diskSizes are those that it was told of last; nil: that is not known.
 	diskSizes []uint64
 	// wokenFrom is the checkpoint that this run has made it of.
@@ -101,6 +109,8 @@ type disksSeen struct {
 	held bool
 	// sizes are those that the record says, in bytes.
 	sizes []uint64
+	// spare: one serves that the guest is to be given.
+	spare bool
 }
 
 // machineStep is what to do next with a machine.
@@ -136,10 +146,12 @@ const (
 	goOn
 	// forward gives a guest the ports that its record says.
 	forward
+	// change gives a guest the disks and network cards that its record says.
+	change
 )
 
 func (s machineStep) String() string {
-	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "share", "grow", "reap", "check", "wake", "receive", "announce", "go on", "forward"}[s]
+	return [...]string{"rest", "adopt", "start", "press power", "press power again", "kill", "resume", "share", "grow", "reap", "check", "wake", "receive", "announce", "go on", "forward", "change"}[s]
 }
 
 // belongs tells whether a machine is to be run by this server, as far as
@@ -228,6 +240,9 @@ func nextForGuest(m *argonv1.Machine, serverID string, g guestSeen, disks disksS
 	if disks.ready && !slices.Equal(g.diskSizes, disks.sizes) {
 		return grow
 	}
+	if changes(m, g, disks) && !now.Before(g.changeAfter) {
+		return change
+	}
 	return rest
 }
 
@@ -248,6 +263,16 @@ func sharesOf(m *argonv1.Machine) hypervisor.Shares {
 		CPUPercent: s.GetCpuPercent(), CPUWeight: s.GetCpuWeight(),
 		DiskIOPS: s.GetDiskIops(), DiskBytesPerSecond: s.GetDiskBytesPerSecond(),
 	}
+}
+
+// changes reports whether there is something to do about a guest's devices. What
+// another one is being made after stays as it is.
+func changes(m *argonv1.Machine, g guestSeen, disks disksSeen) bool {
+	if m.GetMigration() != nil || g.status.State != hypervisor.Running {
+		return false
+	}
+	c := placement.Changing(m)
+	return g.asked || disks.spare || len(c.Detach)+len(c.AddCards)+len(c.RemoveCards) > 0
 }
 
 // portsOf are the ports of a machine's guest that something is published from, in

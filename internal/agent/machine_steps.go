@@ -51,6 +51,9 @@ type guest struct {
 	wentOn time.Time
 	// forwarded is what leads to its ports.
 	forwarded []hypervisor.Port
+	// changing is held by who changes its devices, and by whom they must stay the
+	// same for.
+	changing chan struct{}
 	// stood has how its clock came to be behind, for who sets it: the last time.
 	stood chan stop
 	guestSeen
@@ -58,7 +61,7 @@ type guest struct {
 
 // newGuest is one that is to run, or was found running.
 func newGuest(id string, seen guestSeen) *guest {
-	return &guest{id: id, guestSeen: seen, stood: make(chan stop, 1)}
+	return &guest{id: id, guestSeen: seen, stood: make(chan stop, 1), changing: make(chan struct{}, 1)}
 }
 
 // machine finds or makes the entry of a machine. The caller holds mu.
@@ -177,6 +180,11 @@ func (p *plan) machineJob(id string, step machineStep, m *argonv1.Machine, g *gu
 		sizes := seen.disks.sizes
 		j.step = fmt.Sprint(sizes)
 		j.run = func(ctx context.Context) error { return a.growDisks(ctx, m, g, sizes) }
+	case change:
+		key = "devices/" + id
+		c := placement.Changing(m)
+		j.step = fmt.Sprint(c)
+		j.run = func(ctx context.Context) error { return a.changeGuest(ctx, m, g) }
 	case check:
 		c, st := p.st.Checkpoints[m.GetWake().GetCheckpointId()], p.st
 		j.waits, j.run = true, func(ctx context.Context) error { return a.check(ctx, st, m, c) }
@@ -209,6 +217,7 @@ func (p *plan) seeMachine(key string, m *argonv1.Machine, local *machine) machin
 	if seen.disks = p.seeDisks(m); p.agent.leaves(m.GetMeta().GetId()) {
 		seen.disks = disksSeen{waits: "they go to another server"} // as is wanted
 	}
+	seen.disks.spare = len(local.guests) > 0 && p.spare(m)
 	if _, err := p.agent.accelerates(); errors.Is(err, errNotProbed) && len(local.guests) == 0 {
 		seen.disks.ready, seen.disks.waits = false, cmp.Or(seen.disks.waits, err.Error())
 	}
@@ -292,7 +301,7 @@ func (a *Agent) adopt(ctx context.Context, id string, m *argonv1.Machine, g *gue
 		return fmt.Errorf("take up guest %s, which was found running: %w", g.id, err)
 	}
 	a.mu.Lock()
-	g.found, g.unshared, g.unforwarded, g.info = true, true, true, m.GetStatus().GetGuest()
+	g.found, g.unshared, g.unforwarded, g.asked, g.info = true, true, true, true, m.GetStatus().GetGuest()
 	a.mu.Unlock()
 	a.take(ctx, g, handle)
 	a.note(func() {
@@ -365,6 +374,7 @@ func (a *Agent) announce(ctx context.Context, id string, number uint64, hardware
 			return ErrOvertaken
 		}
 		if m.InForce = hardware; hardware == nil {
+			placement.Settle(m)
 			m.InForce = placement.HardwareOf(m)
 		}
 		observation{state: stateStarting}.apply(m, a.ServerID, a.Now())
@@ -395,8 +405,9 @@ func (a *Agent) spec(ctx context.Context, m *argonv1.Machine, g *guest) (hypervi
 		Generation: m.GetGenerationId(),
 	}
 	g.forwarded, g.ports = ports, portsOf(m)
-	for _, n := range m.GetNetworks() {
-		spec.Networks = append(spec.Networks, hypervisor.Network{MAC: n.GetMac()})
+	h := placement.InForce(m)
+	for _, d := range h.GetNetworks() {
+		spec.Networks = append(spec.Networks, hypervisor.Network{Slot: int(d.GetSlot()), MAC: d.GetId()})
 	}
 	if m.GetFirstBoot() != nil {
 		whole, err := a.Store.Whole(ctx, m)
@@ -409,14 +420,26 @@ func (a *Agent) spec(ctx context.Context, m *argonv1.Machine, g *guest) (hypervi
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, id := range m.GetVolumeIds() {
-		v := a.volumes[id]
-		if v == nil || v.attachment == nil || v.attached.machineID != m.GetMeta().GetId() {
-			return hypervisor.Spec{}, ErrOvertaken
+	for _, d := range h.GetDisks() {
+		disk, err := a.diskOf(m, d)
+		if err != nil {
+			return hypervisor.Spec{}, err
 		}
-		spec.Disks = append(spec.Disks, v.attachment.Disk())
+		spec.Disks = append(spec.Disks, disk)
 	}
 	return spec, nil
+}
+
+// diskOf is a volume of a machine that is attached here, as its guest has it. The
+// caller holds mu.
+func (a *Agent) diskOf(m *argonv1.Machine, d *argonv1.Device) (hypervisor.Disk, error) {
+	v := a.volumes[d.GetId()]
+	if v == nil || v.attachment == nil || v.attached.machineID != m.GetMeta().GetId() {
+		return hypervisor.Disk{}, ErrOvertaken
+	}
+	disk := v.attachment.Disk()
+	disk.Slot = int(d.GetSlot())
+	return disk, nil
 }
 
 // share gives a guest its shares. What this server or this guest can't have is
@@ -454,18 +477,22 @@ func (a *Agent) forward(ctx context.Context, m *argonv1.Machine, g *guest) error
 
 // growDisks tells a guest how large its disks are.
 func (a *Agent) growDisks(ctx context.Context, m *argonv1.Machine, g *guest, sizes []uint64) error {
-	for i, id := range m.GetVolumeIds() {
+	select {
+	case g.changing <- struct{}{}:
+		defer func() { <-g.changing }()
+	default:
+		return ErrOvertaken
+	}
+	for i, d := range placement.InForce(m).GetDisks() {
 		a.mu.Lock()
-		v := a.volumes[id]
-		if v == nil || v.attachment == nil {
-			a.mu.Unlock()
-			return ErrOvertaken
-		}
-		disk := v.attachment.Disk()
+		disk, err := a.diskOf(m, d)
 		a.mu.Unlock()
-		err := g.handle.GrowDisk(ctx, i, disk, int64(sizes[i]))
+		if err != nil {
+			return err
+		}
+		err = g.handle.GrowDisk(ctx, disk, int64(sizes[i]))
 		if errors.Is(err, hypervisor.ErrOldGuest) {
-			a.Log.Warn("a guest sees its disk grow when it is started again", "machine", m.GetMeta().GetName(), "volume", id, "err", err)
+			a.Log.Warn("a guest sees its disk grow when it is started again", "machine", m.GetMeta().GetName(), "volume", d.GetId(), "err", err)
 		} else if err != nil {
 			return fmt.Errorf("let it see that a disk has grown: %w", err)
 		}

@@ -57,7 +57,7 @@ func (p *plan) seeMigration(key string, m *argonv1.Machine, local *machine) migr
 	if g != nil {
 		seen.guest = &g.guestSeen
 	}
-	for _, id := range m.GetVolumeIds() {
+	for _, id := range placement.AsStarted(m).GetVolumeIds() {
 		v := p.agent.volumes[id]
 		seen.unattached = seen.unattached || v == nil || v.attachment == nil || v.attached.use != forMachine
 	}
@@ -79,6 +79,11 @@ func (a *Agent) send(ctx context.Context, m *argonv1.Machine, g *guest) error {
 
 func (a *Agent) migrate(ctx context.Context, m *argonv1.Machine, g *guest) error {
 	mig := m.GetMigration()
+	unlock, err := a.lockDevices(ctx, m, g)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	// QEMU hears nothing while it waits for the last of the state to be taken:
 	// when this is given up, the connection goes first.
 	line, cut := context.WithCancel(ctx)

@@ -34,6 +34,8 @@ type observation struct {
 	guest        *argonv1.GuestInfo
 	// shares says what of its shares can't be.
 	shares string
+	// devices says why its devices are not as wanted yet.
+	devices string
 }
 
 // observe says how a machine that belongs here does. ok is false while
@@ -89,7 +91,7 @@ func whyStopped(m *argonv1.Machine) string {
 }
 
 func observeGuest(m *argonv1.Machine, g guestSeen, disks disksSeen) observation {
-	o := observation{state: stateRunning, acceleration: g.acceleration, machineType: g.machineType, guest: g.info, shares: g.sharesDetail}
+	o := observation{state: stateRunning, acceleration: g.acceleration, machineType: g.machineType, guest: g.info, shares: g.sharesDetail, devices: g.devicesDetail}
 	switch {
 	case m.GetWanted() == argonv1.Wanted_WANTED_SUSPENDED:
 		o.state = stateSuspending
@@ -117,7 +119,7 @@ func (o observation) apply(m *argonv1.Machine, serverID string, now time.Time) b
 		State: o.state, ServerId: serverID, Placement: m.GetPlacement(), Reason: o.reason,
 		Acceleration: string(o.acceleration), MachineType: o.machineType, Starts: old.GetStarts(), Since: old.GetSince(),
 		Guest:        o.guest,
-		SharesDetail: o.shares,
+		SharesDetail: o.shares, DevicesDetail: o.devices,
 	}
 	if runs(o.state) && next.Acceleration == "" {
 		next.Acceleration = old.GetAcceleration()
@@ -127,7 +129,7 @@ func (o observation) apply(m *argonv1.Machine, serverID string, now time.Time) b
 	}
 	same := old.GetState() == next.State && old.GetServerId() == serverID && old.GetPlacement() == next.Placement
 	if same && old.GetReason() == next.Reason && old.GetAcceleration() == next.Acceleration && proto.Equal(old.GetGuest(), next.Guest) &&
-		old.GetSharesDetail() == o.shares && old.GetMachineType() == next.MachineType {
+		old.GetSharesDetail() == o.shares && old.GetDevicesDetail() == o.devices && old.GetMachineType() == next.MachineType {
 		return false
 	}
 	if !same {

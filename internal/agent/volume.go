@@ -82,7 +82,7 @@ func demandFor(st *catalog.State, v *argonv1.Volume, serverID string, seen volum
 	if seen.leaves {
 		return demand{}
 	}
-	if a := seen.attached; a.use == forMachine && hasKey(guests, a.machineID) {
+	if a := seen.attached; a.use == forMachine && hasKey(guests, a.machineID) && !letGoOf(st, id, a.machineID, guests) {
 		return a
 	}
 	for _, m := range machinesOf(st, id) {
@@ -105,6 +105,12 @@ func demandFor(st *catalog.State, v *argonv1.Volume, serverID string, seen volum
 		return demand{use: forUpkeep}
 	}
 	return demand{}
+}
+
+// letGoOf reports whether a guest that is here has let go of a volume: the record
+// says so once it has.
+func letGoOf(st *catalog.State, volumeID, machineID string, guests map[string]bool) bool {
+	return guests[machineID] && !slices.Contains(st.Machines[machineID].GetVolumeIds(), volumeID)
 }
 
 // nextForVolume names a volume's next step on this server. why says in words

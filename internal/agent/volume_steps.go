@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
 	"github.com/argon-cluster/argon/internal/hypervisor"
+	"github.com/argon-cluster/argon/internal/placement"
 	device "github.com/argon-cluster/argon/internal/volume"
 )
 
@@ -288,7 +290,7 @@ func (p *plan) seeDisks(m *argonv1.Machine) disksSeen {
 		seen.ready = false
 		seen.waits = cmp.Or(seen.waits, why)
 	}
-	for _, id := range m.GetVolumeIds() {
+	for _, id := range p.disksOf(m) {
 		v := a.volumes[id]
 		name := cmp.Or(p.st.Volumes[id].GetMeta().GetName(), id)
 		seen.sizes = append(seen.sizes, p.st.Volumes[id].GetSizeBytes())
@@ -314,6 +316,28 @@ func (p *plan) seeDisks(m *argonv1.Machine) disksSeen {
 		}
 	}
 	return seen
+}
+
+// disksOf are the volumes that a machine's guest has or is to be started with. What
+// a guest that runs is to be given is none of them yet.
+func (p *plan) disksOf(m *argonv1.Machine) []string {
+	c := p.st.Checkpoints[m.GetWake().GetCheckpointId()]
+	switch local := p.agent.machines[m.GetMeta().GetId()]; {
+	case local != nil && len(local.guests) > 0 || receives(m, p.agent.ServerID):
+		return placement.AsStarted(m).GetVolumeIds()
+	case c != nil:
+		return placement.AsStarted(&argonv1.Machine{InForce: placement.Woken(m, c)}).GetVolumeIds()
+	}
+	return placement.WantedDisks(m)
+}
+
+// spare reports whether a volume serves that a machine's guest is to be given.
+func (p *plan) spare(m *argonv1.Machine) bool {
+	return slices.ContainsFunc(placement.Changing(m).Attach, func(id string) bool {
+		v := p.agent.volumes[id]
+		return v != nil && v.attachment != nil && v.attached.use == forMachine && v.attached.machineID == m.GetMeta().GetId() &&
+			!v.ending && !closed(v.attachment.Done()) && closed(v.attachment.Ready())
+	})
 }
 
 var errEnded = errors.New("the attachment has ended")

@@ -191,7 +191,7 @@ func (a *Agent) refuse(ctx context.Context, m *argonv1.Machine, why error) error
 // on the guest.
 func (a *Agent) wakeUp(ctx context.Context, m *argonv1.Machine, c *argonv1.Checkpoint) error {
 	id, number := m.GetMeta().GetId(), m.GetPlacement()
-	m, err := a.announce(ctx, id, number, placement.HardwareOf(placement.AsStarted(c.GetMachine())))
+	m, err := a.announce(ctx, id, number, placement.Woken(m, c))
 	if err != nil {
 		return err
 	}

@@ -101,6 +101,10 @@ func formatNumber(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 var machineDetails = []column[*argonv1.MachineView]{
 	{"wanted", func(v *argonv1.MachineView) cell { return plain(enumWord(v.GetMachine().GetWanted(), "WANTED_")) }},
 	{"at next start", func(v *argonv1.MachineView) cell { return cell{strings.Join(v.GetNextStart(), "; "), yellow} }},
+	{"changing", func(v *argonv1.MachineView) cell { return cell{strings.Join(v.GetChanging(), "; "), yellow} }},
+	{"not changed", func(v *argonv1.MachineView) cell {
+		return cell{v.GetMachine().GetStatus().GetDevicesDetail(), yellow}
+	}},
 	{"closed ports", func(v *argonv1.MachineView) cell { return cell{strings.Join(v.GetClosedPorts(), "; "), yellow} }},
 	{"labels", func(v *argonv1.MachineView) cell { return plain(formatLabels(v.GetMachine().GetMeta().GetLabels())) }},
 	{"volumes", func(v *argonv1.MachineView) cell { return plain(strings.Join(v.GetVolumeNames(), ", ")) }},

@@ -28,10 +28,10 @@ func (p *partFlags) add(a *app, cmd *cobra.Command, req *argonv1.SetMachineReque
 	flags := cmd.Flags()
 	addPublish(cmd, &p.ports)
 	flags.UintSliceVar(&p.unpublish, "unpublish", nil, "publish this `PORT` of the cluster no more; repeated")
-	flags.StringArrayVar(&req.Attach, "attach", nil, "make this volume a disk of it; repeated; stopped only")
-	flags.StringArrayVar(&req.Detach, "detach", nil, "let go of the disk with this volume, which stays; repeated; stopped only")
+	flags.StringArrayVar(&req.Attach, "attach", nil, "make this volume a disk of it, also while it runs; repeated")
+	flags.StringArrayVar(&req.Detach, "detach", nil, "let go of the disk with this volume, which stays; repeated")
 	flags.StringVar(&req.Boot, "boot", "", "boot from the disk with this volume; stopped only")
-	flags.Uint32Var(&p.networks, "networks", 0, "how many network interfaces; stopped only")
+	flags.Uint32Var(&p.networks, "networks", 0, "how many network interfaces")
 	flags.StringVar(&p.firmware, "firmware", "", "bios or uefi; stopped only")
 	flags.StringArrayVar(&p.labels, "label", nil, "`KEY=VALUE`, or KEY= to take it away; repeated")
 	for _, name := range []string{"attach", "detach", "boot"} {

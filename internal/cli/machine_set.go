@@ -72,15 +72,17 @@ func (a *app) machineSetCommand() *cobra.Command {
 		Short: "Change what a machine has: memory, ports, disks, shares",
 		Long: `Changes what a machine has. Limits, published ports, labels and the name change
 while it runs. Another number of processors or other memory waits for its next
-start, and the command says so. Disks, network cards and firmware can be changed
-while it is stopped. What no server could give is refused.`,
+start, and the command says so. A guest that runs is given disks and network
+cards, and asked to let go of others: until it has, they stay, and 'argon
+machine show' says so. What it boots from and its firmware can be changed while
+it is stopped. What no server could give is refused.`,
 		Example: `  argon machine set web --cpu-cap 50% --cpu-weight 50
   argon machine set db --disk-iops 2000 --disk-rate 100MiB
   argon machine set db --memory 8GiB --cpus 4     # from its next start on
   argon machine set web --cpu-cap 0               # no limit any more
   argon machine set web --publish 8443:443 --unpublish 8080
-  argon machine set db --attach db-data           # stopped: one more disk
-  argon machine set db --detach old --boot root   # stopped
+  argon machine set db --attach db-data --detach old
+  argon machine set db --boot root                # stopped
   argon machine set web --label env=test --label owner=`,
 		Args:              takes("NAME"),
 		ValidArgsFunction: a.complete(machineNames),
@@ -142,6 +144,9 @@ while it is stopped. What no server could give is refused.`,
 		}
 		for _, what := range res.GetNextStart() {
 			fmt.Fprintf(a.err, "machine %s: %s from its next start on\n", req.GetName(), what)
+		}
+		for _, what := range res.GetMachine().GetChanging() {
+			fmt.Fprintf(a.err, "machine %s: %s\n", req.GetName(), what)
 		}
 		return a.printMachine(*f, res.GetMachine())
 	})

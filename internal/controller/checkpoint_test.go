@@ -22,6 +22,9 @@ func (f fixture) checkpoint(id string, state argonv1.CheckpointState, age time.D
 		Meta: meta(id), MachineId: "m", State: state, Purpose: argonv1.CheckpointPurpose_CHECKPOINT_PURPOSE_MANUAL,
 		MemoryVolumeId: "memory-" + id, Snapshots: map[string]uint32{"v": 1}, Machine: &argonv1.Machine{VolumeIds: []string{"v"}, GenerationId: "as-then"},
 	}
+	if m := f.Machines["m"]; m != nil && len(m.GetVolumeIds()) == 0 {
+		m.VolumeIds = []string{"v"} // those of the checkpoint
+	}
 	c.Meta.Created = timestamppb.New(noon.Add(-age))
 	f.Checkpoints[id] = c
 	f.volume("memory-"+id, 1, "b:in").CheckpointId = id

@@ -75,6 +75,8 @@ func (p *planner) unplace(m *argonv1.Machine) {
 	state, what := argonv1.MachineState_MACHINE_STATE_STOPPED, "is stopped"
 	if m.GetWanted() == argonv1.Wanted_WANTED_SUSPENDED {
 		state, what = argonv1.MachineState_MACHINE_STATE_SUSPENDED, "is suspended"
+	} else if next.GetWake() == nil {
+		placement.Settle(next)
 	}
 	p.setStatus(next, state, reason)
 	p.putMachine(m, next, what+" and gives its server back")

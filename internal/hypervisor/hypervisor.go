@@ -64,6 +64,9 @@ func IncomingSocket(dir string) string { return filepath.Join(dir, "incoming.soc
 // Disk is an NBD export on a unix socket. While it waits, the guest waits; it
 // never sees an I/O error because of that.
 type Disk struct {
+	// Slot is its place on the guest's bus, from 0 to MaxDisks-1: a copy of the
+	// guest needs it in the same. The lowest boots first.
+	Slot   int
 	Socket string
 	Export string
 	// Serial shows up inside the guest (/dev/disk/by-id). At most 20 bytes.
@@ -81,8 +84,19 @@ const (
 
 // Network is a network interface.
 type Network struct {
-	MAC string // empty: the monitor's choice
+	// Slot is as a disk's, up to MaxNetworks-1. Published ports lead to 0.
+	Slot int
+	MAC  string // empty: the monitor's choice
 }
+
+// MaxDisks and MaxNetworks are what the places on a guest's bus leave.
+const (
+	MaxDisks    = 16
+	MaxNetworks = 8
+)
+
+// Devices are the slots of what a guest has now, in order.
+type Devices struct{ Disks, Networks []int }
 
 // Port forwards a TCP port of this server to the guest.
 type Port struct {
@@ -133,6 +147,9 @@ var ErrNoAgent = errors.New("no guest agent answers")
 // ErrOldGuest: the guest was started by a server that did not know what is
 // asked for; it has it when it is started again.
 var ErrOldGuest = errors.New("it was started before this was possible: start it again")
+
+// ErrHeld: the guest was asked to let go of a device, and has not.
+var ErrHeld = errors.New("the guest does not let go of it")
 
 // Info is what a guest's agent says. It is bounded and can be printed; it need
 // not be true.
@@ -198,10 +215,21 @@ type Guest interface {
 	// SetShares changes them while it runs. ErrCannotLimit when the server has
 	// nothing to do so with; what it can is set all the same.
 	SetShares(ctx context.Context, s Shares) error
-	// GrowDisk lets the guest see that its disk, by its place in Spec.Disks, has
-	// that many bytes now. One that has so many already stays as it is.
-	// ErrOldGuest when it can't.
-	GrowDisk(ctx context.Context, disk int, d Disk, bytes int64) error
+	// GrowDisk lets the guest see that a disk has that many bytes now. One that has
+	// so many already stays as it is. ErrOldGuest when it can't.
+	GrowDisk(ctx context.Context, d Disk, bytes int64) error
+	// Devices says which disks and network cards it has. ErrOldGuest where those
+	// can't be changed.
+	Devices(ctx context.Context) (Devices, error)
+	// AddDisk and AddNetwork give it one more while it runs. After an error it has
+	// not got it.
+	AddDisk(ctx context.Context, d Disk) error
+	AddNetwork(ctx context.Context, n Network) error
+	// RemoveDisk and RemoveNetwork ask the guest to let go of one, and return once it
+	// has and nothing uses it any more. ErrHeld when it has not by the end of ctx: it
+	// may still do so.
+	RemoveDisk(ctx context.Context, slot int) error
+	RemoveNetwork(ctx context.Context, slot int) error
 	// Kill ends it at once and returns when it is gone.
 	Kill(ctx context.Context) error
 	// Send copies the guest's state to where conn leads while the guest goes

@@ -88,8 +88,10 @@ func CheckpointsOf(st *catalog.State, machineID string) []*argonv1.Checkpoint {
 // LastCheckpoint is the newest that a machine can be resumed from; nil if there
 // is none.
 func LastCheckpoint(st *catalog.State, machineID string) *argonv1.Checkpoint {
+	has := st.Machines[machineID].GetVolumeIds()
 	for _, c := range slices.Backward(CheckpointsOf(st, machineID)) {
-		if c.GetPurpose() != argonv1.CheckpointPurpose_CHECKPOINT_PURPOSE_SUSPEND && Unusable(st, c) == "" {
+		gone := without(AsStarted(c.GetMachine()).GetVolumeIds(), has) // its memory knows a disk that it has no more
+		if c.GetPurpose() != argonv1.CheckpointPurpose_CHECKPOINT_PURPOSE_SUSPEND && len(gone) == 0 && Unusable(st, c) == "" {
 			return c
 		}
 	}
@@ -112,7 +114,7 @@ func Unusable(st *catalog.State, c *argonv1.Checkpoint) string {
 	if c.GetPurpose() == argonv1.CheckpointPurpose_CHECKPOINT_PURPOSE_SUSPEND {
 		return ""
 	}
-	for _, id := range c.GetMachine().GetVolumeIds() {
+	for _, id := range AsStarted(c.GetMachine()).GetVolumeIds() {
 		v := st.Volumes[id]
 		s := Snapshot(v, c.GetSnapshots()[id])
 		switch {

@@ -12,6 +12,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/hypervisor"
 	"github.com/argon-cluster/argon/internal/volume"
 )
 
@@ -27,7 +28,7 @@ const (
 	defaultMemory = 512 * mib
 	minMemory     = 16 * mib
 	maxMemory     = 4 << 40
-	maxDisks      = 16
+	maxDisks      = hypervisor.MaxDisks
 	maxPorts      = 64
 
 	defaultStopTimeout = 60
@@ -238,8 +239,12 @@ func freeVolume(st *catalog.State, v *argonv1.Volume, what string) error {
 		return precondition("%s: volume %s is being removed", what, name)
 	}
 	if m := userOf(st, v); m != nil {
-		return precondition("%s: volume %s is a disk of machine %s: `argon machine rm %s --keep-volumes` sets it free",
-			what, name, m.GetMeta().GetName(), m.GetMeta().GetName())
+		other := m.GetMeta().GetName()
+		if slices.Contains(m.GetDetaching(), v.GetMeta().GetId()) {
+			return precondition("%s: volume %s is to be let go of by the guest of machine %s: `argon machine show %s` says when it has", what, name, other, other)
+		}
+		return precondition("%s: volume %s is a disk of machine %s: `argon machine set %s --detach %s` sets it free, or `argon machine rm %s --keep-volumes`",
+			what, name, other, other, name, other)
 	}
 	return ownVolume(st, v, what)
 }

@@ -239,7 +239,7 @@ func resumeFrom(st *catalog.State, txn *catalog.Txn, m *argonv1.Machine, checkpo
 	case m.GetWanted() != argonv1.Wanted_WANTED_STOPPED || m.GetServerId() != "":
 		return precondition("machine %s runs, or is about to: stop it first, as its memory and its disks become those of the checkpoint", name)
 	}
-	for _, id := range c.GetMachine().GetVolumeIds() {
+	for _, id := range placement.AsStarted(c.GetMachine()).GetVolumeIds() {
 		v := st.Volumes[id]
 		if owner := userOf(st, v); owner != nil && owner.GetMeta().GetId() != m.GetMeta().GetId() {
 			return precondition("checkpoint %s: its disk %s belongs to machine %s now", checkpoint, v.GetMeta().GetName(), owner.GetMeta().GetName())
@@ -260,6 +260,7 @@ func resumeFrom(st *catalog.State, txn *catalog.Txn, m *argonv1.Machine, checkpo
 func asThen(m *argonv1.Machine, c *argonv1.Checkpoint) {
 	was := placement.AsStarted(c.GetMachine())
 	m.Cpus, m.MemoryBytes, m.VolumeIds = was.GetCpus(), was.GetMemoryBytes(), was.GetVolumeIds()
+	m.Detaching = nil
 	m.Firmware, m.Networks, m.FirstBoot = was.GetFirmware(), was.GetNetworks(), was.GetFirstBoot()
 	m.GenerationId = placement.NextGeneration(was, catalog.NewGeneration())
 }
@@ -355,9 +356,10 @@ func (p *Parts) planClone(st *catalog.State, txn *catalog.Txn, req *argonv1.Clon
 		Status: &argonv1.MachineStatus{State: argonv1.MachineState_MACHINE_STATE_PENDING, Since: timestamppb.New(p.Now())},
 	}
 	asThen(m, c)
-	m.Networks = networks(m.GetMeta().GetId(), uint32(max(1, len(c.GetMachine().GetNetworks()))), nil)
+	m.Networks = networks(m.GetMeta().GetId(), uint32(max(1, len(m.GetNetworks()))), nil)
+	disks := m.GetVolumeIds()
 	m.VolumeIds = nil
-	for i, id := range c.GetMachine().GetVolumeIds() {
+	for i, id := range disks {
 		parent := st.Volumes[id]
 		called := name
 		if i > 0 {

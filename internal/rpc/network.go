@@ -11,7 +11,7 @@ import (
 )
 
 // maxNetworks is what the places on a guest's PCI bus leave.
-const maxNetworks = 8
+const maxNetworks = hypervisor.MaxNetworks
 
 // networks are a new machine's interfaces, with the hardware addresses that
 // were asked for. The others are its own, and the same whenever they are made.

@@ -11,6 +11,7 @@ import (
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/internal/catalog"
+	"github.com/argon-cluster/argon/internal/placement"
 )
 
 // SetMachine answers once the change is recorded. What can be changed while the
@@ -91,18 +92,24 @@ func setPorts(st *catalog.State, txn *catalog.Txn, m *argonv1.Machine, req *argo
 	return nil
 }
 
-// setDevices changes disks, network interfaces and firmware, which a guest has from
-// its start on.
+// setDevices changes disks, network interfaces and firmware. A guest that runs is
+// given, and lets go of, all but what it boots from.
 func setDevices(st *catalog.State, txn *catalog.Txn, m *argonv1.Machine, req *argonv1.SetMachineRequest) error {
 	if len(req.GetAttach())+len(req.GetDetach()) == 0 && req.GetBoot() == "" && req.Networks == nil && req.Firmware == nil {
 		return nil
 	}
 	name := m.GetMeta().GetName()
-	switch {
+	switch runs := m.GetServerId() != ""; {
 	case m.GetWanted() == suspended || m.GetWake() != nil:
-		return precondition("machine %s is suspended, or goes on from its memory, which fits on what it had only: resume it, and stop it first", name)
-	case m.GetWanted() != argonv1.Wanted_WANTED_STOPPED || m.GetServerId() != "":
-		return precondition("machine %s runs, or is about to: its disks, network cards and firmware can be changed once it is stopped (`argon machine stop %s`)", name, name)
+		return precondition("machine %s is suspended, or goes on from its memory, which fits on what it had only: resume it first", name)
+	case (runs || m.GetWanted() != argonv1.Wanted_WANTED_STOPPED) && (req.GetBoot() != "" || req.Firmware != nil):
+		return precondition("machine %s runs, or is about to: what it boots from and its firmware can be changed once it is stopped (`argon machine stop %s`)", name, name)
+	case runs && m.GetWanted() != argonv1.Wanted_WANTED_RUNNING:
+		return precondition("machine %s is stopping: wait until it has stopped", name)
+	case m.GetMigration() != nil || m.GetMove() != nil:
+		return precondition("machine %s is on its way to another server, or is restarted: wait until it runs again", name)
+	case runs: // also where an older server has started it, and did not record this
+		m.InForce = placement.InForce(st.Machines[m.GetMeta().GetId()])
 	}
 	if err := setDisks(st, txn, m, req); err != nil {
 		return err
@@ -110,6 +117,9 @@ func setDevices(st *catalog.State, txn *catalog.Txn, m *argonv1.Machine, req *ar
 	if req.Networks != nil {
 		if n := req.GetNetworks(); n == 0 || n > maxNetworks {
 			return invalid("machine %s: %d network interfaces: give 1 to %d", name, n, maxNetworks)
+		}
+		if m.GetServerId() != "" && len(m.GetNetworks()) == 0 { // QEMU gave the one that it has its address
+			return precondition("machine %s: it was made before its network cards could be changed while it runs: stop it first (`argon machine stop %s`)", name, name)
 		}
 		var macs []string // those that it has keep their addresses
 		for _, n := range m.GetNetworks() {
@@ -132,10 +142,18 @@ func setDisks(st *catalog.State, txn *catalog.Txn, m *argonv1.Machine, req *argo
 	for _, volume := range req.GetDetach() {
 		v, ok := byName(st.Volumes, volume)
 		i := slices.Index(m.GetVolumeIds(), v.GetMeta().GetId())
-		if !ok || i < 0 {
+		switch runs := m.GetServerId() != ""; {
+		case !ok || i < 0:
 			return precondition("machine %s: volume %s is no disk of it: see `argon machine show %s`", name, volume, name)
+		case runs && i == 0:
+			return precondition("machine %s: it runs from volume %s: stop it first (`argon machine stop %s`)", name, volume, name)
+		case runs && slices.Contains(m.GetDetaching(), v.GetMeta().GetId()):
+			continue
+		case runs:
+			m.Detaching = append(m.GetDetaching(), v.GetMeta().GetId())
+		default:
+			m.VolumeIds = slices.Delete(m.GetVolumeIds(), i, i+1)
 		}
-		m.VolumeIds = slices.Delete(m.GetVolumeIds(), i, i+1)
 		if v.GetMadeFor() == m.GetMeta().GetId() { // it does not go with the machine any more
 			v = proto.CloneOf(v)
 			v.MadeFor = ""
@@ -146,6 +164,10 @@ func setDisks(st *catalog.State, txn *catalog.Txn, m *argonv1.Machine, req *argo
 		v, ok := byName(st.Volumes, volume)
 		if !ok {
 			return notFound("volume", volume)
+		}
+		if i := slices.Index(m.GetDetaching(), v.GetMeta().GetId()); i >= 0 && !slices.Contains(req.GetDetach(), volume) {
+			m.Detaching = slices.Delete(m.GetDetaching(), i, i+1)
+			continue
 		}
 		if slices.Contains(req.GetDetach(), volume) || slices.Contains(m.GetVolumeIds(), v.GetMeta().GetId()) {
 			return invalid("machine %s: volume %s is given twice, or is a disk of it already", name, volume)

@@ -38,7 +38,7 @@ func TestSetParts(t *testing.T) {
 	refused(&argonv1.SetMachineRequest{Publish: onePort(9090, 80)}, connect.CodeFailedPrecondition, "published by machine other")
 	refused(&argonv1.SetMachineRequest{Publish: onePort(8080, 81)}, connect.CodeInvalidArgument, "published twice")
 	refused(&argonv1.SetMachineRequest{Unpublish: []uint32{81}}, connect.CodeFailedPrecondition, "is not published")
-	refused(&argonv1.SetMachineRequest{Attach: []string{"data"}}, connect.CodeFailedPrecondition, "is a disk of machine other")
+	refused(&argonv1.SetMachineRequest{Attach: []string{"data"}}, connect.CodeFailedPrecondition, "`argon machine set other --detach data` sets it free")
 	refused(&argonv1.SetMachineRequest{Attach: []string{"root"}}, connect.CodeInvalidArgument, "a disk of it already")
 	refused(&argonv1.SetMachineRequest{Detach: []string{"root"}}, connect.CodeFailedPrecondition, "no disk left")
 	refused(&argonv1.SetMachineRequest{Detach: []string{"nope"}}, connect.CodeFailedPrecondition, "is no disk of it")
@@ -75,8 +75,75 @@ func TestSetParts(t *testing.T) {
 	_, err = call(t, w.machines.StartMachine, &argonv1.StartMachineRequest{Name: "web"})
 	w.must(err)
 	refused(&argonv1.SetMachineRequest{Firmware: ptr("uefi")}, connect.CodeFailedPrecondition, "argon machine stop web")
+	refused(&argonv1.SetMachineRequest{Boot: "data"}, connect.CodeFailedPrecondition, "argon machine stop web")
 	_, err = set(&argonv1.SetMachineRequest{Publish: onePort(1080, 80)})
 	w.must(err)
+}
+
+// The guest of a machine that runs is to be given disks and cards, and to let go of
+// others: those stay the machine's until it has.
+func TestSetDevicesOfARunningMachine(t *testing.T) {
+	w := newWorld(t)
+	w.agents()
+	for _, name := range []string{"root", "data", "more"} {
+		_, err := call(t, w.volumes.CreateVolume, &argonv1.CreateVolumeRequest{Name: name, SizeBytes: mib})
+		w.must(err)
+	}
+	for _, req := range []*argonv1.CreateMachineRequest{{Name: "web", Volumes: []string{"root", "data"}, Stopped: true}, {Name: "other", Volumes: []string{"more"}, Stopped: true}} {
+		_, err := call(t, w.machines.CreateMachine, req)
+		w.must(err)
+	}
+	st, err := w.parts.fresh(t.Context())
+	w.must(err)
+	web, _ := byName(st.Machines, "web")
+	change := func(f func(*argonv1.Machine)) {
+		t.Helper()
+		_, err := w.store.Machines.Update(t.Context(), web.GetMeta().GetId(), func(m *argonv1.Machine) error {
+			f(m)
+			return nil
+		})
+		w.must(err)
+	}
+	change(func(m *argonv1.Machine) { // as an older server recorded it
+		m.Wanted, m.ServerId, m.Placement, m.InForce = argonv1.Wanted_WANTED_RUNNING, "A", 1, &argonv1.Hardware{Cpus: m.GetCpus(), MemoryBytes: m.GetMemoryBytes()}
+	})
+	set := func(req *argonv1.SetMachineRequest) (*argonv1.MachineView, error) {
+		req.Name = "web"
+		res, err := call(t, w.machines.SetMachine, req)
+		return res.GetMachine(), err
+	}
+	_, err = set(&argonv1.SetMachineRequest{Detach: []string{"root"}})
+	wantError(t, err, connect.CodeFailedPrecondition, "it runs from volume root")
+	_, err = set(&argonv1.SetMachineRequest{Attach: []string{"more"}})
+	wantError(t, err, connect.CodeFailedPrecondition, "`argon machine set other --detach more`")
+	_, err = call(t, w.machines.RemoveMachine, &argonv1.RemoveMachineRequest{Name: "other", KeepVolumes: true})
+	w.must(err)
+	for range 2 { // again is no error
+		v, err := set(&argonv1.SetMachineRequest{Detach: []string{"data"}, Networks: ptr(uint32(2))})
+		w.must(err)
+		m := v.GetMachine()
+		mac := m.GetNetworks()[1].GetMac()
+		want := []string{"disk data stays until the guest lets go of it or stops", "the guest is being given network card " + mac}
+		if !slices.Equal(v.GetChanging(), want) || len(m.GetVolumeIds()) != 2 || len(m.GetInForce().GetNetworks()) != 1 {
+			t.Errorf("%q; it is %v", v.GetChanging(), m)
+		}
+	}
+	_, err = call(t, w.machines.CreateMachine, &argonv1.CreateMachineRequest{Name: "next", Volumes: []string{"data"}, Stopped: true})
+	wantError(t, err, connect.CodeFailedPrecondition, "is to be let go of by the guest of machine web")
+	v, err := set(&argonv1.SetMachineRequest{Attach: []string{"data", "more"}}) // after all
+	w.must(err)
+	if m := v.GetMachine(); len(m.GetDetaching()) > 0 || len(m.GetVolumeIds()) != 3 || len(m.GetInForce().GetDisks()) != 2 {
+		t.Errorf("it is %v", m)
+	}
+	change(func(m *argonv1.Machine) { m.Migration = &argonv1.Migration{Id: "x", ToServerId: "B"} })
+	_, err = set(&argonv1.SetMachineRequest{Detach: []string{"more"}})
+	wantError(t, err, connect.CodeFailedPrecondition, "on its way")
+	change(func(m *argonv1.Machine) { m.Migration, m.Networks = nil, nil })
+	_, err = set(&argonv1.SetMachineRequest{Networks: ptr(uint32(2))})
+	wantError(t, err, connect.CodeFailedPrecondition, "stop it first")
+	change(func(m *argonv1.Machine) { m.Wanted = argonv1.Wanted_WANTED_STOPPED })
+	_, err = set(&argonv1.SetMachineRequest{Detach: []string{"more"}})
+	wantError(t, err, connect.CodeFailedPrecondition, "is stopping")
 }
 
 func ptr[T any](v T) *T { return &v }

@@ -61,6 +61,7 @@ func machineView(st *catalog.State, m *argonv1.Machine) *argonv1.MachineView {
 	}
 	v.NextStart = nextStart(m, m)
 	v.ClosedPorts = closedPorts(st, m)
+	v.Changing = changing(st, m)
 	for _, id := range m.GetVolumeIds() {
 		v.VolumeNames = append(v.VolumeNames, cmp.Or(st.Volumes[id].GetMeta().GetName(), id))
 		if disk := st.Volumes[id]; disk != nil {
@@ -68,6 +69,30 @@ func machineView(st *catalog.State, m *argonv1.Machine) *argonv1.MachineView {
 		}
 	}
 	return v
+}
+
+// changing says what of a machine's disks and network cards its guest is being given,
+// or is to let go of.
+func changing(st *catalog.State, m *argonv1.Machine) []string {
+	if m.GetServerId() == "" {
+		return nil
+	}
+	c := placement.Changing(m)
+	name := func(id string) string { return cmp.Or(st.Volumes[id].GetMeta().GetName(), id) }
+	var lines []string
+	for _, id := range c.Attach {
+		lines = append(lines, fmt.Sprintf("the guest is being given disk %s", name(id)))
+	}
+	for _, id := range c.Detach {
+		lines = append(lines, fmt.Sprintf("disk %s stays until the guest lets go of it or stops", name(id)))
+	}
+	for _, mac := range c.AddCards {
+		lines = append(lines, fmt.Sprintf("the guest is being given network card %s", mac))
+	}
+	for _, mac := range c.RemoveCards {
+		lines = append(lines, fmt.Sprintf("network card %s stays until the guest lets go of it or stops", mac))
+	}
+	return lines
 }
 
 func volumeView(st *catalog.State, v *argonv1.Volume) *argonv1.VolumeView {

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"flag"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,6 +24,13 @@ func TestMigrate(t *testing.T) {
 	w := c.Watch(port, c.Servers()...)
 	counts(c, w, 5)
 	boot, h := lastBoot(t, w), c.Hash(home, machine, port)
+	// It is given a disk and a card while it runs, which go round with it.
+	first := c.Other(home.Name)
+	c.Argon(first, "volume", "create", "extra", "--size", "16MiB")
+	c.Argon(first, "machine", "set", machine, "--attach", "extra", "--networks", "2")
+	con := console(t, c, first, machine)
+	con.say("until [ -b /dev/vdb ] && ifconfig eth1; do sleep 1; done; echo moves along | dd of=/dev/vdb conv=fsync; echo disk $((6 * 8))\n")
+	con.hear("disk 48")
 	before := h.Now()
 	var all []harness.Move
 	ups := []time.Duration{before.Up} // before the first move, and after each
@@ -45,9 +53,18 @@ func TestMigrate(t *testing.T) {
 		replaceDaemon(c, c.S(n%3+1), func(s *devcluster.Server) error { return s.Reload() })
 	}
 	c.Healthy(home, machine)
-	con := console(t, c, c.Other(home.Name), machine)
-	con.say("echo $((6 * 7)) is what it says\n")
+	con = console(t, c, c.Other(home.Name), machine)
+	con.say("echo $((6 * 7)) is what it says; head -n 1 /dev/vdb; echo goes on | dd of=/dev/vdb conv=fsync; head -n 1 /dev/vdb\n")
 	con.hear("42 is what it says")
+	con.hear("moves along\r\n")
+	con.hear("goes on\r\n")
+	// The guest lets go of both; the disk is another's then.
+	c.Argon(home, "machine", "set", machine, "--detach", "extra", "--networks", "1")
+	con.say("while [ -b /dev/vdb ] || ifconfig eth1 2>/dev/null; do sleep 1; done; echo let go of $((6 * 9))\n")
+	con.hear("let go of 54")
+	c.Eventually("its disk is free", func() bool { return !strings.Contains(c.Argon(home, "machine", "show", machine), "extra") })
+	c.Argon(home, "machine", "create", "next", "--volume", "extra", "--stopped")
+	counts(c, w, 5)
 	blocks := h.Blocks()
 	for i, m := range all {
 		t.Logf("it stood still for %v, by QEMU for %v; by the guest's clock a block took %v at most; %v from the order until it went on",

@@ -4912,7 +4912,9 @@ type MachineView struct {
 	// each.
 	NextStart []string `protobuf:"bytes,70,rep,name=next_start,json=nextStart,proto3" json:"next_start,omitempty"`
 	// Its published ports that some servers can't open, and why; one line each.
-	ClosedPorts   []string `protobuf:"bytes,71,rep,name=closed_ports,json=closedPorts,proto3" json:"closed_ports,omitempty"`
+	ClosedPorts []string `protobuf:"bytes,71,rep,name=closed_ports,json=closedPorts,proto3" json:"closed_ports,omitempty"`
+	// What its guest is being given, or is to let go of, while it runs; one line each.
+	Changing      []string `protobuf:"bytes,72,rep,name=changing,proto3" json:"changing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4985,6 +4987,13 @@ func (x *MachineView) GetNextStart() []string {
 func (x *MachineView) GetClosedPorts() []string {
 	if x != nil {
 		return x.ClosedPorts
+	}
+	return nil
+}
+
+func (x *MachineView) GetChanging() []string {
+	if x != nil {
+		return x.Changing
 	}
 	return nil
 }
@@ -6038,14 +6047,14 @@ type SetMachineRequest struct {
 	// Ports to publish and, by their number in the cluster, to publish no more.
 	Publish   []*PublishedPort `protobuf:"bytes,71,rep,name=publish,proto3" json:"publish,omitempty"`
 	Unpublish []uint32         `protobuf:"varint,72,rep,packed,name=unpublish,proto3" json:"unpublish,omitempty"`
-	// Volumes, by name, that become disks, and disks that are let go of. Of a
-	// stopped machine only, as what follows.
+	// Volumes, by name, that become disks, and disks that are let go of.
 	Attach []string `protobuf:"bytes,73,rep,name=attach,proto3" json:"attach,omitempty"`
 	Detach []string `protobuf:"bytes,74,rep,name=detach,proto3" json:"detach,omitempty"`
-	// The disk that boots.
+	// The disk that boots; of a stopped machine only.
 	Boot string `protobuf:"bytes,75,opt,name=boot,proto3" json:"boot,omitempty"`
 	// How many network interfaces it has.
 	Networks *uint32 `protobuf:"varint,76,opt,name=networks,proto3,oneof" json:"networks,omitempty"`
+	// Of a stopped machine only.
 	Firmware *string `protobuf:"bytes,77,opt,name=firmware,proto3,oneof" json:"firmware,omitempty"`
 	// Labels to set, and to take away.
 	Labels        map[string]string `protobuf:"bytes,78,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -8880,7 +8889,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\amachine\x18\x02 \x01(\tR\amachine\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\"B\n" +
 	"\x10RollBackResponse\x12.\n" +
-	"\avolumes\x18\x01 \x03(\v2\x14.argon.v1.VolumeViewR\avolumes\"\xdc\x01\n" +
+	"\avolumes\x18\x01 \x03(\v2\x14.argon.v1.VolumeViewR\avolumes\"\xf8\x01\n" +
 	"\vMachineView\x12+\n" +
 	"\amachine\x18\x01 \x01(\v2\x11.argon.v1.MachineR\amachine\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
@@ -8889,7 +8898,8 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\bactivity\x18\x04 \x03(\tR\bactivity\x12\x1d\n" +
 	"\n" +
 	"next_start\x18F \x03(\tR\tnextStart\x12!\n" +
-	"\fclosed_ports\x18G \x03(\tR\vclosedPorts\"\xb5\x05\n" +
+	"\fclosed_ports\x18G \x03(\tR\vclosedPorts\x12\x1a\n" +
+	"\bchanging\x18H \x03(\tR\bchanging\"\xb5\x05\n" +
 	"\x14CreateMachineRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +

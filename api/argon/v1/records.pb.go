@@ -3155,7 +3155,10 @@ type Machine struct {
 	// or by a server that did not record it.
 	InForce *Hardware `protobuf:"bytes,70,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
 	// The server that it is to be placed on first, if that can run it then.
-	StartOn       string `protobuf:"bytes,71,opt,name=start_on,json=startOn,proto3" json:"start_on,omitempty"`
+	StartOn string `protobuf:"bytes,71,opt,name=start_on,json=startOn,proto3" json:"start_on,omitempty"`
+	// Those of its disks that its guest is to let go of. They stay its disks until
+	// the guest has, or is no more.
+	Detaching     []string `protobuf:"bytes,72,rep,name=detaching,proto3" json:"detaching,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3386,13 +3389,25 @@ func (x *Machine) GetStartOn() string {
 	return ""
 }
 
-// Hardware is what a guest can't be given while it runs.
+func (x *Machine) GetDetaching() []string {
+	if x != nil {
+		return x.Detaching
+	}
+	return nil
+}
+
+// Hardware is what a guest is made of now.
 type Hardware struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Cpus        uint32                 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
 	MemoryBytes uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// It has the small disk with its first boot.
-	Seed          bool `protobuf:"varint,3,opt,name=seed,proto3" json:"seed,omitempty"`
+	Seed bool `protobuf:"varint,3,opt,name=seed,proto3" json:"seed,omitempty"`
+	// Its disks and network cards, and where on its bus they are: a copy of the
+	// guest needs each in the same place. No disks: the machine's, one behind the
+	// other, as with its network cards.
+	Disks         []*Device `protobuf:"bytes,4,rep,name=disks,proto3" json:"disks,omitempty"`
+	Networks      []*Device `protobuf:"bytes,5,rep,name=networks,proto3" json:"networks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3448,6 +3463,74 @@ func (x *Hardware) GetSeed() bool {
 	return false
 }
 
+func (x *Hardware) GetDisks() []*Device {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *Hardware) GetNetworks() []*Device {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+// Device is a disk or a network card of a guest.
+type Device struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The volume, or the card's hardware address.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Slot          uint32 `protobuf:"varint,2,opt,name=slot,proto3" json:"slot,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Device) Reset() {
+	*x = Device{}
+	mi := &file_argon_v1_records_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Device) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Device) ProtoMessage() {}
+
+func (x *Device) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_records_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Device.ProtoReflect.Descriptor instead.
+func (*Device) Descriptor() ([]byte, []int) {
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Device) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Device) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
 // Wake is the order to go on from a checkpoint instead of booting. It is
 // consumed right before the guest's processors run.
 type Wake struct {
@@ -3467,7 +3550,7 @@ type Wake struct {
 
 func (x *Wake) Reset() {
 	*x = Wake{}
-	mi := &file_argon_v1_records_proto_msgTypes[27]
+	mi := &file_argon_v1_records_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3479,7 +3562,7 @@ func (x *Wake) String() string {
 func (*Wake) ProtoMessage() {}
 
 func (x *Wake) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[27]
+	mi := &file_argon_v1_records_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3492,7 +3575,7 @@ func (x *Wake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Wake.ProtoReflect.Descriptor instead.
 func (*Wake) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{27}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Wake) GetCheckpointId() string {
@@ -3557,7 +3640,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_argon_v1_records_proto_msgTypes[28]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3569,7 +3652,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[28]
+	mi := &file_argon_v1_records_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3582,7 +3665,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{28}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Checkpoint) GetMeta() *Meta {
@@ -3712,7 +3795,7 @@ type Platform struct {
 
 func (x *Platform) Reset() {
 	*x = Platform{}
-	mi := &file_argon_v1_records_proto_msgTypes[29]
+	mi := &file_argon_v1_records_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3724,7 +3807,7 @@ func (x *Platform) String() string {
 func (*Platform) ProtoMessage() {}
 
 func (x *Platform) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[29]
+	mi := &file_argon_v1_records_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3737,7 +3820,7 @@ func (x *Platform) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Platform.ProtoReflect.Descriptor instead.
 func (*Platform) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{29}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Platform) GetAcceleration() string {
@@ -3785,7 +3868,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_argon_v1_records_proto_msgTypes[30]
+	mi := &file_argon_v1_records_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3797,7 +3880,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[30]
+	mi := &file_argon_v1_records_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3810,7 +3893,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{30}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Migration) GetId() string {
@@ -3887,7 +3970,7 @@ type MigrationProgress struct {
 
 func (x *MigrationProgress) Reset() {
 	*x = MigrationProgress{}
-	mi := &file_argon_v1_records_proto_msgTypes[31]
+	mi := &file_argon_v1_records_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3899,7 +3982,7 @@ func (x *MigrationProgress) String() string {
 func (*MigrationProgress) ProtoMessage() {}
 
 func (x *MigrationProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[31]
+	mi := &file_argon_v1_records_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3912,7 +3995,7 @@ func (x *MigrationProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationProgress.ProtoReflect.Descriptor instead.
 func (*MigrationProgress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{31}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MigrationProgress) GetTransferredBytes() uint64 {
@@ -3985,7 +4068,7 @@ type MigrationReport struct {
 
 func (x *MigrationReport) Reset() {
 	*x = MigrationReport{}
-	mi := &file_argon_v1_records_proto_msgTypes[32]
+	mi := &file_argon_v1_records_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3997,7 +4080,7 @@ func (x *MigrationReport) String() string {
 func (*MigrationReport) ProtoMessage() {}
 
 func (x *MigrationReport) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[32]
+	mi := &file_argon_v1_records_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4010,7 +4093,7 @@ func (x *MigrationReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationReport.ProtoReflect.Descriptor instead.
 func (*MigrationReport) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{32}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MigrationReport) GetId() string {
@@ -4120,7 +4203,7 @@ type FirstBoot struct {
 
 func (x *FirstBoot) Reset() {
 	*x = FirstBoot{}
-	mi := &file_argon_v1_records_proto_msgTypes[33]
+	mi := &file_argon_v1_records_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4132,7 +4215,7 @@ func (x *FirstBoot) String() string {
 func (*FirstBoot) ProtoMessage() {}
 
 func (x *FirstBoot) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[33]
+	mi := &file_argon_v1_records_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4145,7 +4228,7 @@ func (x *FirstBoot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FirstBoot.ProtoReflect.Descriptor instead.
 func (*FirstBoot) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{33}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FirstBoot) GetRevision() uint32 {
@@ -4206,7 +4289,7 @@ type NetworkInterface struct {
 
 func (x *NetworkInterface) Reset() {
 	*x = NetworkInterface{}
-	mi := &file_argon_v1_records_proto_msgTypes[34]
+	mi := &file_argon_v1_records_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4218,7 +4301,7 @@ func (x *NetworkInterface) String() string {
 func (*NetworkInterface) ProtoMessage() {}
 
 func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[34]
+	mi := &file_argon_v1_records_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4231,7 +4314,7 @@ func (x *NetworkInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkInterface.ProtoReflect.Descriptor instead.
 func (*NetworkInterface) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{34}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NetworkInterface) GetMac() string {
@@ -4259,7 +4342,7 @@ type Shares struct {
 
 func (x *Shares) Reset() {
 	*x = Shares{}
-	mi := &file_argon_v1_records_proto_msgTypes[35]
+	mi := &file_argon_v1_records_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4271,7 +4354,7 @@ func (x *Shares) String() string {
 func (*Shares) ProtoMessage() {}
 
 func (x *Shares) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[35]
+	mi := &file_argon_v1_records_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4284,7 +4367,7 @@ func (x *Shares) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shares.ProtoReflect.Descriptor instead.
 func (*Shares) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{35}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Shares) GetCpuPercent() uint32 {
@@ -4338,7 +4421,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_argon_v1_records_proto_msgTypes[36]
+	mi := &file_argon_v1_records_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4350,7 +4433,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[36]
+	mi := &file_argon_v1_records_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4363,7 +4446,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{36}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Move) GetFromServerId() string {
@@ -4416,14 +4499,16 @@ type MachineStatus struct {
 	Guest *GuestInfo `protobuf:"bytes,30,opt,name=guest,proto3" json:"guest,omitempty"`
 	// The machine monitor's own name, with its version, of the kind of machine
 	// that it runs as: the one that it goes to must be of the same.
-	MachineType   string `protobuf:"bytes,50,opt,name=machine_type,json=machineType,proto3" json:"machine_type,omitempty"`
+	MachineType string `protobuf:"bytes,50,opt,name=machine_type,json=machineType,proto3" json:"machine_type,omitempty"`
+	// Why its disks and network cards are not as wanted yet; one line.
+	DevicesDetail string `protobuf:"bytes,51,opt,name=devices_detail,json=devicesDetail,proto3" json:"devices_detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MachineStatus) Reset() {
 	*x = MachineStatus{}
-	mi := &file_argon_v1_records_proto_msgTypes[37]
+	mi := &file_argon_v1_records_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4435,7 +4520,7 @@ func (x *MachineStatus) String() string {
 func (*MachineStatus) ProtoMessage() {}
 
 func (x *MachineStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[37]
+	mi := &file_argon_v1_records_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4448,7 +4533,7 @@ func (x *MachineStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineStatus.ProtoReflect.Descriptor instead.
 func (*MachineStatus) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{37}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *MachineStatus) GetState() MachineState {
@@ -4521,6 +4606,13 @@ func (x *MachineStatus) GetMachineType() string {
 	return ""
 }
 
+func (x *MachineStatus) GetDevicesDetail() string {
+	if x != nil {
+		return x.DevicesDetail
+	}
+	return ""
+}
+
 // GuestInfo is what a guest says of itself. It may lie.
 type GuestInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4533,7 +4625,7 @@ type GuestInfo struct {
 
 func (x *GuestInfo) Reset() {
 	*x = GuestInfo{}
-	mi := &file_argon_v1_records_proto_msgTypes[38]
+	mi := &file_argon_v1_records_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4545,7 +4637,7 @@ func (x *GuestInfo) String() string {
 func (*GuestInfo) ProtoMessage() {}
 
 func (x *GuestInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[38]
+	mi := &file_argon_v1_records_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4558,7 +4650,7 @@ func (x *GuestInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestInfo.ProtoReflect.Descriptor instead.
 func (*GuestInfo) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{38}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GuestInfo) GetHostname() string {
@@ -4603,7 +4695,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_argon_v1_records_proto_msgTypes[39]
+	mi := &file_argon_v1_records_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4615,7 +4707,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_records_proto_msgTypes[39]
+	mi := &file_argon_v1_records_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4628,7 +4720,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_argon_v1_records_proto_rawDescGZIP(), []int{39}
+	return file_argon_v1_records_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Event) GetId() string {
@@ -4947,7 +5039,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\rPublishedPort\x12!\n" +
 	"\fcluster_port\x18\x01 \x01(\rR\vclusterPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x02 \x01(\rR\tguestPort\"\xf3\b\n" +
+	"guest_port\x18\x02 \x01(\rR\tguestPort\"\x91\t\n" +
 	"\aMachine\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -4981,11 +5073,17 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x0elast_migration\x184 \x01(\v2\x19.argon.v1.MigrationReportR\rlastMigration\x12#\n" +
 	"\rgeneration_id\x18< \x01(\tR\fgenerationId\x12-\n" +
 	"\bin_force\x18F \x01(\v2\x12.argon.v1.HardwareR\ainForce\x12\x19\n" +
-	"\bstart_on\x18G \x01(\tR\astartOn\"U\n" +
+	"\bstart_on\x18G \x01(\tR\astartOn\x12\x1c\n" +
+	"\tdetaching\x18H \x03(\tR\tdetaching\"\xab\x01\n" +
 	"\bHardware\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x12\n" +
-	"\x04seed\x18\x03 \x01(\bR\x04seed\"}\n" +
+	"\x04seed\x18\x03 \x01(\bR\x04seed\x12&\n" +
+	"\x05disks\x18\x04 \x03(\v2\x10.argon.v1.DeviceR\x05disks\x12,\n" +
+	"\bnetworks\x18\x05 \x03(\v2\x10.argon.v1.DeviceR\bnetworks\",\n" +
+	"\x06Device\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04slot\x18\x02 \x01(\rR\x04slot\"}\n" +
 	"\x04Wake\x12#\n" +
 	"\rcheckpoint_id\x18\x01 \x01(\tR\fcheckpointId\x12\x18\n" +
 	"\achecked\x18\x02 \x01(\bR\achecked\x12\x19\n" +
@@ -5076,7 +5174,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x0efrom_server_id\x18\x01 \x01(\tR\ffromServerId\x12\x1c\n" +
 	"\tplacement\x18\x02 \x01(\x04R\tplacement\x120\n" +
 	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
-	"\arestart\x18F \x01(\bR\arestart\"\xf1\x02\n" +
+	"\arestart\x18F \x01(\bR\arestart\"\x98\x03\n" +
 	"\rMachineStatus\x12,\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x16.argon.v1.MachineStateR\x05state\x12\x1b\n" +
 	"\tserver_id\x18\x02 \x01(\tR\bserverId\x12\x1c\n" +
@@ -5087,7 +5185,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\x06starts\x18\a \x01(\rR\x06starts\x12#\n" +
 	"\rshares_detail\x18\x14 \x01(\tR\fsharesDetail\x12)\n" +
 	"\x05guest\x18\x1e \x01(\v2\x13.argon.v1.GuestInfoR\x05guest\x12!\n" +
-	"\fmachine_type\x182 \x01(\tR\vmachineType\"U\n" +
+	"\fmachine_type\x182 \x01(\tR\vmachineType\x12%\n" +
+	"\x0edevices_detail\x183 \x01(\tR\rdevicesDetail\"U\n" +
 	"\tGuestInfo\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x0e\n" +
 	"\x02os\x18\x02 \x01(\tR\x02os\x12\x1c\n" +
@@ -5174,7 +5273,7 @@ func file_argon_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_argon_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_argon_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_argon_v1_records_proto_goTypes = []any{
 	(VoterRole)(0),                // 0: argon.v1.VoterRole
 	(ReplicaState)(0),             // 1: argon.v1.ReplicaState
@@ -5213,55 +5312,56 @@ var file_argon_v1_records_proto_goTypes = []any{
 	(*PublishedPort)(nil),         // 34: argon.v1.PublishedPort
 	(*Machine)(nil),               // 35: argon.v1.Machine
 	(*Hardware)(nil),              // 36: argon.v1.Hardware
-	(*Wake)(nil),                  // 37: argon.v1.Wake
-	(*Checkpoint)(nil),            // 38: argon.v1.Checkpoint
-	(*Platform)(nil),              // 39: argon.v1.Platform
-	(*Migration)(nil),             // 40: argon.v1.Migration
-	(*MigrationProgress)(nil),     // 41: argon.v1.MigrationProgress
-	(*MigrationReport)(nil),       // 42: argon.v1.MigrationReport
-	(*FirstBoot)(nil),             // 43: argon.v1.FirstBoot
-	(*NetworkInterface)(nil),      // 44: argon.v1.NetworkInterface
-	(*Shares)(nil),                // 45: argon.v1.Shares
-	(*Move)(nil),                  // 46: argon.v1.Move
-	(*MachineStatus)(nil),         // 47: argon.v1.MachineStatus
-	(*GuestInfo)(nil),             // 48: argon.v1.GuestInfo
-	(*Event)(nil),                 // 49: argon.v1.Event
-	nil,                           // 50: argon.v1.Meta.LabelsEntry
-	nil,                           // 51: argon.v1.Snapshot.LabelsEntry
-	nil,                           // 52: argon.v1.Checkpoint.SnapshotsEntry
-	(*timestamppb.Timestamp)(nil), // 53: google.protobuf.Timestamp
+	(*Device)(nil),                // 37: argon.v1.Device
+	(*Wake)(nil),                  // 38: argon.v1.Wake
+	(*Checkpoint)(nil),            // 39: argon.v1.Checkpoint
+	(*Platform)(nil),              // 40: argon.v1.Platform
+	(*Migration)(nil),             // 41: argon.v1.Migration
+	(*MigrationProgress)(nil),     // 42: argon.v1.MigrationProgress
+	(*MigrationReport)(nil),       // 43: argon.v1.MigrationReport
+	(*FirstBoot)(nil),             // 44: argon.v1.FirstBoot
+	(*NetworkInterface)(nil),      // 45: argon.v1.NetworkInterface
+	(*Shares)(nil),                // 46: argon.v1.Shares
+	(*Move)(nil),                  // 47: argon.v1.Move
+	(*MachineStatus)(nil),         // 48: argon.v1.MachineStatus
+	(*GuestInfo)(nil),             // 49: argon.v1.GuestInfo
+	(*Event)(nil),                 // 50: argon.v1.Event
+	nil,                           // 51: argon.v1.Meta.LabelsEntry
+	nil,                           // 52: argon.v1.Snapshot.LabelsEntry
+	nil,                           // 53: argon.v1.Checkpoint.SnapshotsEntry
+	(*timestamppb.Timestamp)(nil), // 54: google.protobuf.Timestamp
 }
 var file_argon_v1_records_proto_depIdxs = []int32{
-	53, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	50, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
-	53, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
+	54, // 0: argon.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	51, // 1: argon.v1.Meta.labels:type_name -> argon.v1.Meta.LabelsEntry
+	54, // 2: argon.v1.Cluster.created:type_name -> google.protobuf.Timestamp
 	12, // 3: argon.v1.Cluster.settings:type_name -> argon.v1.Settings
 	10, // 4: argon.v1.Server.meta:type_name -> argon.v1.Meta
 	0,  // 5: argon.v1.Server.voter_role:type_name -> argon.v1.VoterRole
 	17, // 6: argon.v1.Server.capacity:type_name -> argon.v1.Resources
 	17, // 7: argon.v1.Server.used:type_name -> argon.v1.Resources
 	16, // 8: argon.v1.Server.drain:type_name -> argon.v1.Drain
-	53, // 9: argon.v1.Server.certificate_expires:type_name -> google.protobuf.Timestamp
+	54, // 9: argon.v1.Server.certificate_expires:type_name -> google.protobuf.Timestamp
 	14, // 10: argon.v1.Server.disks:type_name -> argon.v1.Disk
 	15, // 11: argon.v1.Server.closed_ports:type_name -> argon.v1.ClosedPort
-	53, // 12: argon.v1.Disk.since:type_name -> google.protobuf.Timestamp
-	53, // 13: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
-	53, // 14: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
-	53, // 15: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
-	53, // 16: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	53, // 17: argon.v1.ClientCertificate.created:type_name -> google.protobuf.Timestamp
-	53, // 18: argon.v1.ClientCertificate.expires:type_name -> google.protobuf.Timestamp
-	53, // 19: argon.v1.ClientCertificate.revoked:type_name -> google.protobuf.Timestamp
+	54, // 12: argon.v1.Disk.since:type_name -> google.protobuf.Timestamp
+	54, // 13: argon.v1.Drain.since:type_name -> google.protobuf.Timestamp
+	54, // 14: argon.v1.Lease.since:type_name -> google.protobuf.Timestamp
+	54, // 15: argon.v1.Token.created:type_name -> google.protobuf.Timestamp
+	54, // 16: argon.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	54, // 17: argon.v1.ClientCertificate.created:type_name -> google.protobuf.Timestamp
+	54, // 18: argon.v1.ClientCertificate.expires:type_name -> google.protobuf.Timestamp
+	54, // 19: argon.v1.ClientCertificate.revoked:type_name -> google.protobuf.Timestamp
 	10, // 20: argon.v1.Image.meta:type_name -> argon.v1.Meta
 	23, // 21: argon.v1.Image.copies:type_name -> argon.v1.ImageCopy
 	22, // 22: argon.v1.Image.hints:type_name -> argon.v1.MachineHints
 	1,  // 23: argon.v1.Replica.state:type_name -> argon.v1.ReplicaState
-	53, // 24: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
+	54, // 24: argon.v1.Replica.since:type_name -> google.protobuf.Timestamp
 	2,  // 25: argon.v1.Snapshot.state:type_name -> argon.v1.SnapshotState
-	53, // 26: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
-	51, // 27: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
-	53, // 28: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
-	53, // 29: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	54, // 26: argon.v1.Snapshot.created:type_name -> google.protobuf.Timestamp
+	52, // 27: argon.v1.Snapshot.labels:type_name -> argon.v1.Snapshot.LabelsEntry
+	54, // 28: argon.v1.Scrub.finished_at:type_name -> google.protobuf.Timestamp
+	54, // 29: argon.v1.Attachment.since:type_name -> google.protobuf.Timestamp
 	10, // 30: argon.v1.Volume.meta:type_name -> argon.v1.Meta
 	24, // 31: argon.v1.Volume.replicas:type_name -> argon.v1.Replica
 	28, // 32: argon.v1.Volume.attachment:type_name -> argon.v1.Attachment
@@ -5269,51 +5369,53 @@ var file_argon_v1_records_proto_depIdxs = []int32{
 	26, // 34: argon.v1.Volume.base:type_name -> argon.v1.Base
 	27, // 35: argon.v1.Volume.scrub:type_name -> argon.v1.Scrub
 	31, // 36: argon.v1.VolumeStatus.resyncs:type_name -> argon.v1.ResyncProgress
-	53, // 37: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
-	53, // 38: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
-	53, // 39: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
+	54, // 37: argon.v1.VolumeStatus.updated:type_name -> google.protobuf.Timestamp
+	54, // 38: argon.v1.ResyncProgress.started:type_name -> google.protobuf.Timestamp
+	54, // 39: argon.v1.Usage.measured:type_name -> google.protobuf.Timestamp
 	33, // 40: argon.v1.Usage.replicas:type_name -> argon.v1.ReplicaUsage
 	10, // 41: argon.v1.Machine.meta:type_name -> argon.v1.Meta
 	34, // 42: argon.v1.Machine.ports:type_name -> argon.v1.PublishedPort
 	3,  // 43: argon.v1.Machine.wanted:type_name -> argon.v1.Wanted
-	47, // 44: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
-	45, // 45: argon.v1.Machine.shares:type_name -> argon.v1.Shares
-	46, // 46: argon.v1.Machine.move:type_name -> argon.v1.Move
-	43, // 47: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
-	44, // 48: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
-	37, // 49: argon.v1.Machine.wake:type_name -> argon.v1.Wake
+	48, // 44: argon.v1.Machine.status:type_name -> argon.v1.MachineStatus
+	46, // 45: argon.v1.Machine.shares:type_name -> argon.v1.Shares
+	47, // 46: argon.v1.Machine.move:type_name -> argon.v1.Move
+	44, // 47: argon.v1.Machine.first_boot:type_name -> argon.v1.FirstBoot
+	45, // 48: argon.v1.Machine.networks:type_name -> argon.v1.NetworkInterface
+	38, // 49: argon.v1.Machine.wake:type_name -> argon.v1.Wake
 	5,  // 50: argon.v1.Machine.on_loss:type_name -> argon.v1.OnLoss
-	40, // 51: argon.v1.Machine.migration:type_name -> argon.v1.Migration
-	42, // 52: argon.v1.Machine.last_migration:type_name -> argon.v1.MigrationReport
+	41, // 51: argon.v1.Machine.migration:type_name -> argon.v1.Migration
+	43, // 52: argon.v1.Machine.last_migration:type_name -> argon.v1.MigrationReport
 	36, // 53: argon.v1.Machine.in_force:type_name -> argon.v1.Hardware
-	10, // 54: argon.v1.Checkpoint.meta:type_name -> argon.v1.Meta
-	6,  // 55: argon.v1.Checkpoint.state:type_name -> argon.v1.CheckpointState
-	7,  // 56: argon.v1.Checkpoint.purpose:type_name -> argon.v1.CheckpointPurpose
-	52, // 57: argon.v1.Checkpoint.snapshots:type_name -> argon.v1.Checkpoint.SnapshotsEntry
-	35, // 58: argon.v1.Checkpoint.machine:type_name -> argon.v1.Machine
-	39, // 59: argon.v1.Checkpoint.platform:type_name -> argon.v1.Platform
-	53, // 60: argon.v1.Checkpoint.taken:type_name -> google.protobuf.Timestamp
-	8,  // 61: argon.v1.Migration.phase:type_name -> argon.v1.MigrationPhase
-	53, // 62: argon.v1.Migration.since:type_name -> google.protobuf.Timestamp
-	53, // 63: argon.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
-	41, // 64: argon.v1.Migration.progress:type_name -> argon.v1.MigrationProgress
-	53, // 65: argon.v1.MigrationReport.since:type_name -> google.protobuf.Timestamp
-	53, // 66: argon.v1.MigrationReport.ended:type_name -> google.protobuf.Timestamp
-	41, // 67: argon.v1.MigrationReport.progress:type_name -> argon.v1.MigrationProgress
-	53, // 68: argon.v1.MigrationReport.paused:type_name -> google.protobuf.Timestamp
-	53, // 69: argon.v1.MigrationReport.resumed:type_name -> google.protobuf.Timestamp
-	53, // 70: argon.v1.MigrationReport.drain_since:type_name -> google.protobuf.Timestamp
-	53, // 71: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
-	4,  // 72: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
-	53, // 73: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
-	48, // 74: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
-	53, // 75: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
-	9,  // 76: argon.v1.Event.severity:type_name -> argon.v1.Severity
-	77, // [77:77] is the sub-list for method output_type
-	77, // [77:77] is the sub-list for method input_type
-	77, // [77:77] is the sub-list for extension type_name
-	77, // [77:77] is the sub-list for extension extendee
-	0,  // [0:77] is the sub-list for field type_name
+	37, // 54: argon.v1.Hardware.disks:type_name -> argon.v1.Device
+	37, // 55: argon.v1.Hardware.networks:type_name -> argon.v1.Device
+	10, // 56: argon.v1.Checkpoint.meta:type_name -> argon.v1.Meta
+	6,  // 57: argon.v1.Checkpoint.state:type_name -> argon.v1.CheckpointState
+	7,  // 58: argon.v1.Checkpoint.purpose:type_name -> argon.v1.CheckpointPurpose
+	53, // 59: argon.v1.Checkpoint.snapshots:type_name -> argon.v1.Checkpoint.SnapshotsEntry
+	35, // 60: argon.v1.Checkpoint.machine:type_name -> argon.v1.Machine
+	40, // 61: argon.v1.Checkpoint.platform:type_name -> argon.v1.Platform
+	54, // 62: argon.v1.Checkpoint.taken:type_name -> google.protobuf.Timestamp
+	8,  // 63: argon.v1.Migration.phase:type_name -> argon.v1.MigrationPhase
+	54, // 64: argon.v1.Migration.since:type_name -> google.protobuf.Timestamp
+	54, // 65: argon.v1.Migration.deadline:type_name -> google.protobuf.Timestamp
+	42, // 66: argon.v1.Migration.progress:type_name -> argon.v1.MigrationProgress
+	54, // 67: argon.v1.MigrationReport.since:type_name -> google.protobuf.Timestamp
+	54, // 68: argon.v1.MigrationReport.ended:type_name -> google.protobuf.Timestamp
+	42, // 69: argon.v1.MigrationReport.progress:type_name -> argon.v1.MigrationProgress
+	54, // 70: argon.v1.MigrationReport.paused:type_name -> google.protobuf.Timestamp
+	54, // 71: argon.v1.MigrationReport.resumed:type_name -> google.protobuf.Timestamp
+	54, // 72: argon.v1.MigrationReport.drain_since:type_name -> google.protobuf.Timestamp
+	54, // 73: argon.v1.Move.since:type_name -> google.protobuf.Timestamp
+	4,  // 74: argon.v1.MachineStatus.state:type_name -> argon.v1.MachineState
+	54, // 75: argon.v1.MachineStatus.since:type_name -> google.protobuf.Timestamp
+	49, // 76: argon.v1.MachineStatus.guest:type_name -> argon.v1.GuestInfo
+	54, // 77: argon.v1.Event.time:type_name -> google.protobuf.Timestamp
+	9,  // 78: argon.v1.Event.severity:type_name -> argon.v1.Severity
+	79, // [79:79] is the sub-list for method output_type
+	79, // [79:79] is the sub-list for method input_type
+	79, // [79:79] is the sub-list for extension type_name
+	79, // [79:79] is the sub-list for extension extendee
+	0,  // [0:79] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_records_proto_init() }
@@ -5327,7 +5429,7 @@ func file_argon_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_records_proto_rawDesc), len(file_argon_v1_records_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

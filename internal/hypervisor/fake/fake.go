@@ -165,9 +165,11 @@ type Guest struct {
 	// clockSet is how often its clock was set.
 	clockSet int
 	ports    []hypervisor.Port
-	spec     hypervisor.Spec
-	frozen   bool
-	line     *Line
+	spec     hypervisor.Spec // with the devices that it has now
+	// clings: it lets go of no device.
+	clings bool
+	frozen bool
+	line   *Line
 	// resumed is how often it was told to go on.
 	resumed int
 	// mind is its memory; unsaveable is why that can't be written.
@@ -294,13 +296,13 @@ func (g *Guest) SetShares(_ context.Context, s hypervisor.Shares) error {
 }
 
 // GrowDisk implements hypervisor.Guest.
-func (g *Guest) GrowDisk(_ context.Context, disk int, _ hypervisor.Disk, bytes int64) error {
+func (g *Guest) GrowDisk(_ context.Context, d hypervisor.Disk, bytes int64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.grown == nil {
 		g.grown = map[int]int64{}
 	}
-	g.grown[disk] = bytes
+	g.grown[d.Slot] = bytes
 	return nil
 }
 
@@ -394,8 +396,14 @@ func (g *Guest) SetPorts(_ context.Context, _, wanted []hypervisor.Port) error {
 	return nil
 }
 
-// Spec is what it is made of.
-func (g *Guest) Spec() hypervisor.Spec { return g.spec }
+// Spec is what it is made of now.
+func (g *Guest) Spec() hypervisor.Spec {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.spec
+	s.Disks, s.Networks = slices.Clone(s.Disks), slices.Clone(s.Networks)
+	return s
+}
 
 // Ports are those that were set last; nil: none were.
 func (g *Guest) Ports() []hypervisor.Port {

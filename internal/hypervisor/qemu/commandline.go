@@ -47,7 +47,7 @@ func commandLine(s hypervisor.Spec, noWayOut bool) ([]string, error) {
 		"-chardev", "socket,id=console,server=on,wait=off,path="+escape(consoleSocket(s.Dir))+
 			",logappend=on,logfile="+escape(consoleLog(s.Dir)),
 		"-serial", "chardev:console",
-		"-object", "rng-builtin,id=random", "-device", "virtio-rng-pci,rng=random,"+addr(slotRandom),
+		"-object", "rng-builtin,id=random", "-device", "virtio-rng-pci,rng=random,"+addr(slotRandom).String(),
 	)
 	if s.Generation != "" {
 		args = append(args, "-device", "vmgenid,guid="+escape(s.Generation))
@@ -66,8 +66,8 @@ func commandLine(s hypervisor.Spec, noWayOut bool) ([]string, error) {
 		return nil, fmt.Errorf("limits of disks: %w", err)
 	}
 	args = append(args, "-object", string(disks))
-	for i, d := range s.Disks {
-		disk, err := diskArgs(i, d)
+	for _, d := range s.Disks {
+		disk, err := diskArgs(d)
 		if err != nil {
 			return nil, err
 		}
@@ -92,15 +92,44 @@ const (
 	slotSeed    = 0x1f
 )
 
-func addr(slot int) string { return fmt.Sprintf("addr=%#x", slot) }
+func addr(slot int) property { return property{"addr", fmt.Sprintf("%#x", slot)} }
+
+// property is one of a device's. A value is text or a number.
+type property struct {
+	name  string
+	value any
+}
+
+func (p property) String() string { return fmt.Sprintf("%s=%s", p.name, escape(fmt.Sprint(p.value))) }
+
+// properties are a device's, its driver first.
+type properties []property
+
+// text is the command line's way to write them.
+func (p properties) text() string {
+	parts := []string{fmt.Sprint(p[0].value)}
+	for _, one := range p[1:] {
+		parts = append(parts, one.String())
+	}
+	return strings.Join(parts, ",")
+}
+
+// args are they as the arguments of device_add.
+func (p properties) args() map[string]any {
+	args := map[string]any{}
+	for _, one := range p {
+		args[one.name] = one.value
+	}
+	return args
+}
 
 // screenArgs: a screen that only shows itself on a socket, and a pointer whose
 // place is the viewer's.
 func screenArgs(dir string) []string {
 	return []string{
 		"-vnc", "unix:" + escape(displaySocket(dir)),
-		"-device", "VGA," + addr(slotScreen),
-		"-device", "virtio-tablet-pci," + addr(slotPointer),
+		"-device", "VGA," + addr(slotScreen).String(),
+		"-device", "virtio-tablet-pci," + addr(slotPointer).String(),
 	}
 }
 
@@ -108,7 +137,7 @@ func screenArgs(dir string) []string {
 func agentArgs(dir string) []string {
 	return []string{
 		"-chardev", "socket,id=" + agentID + ",server=on,wait=off,path=" + escape(agentSocket(dir)),
-		"-device", "virtio-serial-pci,id=channels," + addr(slotAgent),
+		"-device", "virtio-serial-pci,id=channels," + addr(slotAgent).String(),
 		"-device", "virtserialport,bus=channels.0,chardev=" + agentID + ",name=org.qemu.guest_agent.0",
 	}
 }
@@ -121,7 +150,7 @@ const agentID = "agent"
 func seedArgs(path string) []string {
 	return []string{
 		"-blockdev", "driver=file,node-name=seed,read-only=on,filename=" + escape(path),
-		"-device", "virtio-blk-pci,drive=seed,serial=seed," + addr(slotSeed),
+		"-device", "virtio-blk-pci,drive=seed,serial=seed," + addr(slotSeed).String(),
 	}
 }
 
@@ -140,29 +169,43 @@ func networkArgs(networks []hypervisor.Network, ports []hypervisor.Port, noWayOu
 		networks = []hypervisor.Network{{}}
 	}
 	var args []string
-	for i, n := range networks {
+	for _, n := range networks {
 		var user strings.Builder
-		fmt.Fprintf(&user, "user,id=net%d", i)
+		fmt.Fprintf(&user, "user,id=%s", networkID(n.Slot))
 		if noWayOut {
 			user.WriteString(",restrict=on")
 		}
-		if i == 0 {
+		if n.Slot == 0 {
 			for _, p := range ports {
 				fmt.Fprintf(&user, ",hostfwd=tcp:%s:%d-:%d", p.HostAddress, p.HostPort, p.GuestPort)
 			}
 		} else {
-			// The first one has QEMU's own, 10.0.2.0/24.
-			fmt.Fprintf(&user, ",net=10.0.%d.0/24", 2+i)
+			user.WriteString(",net=" + subnet(n.Slot))
 		}
-		// No boot from the network: no ROM for it.
-		device := fmt.Sprintf("virtio-net-pci,netdev=net%d,%s,romfile=", i, addr(slotNetwork+i))
-		if n.MAC != "" {
-			device += ",mac=" + n.MAC
-		}
-		args = append(args, "-netdev", user.String(), "-device", device)
+		args = append(args, "-netdev", user.String(), "-device", networkDevice(n).text())
 	}
 	return args
 }
+
+// networkID names what is behind a network card.
+func networkID(slot int) string { return fmt.Sprintf("net%d", slot) }
+
+// subnet is that of a card that is not the first one, which has QEMU's own,
+// 10.0.2.0/24.
+func subnet(slot int) string { return fmt.Sprintf("10.0.%d.0/24", 2+slot) }
+
+// networkDevice does not boot from the network: it has no ROM for that.
+func networkDevice(n hypervisor.Network) properties {
+	p := properties{
+		{"driver", "virtio-net-pci"}, {"id", cardID(n.Slot)}, {"netdev", networkID(n.Slot)}, addr(slotNetwork + n.Slot), {"romfile", ""},
+	}
+	if n.MAC != "" {
+		p = append(p, property{"mac", n.MAC})
+	}
+	return p
+}
+
+func cardID(slot int) string { return fmt.Sprintf("card%d", slot) }
 
 // escape makes a value of an option: a comma would end it.
 func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }

@@ -17,7 +17,7 @@ func TestCommandLine(t *testing.T) {
 			ID: "g", Name: "web", CPUs: 2, MemoryBytes: 512 << 20, Acceleration: hypervisor.TCG, Dir: "/run/argon/machines/g",
 			Disks: []hypervisor.Disk{
 				{Socket: "/run/argon/volumes/v.nbd", Export: "v", Serial: "0123456789"},
-				{Socket: "/run/a,b/w.nbd", Export: "w", Serial: "9876543210"},
+				{Slot: 2, Socket: "/run/a,b/w.nbd", Export: "w", Serial: "9876543210"},
 			},
 			Ports: []hypervisor.Port{{HostAddress: "127.0.0.1", HostPort: 20000, GuestPort: 80}, {HostAddress: "127.0.0.1", HostPort: 20001, GuestPort: 22}},
 		},
@@ -25,12 +25,12 @@ func TestCommandLine(t *testing.T) {
 			ID: "g", Name: "web", CPUs: 1, MemoryBytes: 128 << 20, Acceleration: hypervisor.TCG, Dir: "/run/argon/machines/g",
 			Disks: []hypervisor.Disk{{Socket: "/run/argon/volumes/v.nbd", Export: "v", Serial: "0123456789"}},
 			Seed:  "/run/a,b/g/seed.iso", Firmware: hypervisor.BIOS, Generation: "01890a5d-ac96-774b-bcce-b302099a8057",
-			Networks: []hypervisor.Network{{MAC: "52:54:00:00:00:01"}, {MAC: "52:54:00:00:00:02"}},
+			Networks: []hypervisor.Network{{MAC: "52:54:00:00:00:01"}, {Slot: 1, MAC: "52:54:00:00:00:02"}},
 			Ports:    []hypervisor.Port{{HostAddress: "127.0.0.1", HostPort: 20000, GuestPort: 80}},
 		},
 		"no-way-out": {
 			ID: "g", Name: "web", CPUs: 1, MemoryBytes: 128 << 20, Acceleration: hypervisor.KVM, Dir: "/run/g",
-			Networks: []hypervisor.Network{{}, {}}, Ports: []hypervisor.Port{{HostAddress: "127.0.0.1", HostPort: 20000, GuestPort: 80}},
+			Networks: []hypervisor.Network{{}, {Slot: 1}}, Ports: []hypervisor.Port{{HostAddress: "127.0.0.1", HostPort: 20000, GuestPort: 80}},
 		},
 		"kvm": {ID: "g", Name: "a,b", CPUs: 1, MemoryBytes: 128 << 20, Acceleration: hypervisor.KVM, Dir: "/run/a,b/g"},
 	} {

@@ -31,6 +31,14 @@ func volumeNode(name string, d hypervisor.Disk) map[string]any {
 	}
 }
 
+// servedNode is a lower one of a volume that serves already: a guest that runs stands
+// still while QEMU waits for one.
+func servedNode(name string, d hypervisor.Disk) map[string]any {
+	node := volumeNode(name, d)
+	delete(node, "open-timeout")
+	return node
+}
+
 // limitedNode is the upper one; file is the lower one, or its name.
 func limitedNode(i int, file any) map[string]any {
 	return map[string]any{
@@ -43,21 +51,40 @@ func limitedNode(i int, file any) map[string]any {
 // an error. The geometry is the one that says nothing: QEMU would read the disk at
 // its start to guess one, and the disk of a guest that comes from another server
 // can't be read before it is here.
-func diskArgs(i int, d hypervisor.Disk) ([]string, error) {
-	backend, err := json.Marshal(limitedNode(i, volumeNode(diskNode(i)+"-nbd", d)))
+func diskArgs(d hypervisor.Disk) ([]string, error) {
+	backend, err := json.Marshal(limitedNode(d.Slot, volumeNode(lowerNode(d.Slot), d)))
 	if err != nil {
-		return nil, fmt.Errorf("disk %d: %w", i, err)
+		return nil, fmt.Errorf("disk %d: %w", d.Slot, err)
 	}
-	return []string{
-		"-blockdev", string(backend),
-		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,bootindex=%d,%s,write-cache=on,werror=stop,rerror=stop,cyls=16383,heads=16,secs=63", diskNode(i), escape(d.Serial), i+1, addr(slotDisk+i)),
-	}, nil
+	return []string{"-blockdev", string(backend), "-device", diskDevice(d).text()}, nil
+}
+
+// lowerNode names the lower node of a disk at first.
+func lowerNode(slot int) string { return diskNode(slot) + "-nbd" }
+
+// diskDevice has the name of its node.
+func diskDevice(d hypervisor.Disk) properties {
+	return properties{
+		{"driver", "virtio-blk-pci"},
+		{"id", diskNode(d.Slot)},
+		{"drive", diskNode(d.Slot)},
+		{"serial", d.Serial},
+		{"bootindex", d.Slot + 1},
+		addr(slotDisk + d.Slot),
+		{"write-cache", "on"},
+		{"werror", "stop"},
+		{"rerror", "stop"},
+		{"cyls", 16383},
+		{"heads", 16},
+		{"secs", 63},
+	}
 }
 
 // GrowDisk implements hypervisor.Guest. A node that is connected to a volume
 // keeps the size that it found (nbd_co_truncate in QEMU's block/nbd.c), so the
 // limiting one is put on a new connection, and then told its size.
-func (g *guest) GrowDisk(ctx context.Context, i int, d hypervisor.Disk, bytes int64) error {
+func (g *guest) GrowDisk(ctx context.Context, d hypervisor.Disk, bytes int64) error {
+	i := d.Slot
 	sizes, err := g.nodes(ctx)
 	if err != nil {
 		return err
@@ -66,7 +93,7 @@ func (g *guest) GrowDisk(ctx context.Context, i int, d hypervisor.Disk, bytes in
 		return nil
 	}
 	fresh := freshNode(i, sizes)
-	if err := g.executeWith(ctx, "blockdev-add", volumeNode(fresh, d), nil); err != nil {
+	if err := g.executeWith(ctx, "blockdev-add", servedNode(fresh, d), nil); err != nil {
 		return fmt.Errorf("connect to the grown disk: %w", err)
 	}
 	err = g.executeWith(ctx, "blockdev-reopen", map[string]any{"options": []any{limitedNode(i, fresh)}}, nil)
@@ -82,12 +109,17 @@ func (g *guest) GrowDisk(ctx context.Context, i int, d hypervisor.Disk, bytes in
 	}
 	// The connections before are not needed, of attempts that were cut short
 	// either; the first goes by itself.
-	for name := range sizes {
+	g.deleteConnections(ctx, i, sizes)
+	return nil
+}
+
+// deleteConnections deletes those of a disk that it does not need.
+func (g *guest) deleteConnections(ctx context.Context, i int, nodes map[string]int64) {
+	for name := range nodes {
 		if strings.HasPrefix(name, diskNode(i)+"-nbd-") {
 			_ = g.executeWith(ctx, "blockdev-del", map[string]string{"node-name": name}, nil)
 		}
 	}
-	return nil
 }
 
 // freshNode is a name for a disk's next connection.

@@ -16,7 +16,7 @@ func TestGrowDisk(t *testing.T) {
 	c.hear("booted")
 	for _, bytes := range []int64{2 << 20, 2 << 20, 5 << 20} {
 		w.disk.Grow(bytes)
-		if err := g.GrowDisk(t.Context(), 0, w.spec.Disks[0], bytes); err != nil {
+		if err := g.GrowDisk(t.Context(), w.spec.Disks[0], bytes); err != nil {
 			t.Fatal(err)
 		}
 		sizes, err := g.nodes(t.Context())
@@ -30,7 +30,7 @@ func TestGrowDisk(t *testing.T) {
 		c.hear("W")
 	}
 	// A size that the volume does not have is refused, and harms nothing.
-	if err := g.GrowDisk(t.Context(), 0, w.spec.Disks[0], 9<<20); err == nil {
+	if err := g.GrowDisk(t.Context(), w.spec.Disks[0], 9<<20); err == nil {
 		t.Error("the disk was told to have more than there is")
 	}
 	_ = w.nbd.Close()
@@ -41,7 +41,7 @@ func TestGrowDisk(t *testing.T) {
 		t.Error("what the guest wrote is not on the disk")
 	}
 	w.disk.Grow(9 << 20)
-	if err := g.GrowDisk(t.Context(), 0, w.spec.Disks[0], 9<<20); err != nil {
+	if err := g.GrowDisk(t.Context(), w.spec.Disks[0], 9<<20); err != nil {
 		t.Error(err)
 	}
 }

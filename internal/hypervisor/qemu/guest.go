@@ -26,8 +26,11 @@ type guest struct {
 	// agent and screen are held by who uses them, dialling by who connects to the
 	// monitor: one at a time.
 	agent, screen, dialling chan struct{}
-	// news has something when a transfer of the guest's state has changed.
+	// news has something when a transfer of the guest's state has changed, or a
+	// device has gone.
 	news chan struct{}
+	// noWayOut is Options.NoWayOut.
+	noWayOut bool
 
 	mu  sync.Mutex
 	qmp *qmp.Client // nil: let go of

@@ -352,10 +352,10 @@ func (g *guest) awaitNews(ctx context.Context) error {
 	return nil
 }
 
-// heard notes an event. Only changes of a transfer are waited for.
+// heard notes an event that is waited for.
 func heard(news chan<- struct{}) func(qmp.Event) {
 	return func(e qmp.Event) {
-		if e.Name != "MIGRATION" {
+		if !tellsOfChange(e) {
 			return
 		}
 		select {

@@ -190,7 +190,7 @@ func (m *Monitor) takeUp(ctx context.Context, id string, pid int) (*guest, error
 	}
 	g := &guest{
 		id: id, pid: pid, dir: dir, spoolDir: m.opts.SpoolDir, launcher: m.opts.Launcher, done: done, qmp: client, console: newConsole(dir, pid, m.opts.Log),
-		agent: make(chan struct{}, 1), screen: make(chan struct{}, 1), dialling: make(chan struct{}, 1), news: news,
+		agent: make(chan struct{}, 1), screen: make(chan struct{}, 1), dialling: make(chan struct{}, 1), news: news, noWayOut: m.opts.NoWayOut,
 	}
 	m.wg.Go(func() { g.console.run(m.ctx, done) })
 	m.wg.Go(func() {
