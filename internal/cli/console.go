@@ -21,7 +21,8 @@ func (a *app) machineConsoleCommand() *cobra.Command {
 		Use:   "console NAME",
 		Short: "Use a machine's serial console; ctrl-] leaves it",
 		Long: `Shows what the machine printed last on its serial console and what it prints
-now, and sends it what is typed. ctrl-] leaves. Without a terminal it copies
+now, and sends it what is typed. That of a machine that is being started opens
+when it runs. ctrl-] leaves. Without a terminal it copies
 standard input to the console and goes on until interrupted.`,
 		Example:           "  argon machine console web\n  argon machine console web </dev/null | grep login:",
 		Args:              takes("NAME"),
@@ -39,10 +40,13 @@ func (a *app) console(ctx context.Context, c *client.Client, name string) error 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	k := &consoleLink{client: c, name: name, out: a.out}
-	if err := k.open(ctx); err != nil {
+	why, waits := k.waits(ctx)
+	if waits {
+		fmt.Fprintf(a.err, "machine %s does not run yet (%s): its console opens when it does; ctrl-] leaves\n", name, why)
+	} else if err := k.open(ctx); err != nil {
 		return err
 	}
-	restore, err := a.rawTerminal()
+	restore, err := a.rawTerminal(!waits)
 	if err != nil {
 		return err
 	}
@@ -50,12 +54,22 @@ func (a *app) console(ctx context.Context, c *client.Client, name string) error 
 	// Typing ends by itself when the process does: a read of the terminal
 	// can't be interrupted.
 	go typeInto(k, a.in, cancel)
+	if waits {
+		if err := k.await(ctx); err != nil {
+			return ifNotLeft(ctx, err)
+		}
+	}
 	for {
 		err = k.show()
 		if ctx.Err() != nil || !k.again(ctx) {
 			break
 		}
 	}
+	return ifNotLeft(ctx, err)
+}
+
+// ifNotLeft is err unless whoever had the console has left it.
+func ifNotLeft(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -63,12 +77,14 @@ func (a *app) console(ctx context.Context, c *client.Client, name string) error 
 }
 
 // rawTerminal hands every key to the machine, if a person is typing.
-func (a *app) rawTerminal() (restore func(), err error) {
+func (a *app) rawTerminal(connected bool) (restore func(), err error) {
 	f, ok := a.in.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
 		return func() {}, nil
 	}
-	fmt.Fprintln(a.err, "connected; ctrl-] leaves")
+	if connected {
+		fmt.Fprintln(a.err, "connected; ctrl-] leaves")
+	}
 	old, err := term.MakeRaw(int(f.Fd()))
 	if err != nil {
 		return nil, fmt.Errorf("machine console: setting up the terminal: %w", err)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,8 @@ type consoleLink struct {
 
 	mu     sync.Mutex
 	stream consoleStream
+	// early is what was typed before there was a connection, up to shownSize.
+	early []byte
 }
 
 const (
@@ -50,7 +53,50 @@ func (k *consoleLink) open(ctx context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.stream = stream
+	if len(k.early) > 0 {
+		_ = stream.Send(&argonv1.ConsoleRequest{Data: k.early}) // Receive tells why
+		k.early = nil
+	}
 	return nil
+}
+
+// waits reports whether the machine is about to run, and how far that is.
+func (k *consoleLink) waits(ctx context.Context) (why string, waits bool) {
+	res, err := client.Call(ctx, k.client.Machines.GetMachine, &argonv1.GetMachineRequest{Name: k.name})
+	m := res.GetMachine().GetMachine()
+	if err != nil || m.GetWanted() != argonv1.Wanted_WANTED_RUNNING || hasGuest(m) {
+		return "", false
+	}
+	return cmp.Or(m.GetStatus().GetReason(), enumWord(m.GetStatus().GetState(), "MACHINE_STATE_")), true
+}
+
+// hasGuest reports whether there is a guest, and with it a console, even if it
+// stands still.
+func hasGuest(m *argonv1.Machine) bool {
+	switch m.GetStatus().GetState() {
+	case argonv1.MachineState_MACHINE_STATE_RUNNING, argonv1.MachineState_MACHINE_STATE_PAUSED,
+		argonv1.MachineState_MACHINE_STATE_STOPPING, argonv1.MachineState_MACHINE_STATE_SUSPENDING:
+		return m.GetStatus().GetPlacement() == m.GetPlacement()
+	}
+	return false
+}
+
+// await makes the connection once the machine runs. One that is not to run any more
+// has none: the error says so.
+func (k *consoleLink) await(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pollEvery):
+		}
+		if _, waits := k.waits(ctx); waits {
+			continue
+		}
+		if err := k.open(ctx); !transient(err) {
+			return err
+		}
+	}
 }
 
 // send types; what is typed while there is no connection is lost, as on a line
@@ -58,7 +104,14 @@ func (k *consoleLink) open(ctx context.Context) error {
 func (k *consoleLink) send(typed []byte) {
 	k.mu.Lock()
 	stream := k.stream
+	if stream == nil {
+		k.early = append(k.early, typed...)
+		k.early = k.early[:min(len(k.early), shownSize)]
+	}
 	k.mu.Unlock()
+	if stream == nil {
+		return
+	}
 	_ = stream.Send(&argonv1.ConsoleRequest{Data: typed}) // Receive tells why
 }
 

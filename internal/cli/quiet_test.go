@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 )
 
 // openTerminal makes a terminal: what a person holds of it, and the other end.
@@ -91,6 +93,62 @@ func TestQuietConsoleIsLeft(t *testing.T) {
 			if err != nil || *after != *before {
 				t.Errorf("%s: the terminal is not as it was: %v", name, err)
 			}
+		}
+	}
+}
+
+// TestConsoleOfAMachineThatIsStarted: it says what it waits for, can be left
+// meanwhile, and opens when the machine runs.
+func TestConsoleOfAMachineThatIsStarted(t *testing.T) {
+	pending, starting := argonv1.MachineState_MACHINE_STATE_PENDING, argonv1.MachineState_MACHINE_STATE_STARTING
+	for name, tt := range map[string]struct {
+		states []argonv1.MachineState
+		leave  func(person *os.File) error
+	}{
+		"it runs":           {states: []argonv1.MachineState{pending, starting, argonv1.MachineState_MACHINE_STATE_RUNNING}},
+		"left with the key": {states: []argonv1.MachineState{pending}},
+		"SIGTERM": {states: []argonv1.MachineState{starting}, leave: func(*os.File) error {
+			return syscall.Kill(os.Getpid(), syscall.SIGTERM)
+		}},
+	} {
+		dir := serveFake(t, &fakeAPI{states: tt.states})
+		person, program := openTerminal(t)
+		out := &told{word: "WEB", done: make(chan struct{})}
+		errs := &told{word: "machine web does not run yet (for a reason): its console opens when it does; ctrl-] leaves\n", done: make(chan struct{})}
+		ended := make(chan int, 1)
+		go func() {
+			ended <- Main([]string{"--dir", dir, "machine", "console", "web"}, "test", program, out, errs)
+		}()
+		await := func(what string, done <-chan struct{}) {
+			t.Helper()
+			select {
+			case <-done:
+			case code := <-ended:
+				t.Fatalf("%s: it ended with %d before %s", name, code, what)
+			case <-time.After(30 * time.Second):
+				t.Fatalf("%s: never %s", name, what)
+			}
+		}
+		await("it said what it waits for", errs.done)
+		if len(tt.states) > 1 {
+			await("it opened", out.done)
+		}
+		if tt.leave == nil {
+			tt.leave = func(person *os.File) error {
+				_, err := person.Write([]byte{detachKey})
+				return err
+			}
+		}
+		if err := tt.leave(person); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case code := <-ended:
+			if code != exitOK {
+				t.Errorf("%s: exit code %d", name, code)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%s: it can't be left", name)
 		}
 	}
 }
