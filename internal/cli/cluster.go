@@ -336,7 +336,9 @@ func (a *app) printStatus(s *argonv1.StatusResponse) error {
 		}
 	}
 	for _, w := range s.GetWarnings() {
-		fmt.Fprintln(a.out, "warning: "+w)
+		const label = "warning: "
+		lines := wrap(w, helpWidth-len(label))
+		fmt.Fprintln(a.out, label+strings.Join(lines, "\n"+strings.Repeat(" ", len(label))))
 	}
 	if s.GetState() == "unconfigured" {
 		fmt.Fprintln(a.out, "to go on: `argon init` makes a cluster, `argon join ADDRESS TOKEN` joins one")

@@ -100,7 +100,7 @@ func TestUsageErrors(t *testing.T) {
 
 // TestStatusFitsTheScreen: the table of a usual cluster needs no wider one.
 func TestStatusFitsTheScreen(t *testing.T) {
-	s := &argonv1.StatusResponse{State: "ready", Servers: []*argonv1.ServerView{{
+	s := &argonv1.StatusResponse{State: "ready", Warnings: []string{strings.Repeat("machine web can't be reached ", 6) + "at all"}, Servers: []*argonv1.ServerView{{
 		Alive: true, Machines: 12, Replicas: 120,
 		Allocated: &argonv1.Resources{Cpus: 112, MemoryBytes: 100 << 30},
 		Server: &argonv1.Server{
@@ -114,6 +114,9 @@ func TestStatusFitsTheScreen(t *testing.T) {
 	a := &app{out: &out, err: &out, now: time.Now}
 	if err := a.printStatus(s); err != nil {
 		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), "warning: machine") || !strings.Contains(out.String(), "\n         ") || !strings.Contains(out.String(), "all\n") {
+		t.Errorf("the warning is not whole:\n%s", out.String())
 	}
 	for line := range strings.Lines(out.String()) {
 		if n := utf8.RuneCountInString(line) - 1; n > helpWidth {
