@@ -91,8 +91,8 @@ type Replicas interface {
 	// List names the replicas that lie here, whole: by volume, their ids.
 	List(ctx context.Context) (map[string][]uint32, error)
 	// Create makes one: whole or not at all. One that is here already stays
-	// as it is. It returns the replica's incarnation.
-	Create(ctx context.Context, req CreateReplica) (incarnation uint64, err error)
+	// as it is.
+	Create(ctx context.Context, req CreateReplica) (Made, error)
 	// Remove deletes one. That there is none is no error.
 	Remove(ctx context.Context, volumeID string, replicaID uint32) error
 	// Leave notes one that is to be deleted when its disk can be used again; it
@@ -140,6 +140,14 @@ type CreateReplica struct {
 	Base *argonv1.Base
 	// Behind: it has nothing in common with the others, and is to be copied to.
 	Behind bool
+}
+
+// Made is a replica as it begins.
+type Made struct {
+	Incarnation uint64
+	// EqualBefore is the generation before which it equals all others; 0: it has
+	// nothing in common with them.
+	EqualBefore uint64
 }
 
 // Images keeps this server's copies of images.

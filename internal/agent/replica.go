@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -42,17 +43,18 @@ type replicaSeen struct {
 	spare bool
 	// bad: the disk here can't be used.
 	bad bool
-	// baseRecorded: the volume's base has a record; hasBase: it lies here, too.
-	baseRecorded, hasBase bool
+	// baseRecorded: the volume's base has a record; hasBase: it lies here, too;
+	// fetchable: it is on its way here, or can be fetched from another server.
+	baseRecorded, hasBase, fetchable bool
 }
 
-// nextForReplica names a replica's next step. behind: the new replica is not
-// equal to the others, and the holder copies to it.
+// nextForReplica names a replica's next step. behind: the new replica has nothing
+// in common with the others, and the holder copies all to it.
 //
-// Before the first attachment a replica that begins with the volume's base is
-// equal to all others. An image is fetched for that; a snapshot of another
-// volume is where it is, and where it is not the replica is made empty, as it
-// is after the first attachment.
+// A replica that begins with the volume's base is equal to all others but for what
+// was written since the first attachment. An image is fetched for that; a snapshot of
+// another volume is where it is, and where it is not the replica is made empty. So is
+// one of a volume that is in use, if its image can't be had.
 func nextForReplica(v *argonv1.Volume, r *argonv1.Replica, seen replicaSeen) (step replicaStep, behind bool) {
 	fresh, base := v.GetEpoch() == 0, v.GetBase()
 	removing := r.GetState() == argonv1.ReplicaState_REPLICA_STATE_REMOVING
@@ -67,14 +69,20 @@ func nextForReplica(v *argonv1.Volume, r *argonv1.Replica, seen replicaSeen) (st
 	switch r.GetState() {
 	case argonv1.ReplicaState_REPLICA_STATE_CREATING:
 		switch {
-		case fresh && base.GetImageId() != "" && !seen.baseRecorded:
-			return keep, false // nothing to make it from; the controller knows
-		case fresh && base.GetImageId() != "" && !seen.hasBase:
-			return fetchImage, false
-		case fresh && (base == nil || seen.hasBase):
+		case base == nil:
+			return createReplica, !fresh
+		case !placement.MadeFromBase(v, r):
+			return createReplica, true
+		case seen.hasBase:
 			return createReplica, false
+		case base.GetImageId() == "":
+			return createReplica, true
+		case !fresh && !seen.fetchable:
+			return createReplica, true
+		case !seen.baseRecorded:
+			return keep, false // nothing to make it from; the controller knows
 		}
-		return createReplica, true
+		return fetchImage, false
 	case argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC:
 		if !seen.exists {
 			return createReplica, true // its disk was replaced
@@ -112,7 +120,8 @@ func (p *plan) planReplicas() {
 func (p *plan) seeBase(v *argonv1.Volume) replicaSeen {
 	a, base := p.agent, v.GetBase()
 	if id := base.GetImageId(); id != "" {
-		return replicaSeen{baseRecorded: p.st.Images[id] != nil, hasBase: a.images[id]}
+		image := p.st.Images[id]
+		return replicaSeen{baseRecorded: image != nil, hasBase: a.images[id], fetchable: len(p.imageSources(image)) > 0}
 	}
 	parent := p.st.Volumes[base.GetVolumeId()]
 	snapshot := placement.Snapshot(parent, base.GetSnapshotId())
@@ -169,7 +178,7 @@ func (a *Agent) createReplica(ctx context.Context, v *argonv1.Volume, replicaID 
 	if !behind {
 		req.Base = v.GetBase()
 	}
-	incarnation, err := a.Replicas.Create(ctx, req)
+	made, err := a.Replicas.Create(ctx, req)
 	if err != nil {
 		err = fmt.Errorf("make replica %d: %w", replicaID, err)
 		a.explain(ctx, v, replicaID, err.Error())
@@ -180,30 +189,37 @@ func (a *Agent) createReplica(ctx context.Context, v *argonv1.Volume, replicaID 
 		a.replicas[volumeID] = append(a.replicas[volumeID], replicaID)
 	}
 	a.mu.Unlock()
-	return a.enlist(ctx, v, req, incarnation)
+	return a.enlist(ctx, v, req, made)
 }
 
-// enlist records that a replica has been made. One that begins as all others do
+// enlist records that a replica has been made. One that begins as all others did
 // equals them as long as nobody ever attached the volume; the compare-and-swap
-// makes sure of that, since attaching takes the first epoch. Else it is behind.
-func (a *Agent) enlist(ctx context.Context, v *argonv1.Volume, made CreateReplica, incarnation uint64) error {
+// makes sure of that, since attaching takes the first epoch. Else it lacks what was
+// written since, or, if it has nothing in common with them, all. The base that it
+// reads from must still be the record's: what no replica needs may be deleted.
+func (a *Agent) enlist(ctx context.Context, v *argonv1.Volume, req CreateReplica, made Made) error {
 	bounded, cancel := recording(ctx)
 	defer cancel()
-	_, err := a.updateReplica(bounded, v, made.ReplicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
-		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_CREATING {
+	_, err := a.updateReplica(bounded, v, req.ReplicaID, func(v *argonv1.Volume, r *argonv1.Replica) error {
+		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_CREATING || req.Base != nil && !proto.Equal(req.Base, v.GetBase()) {
 			return ErrOvertaken
 		}
-		r.State, r.Reason = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, "new: it is copied to next"
-		if v.GetEpoch() == 0 && !made.Behind {
+		r.Incarnation, r.Based, r.EqualBefore, r.Since = made.Incarnation, req.Base != nil, 0, timestamppb.New(a.Now())
+		switch {
+		case v.GetEpoch() == 0 && !req.Behind:
 			r.State, r.Reason = argonv1.ReplicaState_REPLICA_STATE_IN_SYNC, ""
+		case made.EqualBefore > 0:
+			r.State, r.Reason = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, "new: it is given next what was written meanwhile"
+			r.EqualBefore = made.EqualBefore
+		default:
+			r.State, r.Reason = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, "new: it is copied to next"
 		}
-		r.Incarnation, r.Based, r.Since = incarnation, made.Base != nil, timestamppb.New(a.Now())
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("record replica %d: %w", made.ReplicaID, err)
+		return fmt.Errorf("record replica %d: %w", req.ReplicaID, err)
 	}
-	a.tell(ctx, volumeEvent(v, argonv1.Severity_SEVERITY_INFO, "replica-created", fmt.Sprintf("replica %d was made", made.ReplicaID)))
+	a.tell(ctx, volumeEvent(v, argonv1.Severity_SEVERITY_INFO, "replica-created", fmt.Sprintf("replica %d was made", req.ReplicaID)))
 	return nil
 }
 

@@ -405,11 +405,11 @@ func (r *fakeReplicas) List(context.Context) (map[string][]uint32, error) {
 	return list, nil
 }
 
-func (r *fakeReplicas) Create(_ context.Context, req CreateReplica) (uint64, error) {
+func (r *fakeReplicas) Create(_ context.Context, req CreateReplica) (Made, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if id := req.Base.GetImageId(); id != "" && !r.images[id] {
-		return 0, fmt.Errorf("image %s is not here", id)
+		return Made{}, fmt.Errorf("image %s is not here", id)
 	}
 	if req.Base != nil {
 		r.content(req.VolumeID, req.ReplicaID).base = 5
@@ -417,7 +417,10 @@ func (r *fakeReplicas) Create(_ context.Context, req CreateReplica) (uint64, err
 	if !slices.Contains(r.replicas[req.VolumeID], req.ReplicaID) {
 		r.replicas[req.VolumeID] = append(r.replicas[req.VolumeID], req.ReplicaID)
 	}
-	return 1, nil
+	if req.Behind || req.Base == nil {
+		return Made{Incarnation: 1}, nil
+	}
+	return Made{1, mirror.FirstGeneration}, nil
 }
 
 func (r *fakeReplicas) Remove(_ context.Context, volumeID string, id uint32) error {

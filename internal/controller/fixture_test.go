@@ -94,6 +94,13 @@ func (f fixture) volume(name string, wanted uint32, replicas ...string) *argonv1
 	return v
 }
 
+// basedOn adds a volume that nobody attached yet, made of an image.
+func (f fixture) basedOn(image string, replicas ...string) fixture {
+	v := f.volume("based", uint32(len(replicas)), replicas...)
+	v.Epoch, v.Base = 0, &argonv1.Base{ImageId: image}
+	return f
+}
+
 // plan plans at noon; the servers that are lost have been for so long, and if
 // that is any time, the cluster was told.
 func (f fixture) plan(absent time.Duration) []Action {

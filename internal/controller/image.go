@@ -41,6 +41,7 @@ func (p *planner) image(i *argonv1.Image) {
 		// With fewer servers than copies wanted, those there are have to do.
 		found, _ := placement.PlaceReplicas(p.st, placement.Replicas{
 			Count: missing, NeedBytes: i.GetSizeBytes(), SizeBytes: i.GetSizeBytes(), Stay: stay, Never: never,
+			Near: placement.ImageUsers(p.st, i.GetMeta().GetId()),
 		})
 		for _, id := range found {
 			next.Copies = append(next.Copies, &argonv1.ImageCopy{ServerId: id})

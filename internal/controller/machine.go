@@ -209,11 +209,17 @@ func (p *planner) waitsForDisk(m *argonv1.Machine) string {
 }
 
 // beingMade tells whether a server is about to make a replica of a volume that
-// was never attached. Attached too early, the volume would have to be copied
-// to that replica, instead of each being made from the image.
+// was never attached, and has what it is made from: that takes a moment, and attached
+// before, the volume would be without it for longer. An image that is still on its
+// way there is not waited for, as long as another replica is in sync.
 func (p *planner) beingMade(v *argonv1.Volume) bool {
-	return v.GetEpoch() == 0 && slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool {
-		return r.GetState() == creating && r.GetReason() == "" && placement.Alive(p.st, r.GetServerId())
+	if v.GetEpoch() != 0 {
+		return false
+	}
+	from := placement.BaseServers(p.st, v)
+	return slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool {
+		atHand := v.GetBase() == nil || slices.Contains(from, r.GetServerId())
+		return r.GetState() == creating && r.GetReason() == "" && placement.Alive(p.st, r.GetServerId()) && atHand
 	})
 }
 

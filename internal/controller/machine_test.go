@@ -149,6 +149,19 @@ func TestMachines(t *testing.T) {
 			want: &wantMachine{"", 3, pending, "its volume v is still being made"},
 		},
 		{
+			name: "does not wait until an image is fetched for another replica",
+			cluster: func() fixture {
+				f := newFixture("a", "b")
+				f.Images["i"] = &argonv1.Image{Meta: &argonv1.Meta{Id: "i"}, Copies: []*argonv1.ImageCopy{{ServerId: "a", Ready: true}, {ServerId: "b"}}}
+				v := f.volume("v", 2, "a:in", "b:new")
+				v.Epoch, v.Base = 0, &argonv1.Base{ImageId: "i"}
+				f.machine("m", "", run, pending).VolumeIds = []string{"v"}
+				return f
+			},
+			want:   &wantMachine{"a", 4, pending, "starting on a"},
+			events: []string{"machine-placed"},
+		},
+		{
 			name: "waits until all of its disk is made",
 			cluster: func() fixture {
 				f := newFixture("a", "b")

@@ -76,8 +76,7 @@ func (p *planner) base(v *argonv1.Volume) {
 		return
 	}
 	for _, r := range v.GetReplicas() {
-		making := r.GetState() == creating && v.GetEpoch() == 0
-		if making || r.GetBased() && r.GetState() != removing {
+		if placement.MadeFromBase(v, r) || r.GetBased() && r.GetState() != removing {
 			return
 		}
 	}

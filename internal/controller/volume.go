@@ -119,7 +119,7 @@ func (p *planner) replace(v *argonv1.Volume) []*argonv1.Event {
 	// do, and the rest is asked for again in the next plan.
 	found, _ := placement.PlaceReplicas(p.st, placement.Replicas{
 		Count: missing, NeedBytes: placement.CopyBytes(p.st, v), SizeBytes: max(v.GetSizeBytes(), v.GetWantedBytes()),
-		Near: placement.BaseServers(p.st, v), Stay: stay, Never: placement.Holders(v),
+		Near: placement.BaseServers(p.st, v), Coming: placement.BaseComing(p.st, v), Stay: stay, Never: placement.Holders(v),
 	})
 	var events []*argonv1.Event
 	for i, serverID := range found {

@@ -310,6 +310,7 @@ func TestImages(t *testing.T) {
 		want   []string // nil: nothing changes
 	}{
 		{"imported: a second copy", newFixture("a", "b", "c"), 0, []*argonv1.ImageCopy{ready("a")}, []string{"a", "b"}},
+		{"imported: a second copy where a disk is made of it", newFixture("a", "b", "c").basedOn("i", "c:new"), 0, []*argonv1.ImageCopy{ready("a")}, []string{"a", "c"}},
 		{"two", newFixture("a", "b", "c"), 0, []*argonv1.ImageCopy{ready("a"), asked("b")}, nil},
 		{"one server", newFixture("a"), 0, []*argonv1.ImageCopy{ready("a")}, nil},
 		{"more than two stay", newFixture("a", "b", "c"), 0, []*argonv1.ImageCopy{ready("a"), ready("b"), ready("c")}, nil},

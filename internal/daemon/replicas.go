@@ -87,13 +87,17 @@ func (r replicas) List(context.Context) (map[string][]uint32, error) {
 }
 
 // Create implements agent.Replicas.
-func (r replicas) Create(_ context.Context, req agent.CreateReplica) (incarnation uint64, err error) {
+func (r replicas) Create(_ context.Context, req agent.CreateReplica) (agent.Made, error) {
 	spec := replica.CreateSpec{VolumeID: req.VolumeID, ReplicaID: req.ReplicaID, Size: int64(req.SizeBytes), Behind: req.Behind}
 	if b := req.Base; b != nil {
 		spec.Base = layer.BaseRef{Image: b.GetImageId(), Volume: b.GetVolumeId(), Snapshot: b.GetSnapshotId()}
 	}
 	info, err := r.store.Create(spec)
-	return info.Incarnation, err
+	made := agent.Made{Incarnation: info.Incarnation}
+	if req.Base != nil && !req.Behind {
+		made.EqualBefore = mirror.FirstGeneration
+	}
+	return made, err
 }
 
 // Remove implements agent.Replicas.

@@ -36,8 +36,8 @@ func based(st *catalog.State, on func(*argonv1.Base) bool) []*argonv1.Volume {
 	return found
 }
 
-// ImageNeeded tells whether a replica on a server reads from an image, or is
-// being made from it: the copy there must stay.
+// ImageNeeded tells whether a replica on a server reads from an image, or is to be
+// made from it: the copy there must stay.
 func ImageNeeded(st *catalog.State, imageID, serverID string) bool {
 	return slices.ContainsFunc(OnImage(st, imageID), func(v *argonv1.Volume) bool { return readsBase(v, serverID) })
 }
@@ -50,9 +50,16 @@ func ParentNeeded(st *catalog.State, volumeID, serverID string) bool {
 
 func readsBase(v *argonv1.Volume, serverID string) bool {
 	return slices.ContainsFunc(v.GetReplicas(), func(r *argonv1.Replica) bool {
-		making := r.GetState() == argonv1.ReplicaState_REPLICA_STATE_CREATING && v.GetEpoch() == 0
-		return r.GetServerId() == serverID && r.GetState() != argonv1.ReplicaState_REPLICA_STATE_REMOVING && (r.GetBased() || making)
+		return r.GetServerId() == serverID && r.GetState() != argonv1.ReplicaState_REPLICA_STATE_REMOVING && (r.GetBased() || MadeFromBase(v, r))
 	})
+}
+
+// MadeFromBase reports whether a replica is to be made from its volume's base,
+// rather than to be copied to. What has been written since does not matter: that is
+// copied to it. A base that the volume is about to need no more is not worth it.
+func MadeFromBase(v *argonv1.Volume, r *argonv1.Replica) bool {
+	return r.GetState() == argonv1.ReplicaState_REPLICA_STATE_CREATING && v.GetBase() != nil &&
+		(v.GetEpoch() == 0 || !v.GetBase().GetDetaching())
 }
 
 // Snapshot finds a volume's snapshot by its id; nil if there is none.
@@ -71,6 +78,30 @@ func SnapshotServers(v *argonv1.Volume, s *argonv1.Snapshot) []string {
 	for _, r := range v.GetReplicas() {
 		if r.GetState() != argonv1.ReplicaState_REPLICA_STATE_REMOVING && slices.Contains(s.GetReplicaIds(), r.GetId()) {
 			ids = append(ids, r.GetServerId())
+		}
+	}
+	return ids
+}
+
+// BaseComing lists the servers that the image of a volume is on its way to.
+func BaseComing(st *catalog.State, v *argonv1.Volume) []string {
+	var ids []string
+	for _, c := range st.Images[v.GetBase().GetImageId()].GetCopies() {
+		if !c.GetReady() {
+			ids = append(ids, c.GetServerId())
+		}
+	}
+	return ids
+}
+
+// ImageUsers lists the servers that have replicas made from an image, or are to.
+func ImageUsers(st *catalog.State, imageID string) []string {
+	var ids []string
+	for _, v := range OnImage(st, imageID) {
+		for _, r := range v.GetReplicas() {
+			if readsBase(v, r.GetServerId()) && !slices.Contains(ids, r.GetServerId()) {
+				ids = append(ids, r.GetServerId())
+			}
 		}
 	}
 	return ids

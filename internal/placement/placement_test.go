@@ -368,6 +368,37 @@ func TestPlaceReplicas(t *testing.T) {
 			err:  "only 1 server of the 2 needed has 2.0 GiB of disk free",
 		},
 		{
+			name: "where its image is, and where it is on its way to",
+			cluster: func(f fixture) Replicas {
+				for _, name := range []string{"a", "b", "c", "d"} {
+					f.server(name, "")
+				}
+				f.volume("v", 5*gib, "c", "d")
+				return Replicas{Count: 3, NeedBytes: gib, Near: []string{"d"}, Coming: []string{"c"}}
+			},
+			want: []string{"d", "c", "a"},
+		},
+		{
+			name: "a zone of its own counts more than the image",
+			cluster: func(f fixture) Replicas {
+				f.server("a", "x")
+				f.server("b", "x")
+				f.server("c", "y")
+				return Replicas{Count: 2, NeedBytes: gib, Near: []string{"a", "b"}}
+			},
+			want: []string{"a", "c"},
+		},
+		{
+			name: "not where its image is, if all goes there",
+			cluster: func(f fixture) Replicas {
+				f.server("a", "")
+				f.server("b", "")
+				f.volume("v", 11*gib, "a")
+				return Replicas{Count: 1, NeedBytes: gib, Near: []string{"a"}}
+			},
+			want: []string{"b"},
+		},
+		{
 			name: "never on a barred one",
 			cluster: func(f fixture) Replicas {
 				f.server("a", "")

@@ -24,8 +24,8 @@ type Replicas struct {
 	// which not every file system can hold, however thin they are.
 	SizeBytes uint64
 	// Near lists the servers that have what the replica is made from; they
-	// are preferred.
-	Near []string
+	// are preferred, and after them those that are Coming to have it.
+	Near, Coming []string
 	// OnlyNear: no other server can have one.
 	OnlyNear bool
 	// Stay lists the servers whose replicas of the volume are counted on:
@@ -39,8 +39,9 @@ type Replicas struct {
 // PlaceReplicas chooses servers for replicas: ones that hold their lease, are
 // no witness and have room on their disks, never two of a volume on one. It
 // spreads them over as many zones as it can (servers without a zone count as
-// one zone); then it prefers servers that are near, then those with the
-// smaller part of their disk promised, then the first by name.
+// one zone); then it leaves out those that are crowded, then prefers servers that
+// are near, then those with the smaller part of their disk promised, then the first
+// by name. So what is made from one image does not all go where its copies are.
 //
 // When there are not enough servers it returns those it found together with an
 // error that says in one line what is missing: the volume can be created
@@ -64,14 +65,24 @@ func PlaceReplicas(st *catalog.State, want Replicas) (serverIDs []string, err er
 	for _, id := range want.Stay {
 		inZone[st.Servers[id].GetZone()]++
 	}
-	near := func(c candidate) int { return slices.Index(want.Near, c.id()) }
+	far := func(c candidate) int {
+		switch {
+		case slices.Contains(want.Near, c.id()):
+			return 0
+		case slices.Contains(want.Coming, c.id()):
+			return 1
+		}
+		return 2
+	}
 	// Taking the emptiest zone each time gives the most zones that are
 	// possible: a server never changes what another zone can give.
 	for len(serverIDs) < want.Count && len(fit) > 0 {
+		isCrowded := crowded(fit)
 		best := slices.MinFunc(fit, func(a, b candidate) int {
 			return cmp.Or(
 				cmp.Compare(inZone[a.server.GetZone()], inZone[b.server.GetZone()]),
-				cmp.Compare(min(near(b), 0), min(near(a), 0)),
+				cmp.Compare(isCrowded(a), isCrowded(b)),
+				cmp.Compare(far(a), far(b)),
 				cmp.Compare(a.promised, b.promised),
 				byName(a, b),
 			)
@@ -88,6 +99,22 @@ func PlaceReplicas(st *catalog.State, want Replicas) (serverIDs []string, err er
 		return serverIDs, err
 	}
 	return serverIDs, nil
+}
+
+// crowdedBy is by how much more of its disk a server may have promised than the one
+// with the least, and still be preferred for what it has already.
+const crowdedBy = 0.1
+
+// crowded tells which of some servers have promised so much that it is worth going
+// elsewhere, and to copy what others have: 1, or 0.
+func crowded(all []candidate) func(candidate) int {
+	least := slices.MinFunc(all, func(a, b candidate) int { return cmp.Compare(a.promised, b.promised) }).promised
+	return func(c candidate) int {
+		if c.promised > least+crowdedBy {
+			return 1
+		}
+		return 0
+	}
 }
 
 // room is what a server must have free. One whose disk is full up to the

@@ -102,7 +102,7 @@ func (p *Parts) planVolume(st *catalog.State, txn *catalog.Txn, want newVolume) 
 		MadeFor:        want.machine,
 	}
 	servers, err := placement.PlaceReplicas(st, placement.Replicas{
-		Count: int(replicas), SizeBytes: size, Near: placement.BaseServers(st, v), OnlyNear: v.GetBase().GetVolumeId() != "",
+		Count: int(replicas), SizeBytes: size, Near: placement.BaseServers(st, v), Coming: placement.BaseComing(st, v), OnlyNear: v.GetBase().GetVolumeId() != "",
 	})
 	if len(servers) == 0 {
 		return nil, connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("volume %s: %w", want.name, err))

@@ -362,6 +362,18 @@ func (c *Core) review() {
 			failed++
 		}
 	}
+	if members == 0 && c.proposed == nil && c.phase == serving && len(c.wantedSet()) == 0 {
+		// The one that was to carry on went before the record had it: those that
+		// were to leave are all there is, and takeBack wants none of them.
+		for _, p := range c.peers {
+			if p.role == leaving && p.lost && c.inSet(p.id) {
+				members, hopeless = members+1, hopeless+1
+				if p.failed {
+					failed++
+				}
+			}
+		}
+	}
 	switch {
 	case members == 0 || hopeless < members:
 	case failed > 0:

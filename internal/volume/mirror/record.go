@@ -55,6 +55,11 @@ type Proposal struct {
 	Release, Clean bool
 }
 
+// FirstGeneration is that of a volume's first attachment: no change has an older
+// stamp. A replica that holds what the volume began with, its base or nothing, is
+// equal before it to every other one, whenever it is made.
+const FirstGeneration = 1
+
 // Take gives the volume to a holder with the next epoch. It returns whether
 // the last attachment had ended clean, which only the taker gets to know: from
 // now on the record says that it did not (rule I4, first half).

@@ -242,6 +242,9 @@ func (s *Store) create(spec CreateSpec) (*Replica, error) {
 		sb.Generation = layer.Unknown
 	case spec.Base != layer.BaseRef{}:
 		sb.Base, sb.BaseSize = spec.Base, uint64(spec.Size)
+		// Before the first generation: what is never written counts as older than
+		// all changes, and need not be copied to one that is made later.
+		sb.Generation = 0
 		base, err := s.base(spec.Base)
 		if err = errors.Join(err, closeBase(base)); err != nil {
 			return nil, err

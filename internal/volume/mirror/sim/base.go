@@ -8,6 +8,7 @@ import (
 	"github.com/argon-cluster/argon/internal/volume"
 	"github.com/argon-cluster/argon/internal/volume/layer"
 	"github.com/argon-cluster/argon/internal/volume/layer/simfs"
+	"github.com/argon-cluster/argon/internal/volume/mirror"
 )
 
 // This file lets a volume begin with an image, and be detached from it while all
@@ -58,6 +59,24 @@ func (w *world) base() layer.BaseRef {
 		return layer.BaseRef{}
 	}
 	return layer.BaseRef{Image: imageID}
+}
+
+// makeLate does what the agent of a server does that has the image later than
+// others: the replica is what all were before the first write.
+func (w *world) makeLate() {
+	if w.late == 0 {
+		return
+	}
+	w.change("a replica is made late", func(v *argonv1.Volume) {
+		r := v.GetReplicas()[w.late-1]
+		r.State, r.Incarnation, r.Based = argonv1.ReplicaState_REPLICA_STATE_OUT_OF_SYNC, 1, true
+		r.EqualBefore = mirror.FirstGeneration
+		if w.opts.BreakLate {
+			r.EqualBefore = v.GetEqualBefore()
+		}
+	})
+	w.late = 0
+	w.stats.Late++
 }
 
 // wishDetached lets an operator want the volume to need its image no more.

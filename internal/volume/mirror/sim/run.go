@@ -28,6 +28,9 @@ func Run(o Options) Result {
 	}
 	w.move(w.servers[w.rng.IntN(len(w.servers))])
 	w.tend()
+	if w.late != 0 {
+		w.after(w.between(0, o.Length), w.makeLate)
+	}
 	w.after(w.between(time.Millisecond, time.Second), w.fault)
 	w.after(w.between(time.Millisecond, 4*time.Second), w.wish)
 	if w.fewer {
@@ -78,6 +81,10 @@ func (w *world) build(replicas int) error {
 			})
 		}
 	}
+	if w.based && replicas > 1 && w.chance(0.5) {
+		r := v.Replicas[w.rng.IntN(replicas)]
+		w.late, r.State, r.Incarnation = r.GetId(), argonv1.ReplicaState_REPLICA_STATE_CREATING, 0
+	}
 	w.catalog = &catalog{w: w, volume: v}
 	for _, s := range w.servers {
 		w.upkeep(s)
@@ -92,6 +99,7 @@ func (w *world) heal() {
 	w.quiet = true
 	clear(w.cut)
 	w.catalog.away = false
+	w.makeLate()
 	if w.fewer {
 		w.change("no replica shall leave", func(v *argonv1.Volume) {
 			v.ReplicasWanted = uint32(len(v.GetReplicas()))

@@ -27,7 +27,7 @@ var (
 //
 //	go test ./internal/volume/mirror/sim -run TestSeeds -first SEED -seeds 1 -v
 func TestSeeds(t *testing.T) {
-	var operations, attachments, faults, whole, partial, snapshots, rollbacks, grown, scrubs, retired, detached atomic.Int64
+	var operations, attachments, faults, whole, partial, snapshots, rollbacks, grown, scrubs, retired, detached, late atomic.Int64
 	forSeeds(*first, *seeds, func(seed uint64) bool {
 		r := Run(Options{Seed: seed})
 		operations.Add(int64(r.Operations))
@@ -41,6 +41,7 @@ func TestSeeds(t *testing.T) {
 		scrubs.Add(int64(r.Scrubs))
 		retired.Add(int64(r.Retired))
 		detached.Add(int64(r.Detached))
+		late.Add(int64(r.Late))
 		if r.Violation != nil {
 			t.Error(r.Violation)
 			if *seeds == 1 {
@@ -49,8 +50,8 @@ func TestSeeds(t *testing.T) {
 		}
 		return !t.Failed()
 	})
-	t.Logf("%d seeds: %d operations, %d attachments, %d faults, %d copies of a whole volume, %d of what had changed, %d snapshots, %d rollbacks, %d times grown, %d scrubs, %d replicas left as they were asked to, %d were detached from their base",
-		*seeds, operations.Load(), attachments.Load(), faults.Load(), whole.Load(), partial.Load(), snapshots.Load(), rollbacks.Load(), grown.Load(), scrubs.Load(), retired.Load(), detached.Load())
+	t.Logf("%d seeds: %d operations, %d attachments, %d faults, %d copies of a whole volume, %d of what had changed, %d snapshots, %d rollbacks, %d times grown, %d scrubs, %d replicas left as they were asked to, %d were detached from their base, %d were made late",
+		*seeds, operations.Load(), attachments.Load(), faults.Load(), whole.Load(), partial.Load(), snapshots.Load(), rollbacks.Load(), grown.Load(), scrubs.Load(), retired.Load(), detached.Load(), late.Load())
 	if operations.Load() < int64(*seeds)*50 {
 		t.Errorf("the worlds stood still: %d operations in %d", operations.Load(), *seeds)
 	}
@@ -90,6 +91,7 @@ func TestBrokenRules(t *testing.T) {
 		rule  string
 		brk   mirror.Breakage
 		hooks replica.Hooks
+		late  bool
 	}{
 		{rule: "I1: acknowledged when one replica has it", brk: mirror.BreakAckBeforeAll},
 		{rule: "I1: flush answered when one replica has flushed", brk: mirror.BreakFlushBeforeAll},
@@ -117,6 +119,7 @@ func TestBrokenRules(t *testing.T) {
 		{rule: "snapshots: what was written before is not flushed after", hooks: replica.Hooks{ForgetFrozen: true}},
 		{rule: "snapshots: while writes are under way", brk: mirror.BreakSnapshotUnlocked},
 		{rule: "snapshots: ready before they are flushed", brk: mirror.BreakSnapshotUnflushed},
+		{rule: "late: a replica of the image passes for one that was in the set", late: true},
 		{rule: "sums: recorded of what is not flushed", brk: mirror.BreakSumUnflushed},
 		{rule: "sums: a record counts after its region was written", hooks: replica.Hooks{StaleSums: true}},
 	}
@@ -130,7 +133,7 @@ func TestBrokenRules(t *testing.T) {
 					return false
 				}
 				ran.Add(1)
-				if r := Run(Options{Seed: seed, Break: tt.brk, Hooks: tt.hooks}); r.Violation != nil {
+				if r := Run(Options{Seed: seed, Break: tt.brk, Hooks: tt.hooks, BreakLate: tt.late}); r.Violation != nil {
 					found.Add(1)
 					how.Do(func() { t.Logf("noticed after %d runs: %v", ran.Load(), r.Violation) })
 					return false

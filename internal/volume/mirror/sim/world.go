@@ -21,6 +21,8 @@ type Options struct {
 	// Break and Hooks switch rules off, in the holder and in the replicas.
 	Break mirror.Breakage
 	Hooks replica.Hooks
+	// BreakLate has a replica that is made late pass for one that was in the set.
+	BreakLate bool
 	// Trace keeps what happened, for a reader.
 	Trace bool
 }
@@ -35,7 +37,7 @@ type Result struct {
 	// Copies of a whole volume, and of what had changed.
 	Whole, Partial int
 	// What operators wanted and got.
-	Snapshots, Rollbacks, Grown, Scrubs, Retired, Detached int
+	Snapshots, Rollbacks, Grown, Scrubs, Retired, Detached, Late int
 }
 
 // world is everything there is. One goroutine, one clock, one source of
@@ -61,6 +63,9 @@ type world struct {
 	fewer bool
 	// based: the volume begins with an image.
 	based bool
+	// late is the replica that is made of the image while the volume is used
+	// already; 0: none is to be.
+	late uint32
 	// rotten: a disk changed what was written to it.
 	rotten bool
 	// untidy: no server gives back what deleted snapshots took.
