@@ -86,7 +86,7 @@ several), or with --server and a client certificate to any server.`,
 	flags.StringVar(&a.server, "server", "", "talk to this server, `HOST[:PORT]`, over HTTPS, or to the first of several, separated by commas, that answers (default $ARGON_SERVER, or those that --certs lists)")
 	flags.StringVar(&a.certs, "certs", "", "`DIR` with a client certificate and the list of servers (default $ARGON_CERTS or ~/.config/argon)")
 	addGroup(root, "What runs", a.machineCommand(), a.imageCommand(), a.volumeCommand(), a.snapshotCommand(), a.checkpointCommand())
-	addGroup(root, "The cluster", a.statusCommand(), a.eventsCommand(), a.serverCommand(), a.initCommand(), a.joinCommand(),
+	addGroup(root, "The cluster", a.statusCommand(), a.eventsCommand(), a.logsCommand(), a.serverCommand(), a.initCommand(), a.joinCommand(),
 		a.tokenCommand(), a.clientCommand(), a.clusterCommand(), a.upgradeCommand())
 	addGroup(root, "To try it out", a.demoCommand(), a.devCommand())
 	root.AddCommand(a.versionCommand())

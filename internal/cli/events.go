@@ -149,6 +149,11 @@ func (a *app) printEvent(e *argonv1.Event, f format) error {
 	if err != nil {
 		return err
 	}
+	return a.printOneOfMany(f, data)
+}
+
+// printOneOfMany prints data that more follow: a document of YAML, or a line of JSON.
+func (a *app) printOneOfMany(f format, data any) error {
 	if f == formatYAML {
 		fmt.Fprintln(a.out, "---")
 		return writeData(a.out, f, data)

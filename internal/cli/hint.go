@@ -51,7 +51,7 @@ var nouns = []hint{
 	{words: []string{"snap", "snapshots"}, commands: []string{"snapshot"}},
 	{words: []string{"user", "users", "cert", "clients"}, commands: []string{"client"}},
 	{words: []string{"ls", "list", "ps", "top"}, commands: []string{"machine ls"}},
-	{words: []string{"log", "logs", "journal"}, commands: []string{"logs", "events"}},
+	{words: []string{"log", "journal"}, commands: []string{"logs"}},
 	{words: []string{"info", "health"}, commands: []string{"status"}},
 	{words: []string{"bootstrap"}, commands: []string{"init"}},
 	{words: []string{"update"}, commands: []string{"upgrade"}},

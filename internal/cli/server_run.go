@@ -17,6 +17,7 @@ import (
 	"github.com/argon-cluster/argon/internal/cgroup"
 	"github.com/argon-cluster/argon/internal/daemon"
 	"github.com/argon-cluster/argon/internal/guard"
+	"github.com/argon-cluster/argon/internal/logfile"
 )
 
 // serverFlags are those of `argon server`, the same for guard and daemon: the
@@ -92,11 +93,15 @@ func (a *app) runServer(cmd *cobra.Command, f *serverFlags) error {
 	if err != nil {
 		return fmt.Errorf("finding this program: %w", err)
 	}
+	// The guard's own lines, and what the daemon says, its last words among it.
+	output := logfile.New(daemon.LogDir(a.dir), a.err)
+	defer output.Close()
+	log = slog.New(slog.NewTextHandler(output, &slog.HandlerOptions{Level: level}))
 	restart := make(chan os.Signal, 1)
 	signal.Notify(restart, syscall.SIGHUP)
 	defer signal.Stop(restart)
 	err = guard.Run(cmd.Context(), guard.Options{
-		Daemon: f.daemonArgs(self, a.dir), Groups: cgroup.Options{Name: cgroup.ServerName(a.dir)}, Watchdog: f.watchdog, Restart: restart, StopTimeout: f.stopTimeout, Final: exitFinal, Log: log.With("part", "guard"),
+		Daemon: f.daemonArgs(self, a.dir), Groups: cgroup.Options{Name: cgroup.ServerName(a.dir)}, Watchdog: f.watchdog, Restart: restart, StopTimeout: f.stopTimeout, Final: exitFinal, Output: output, Log: log.With("part", "guard"),
 	})
 	if exit := (*guard.ExitError)(nil); errors.As(err, &exit) {
 		return &toldError{code: exit.Code} // it has said why

@@ -227,6 +227,9 @@ func (s *server) identify(state tls.ConnectionState) (rpc.Caller, error) {
 // Version implements rpc.Local.
 func (s *server) Version() string { return s.Options.Version }
 
+// LogDir implements rpc.Local.
+func (s *server) LogDir() string { return LogDir(s.paths.dir) }
+
 // Parts implements rpc.Local.
 func (s *server) Parts() *rpc.Parts {
 	s.mu.Lock()

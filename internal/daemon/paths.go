@@ -18,6 +18,9 @@ type paths struct {
 	runDir string // sockets
 }
 
+// LogDir is where the server with this data directory keeps its log.
+func LogDir(dir string) string { return filepath.Join(dir, "log") }
+
 func (p paths) adminSocket() string           { return filepath.Join(p.runDir, "admin.sock") }
 func (p paths) images() string                { return filepath.Join(p.dir, "images") }
 func (p paths) volumes() string               { return filepath.Join(p.dir, "volumes") }

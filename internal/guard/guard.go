@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -36,7 +37,9 @@ type Options struct {
 	// StopTimeout is how long the daemon may take for its machines when it is
 	// stopped, before it detaches its volumes.
 	StopTimeout time.Duration
-	Log         *slog.Logger
+	// Output gets what the daemon prints; nil: it goes where the guard's does.
+	Output io.Writer
+	Log    *slog.Logger
 }
 
 // ExitError says that the daemon could not start at all, or can't go on: its own
@@ -222,6 +225,11 @@ func (g *guard) runDaemon(ctx context.Context) error {
 	}
 	cmd := exec.Command(g.opts.Daemon[0], g.opts.Daemon[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if g.opts.Output != nil {
+		cmd.Stdout, cmd.Stderr = g.opts.Output, g.opts.Output
+		// What a daemon has started may outlive it, and hold its end of the pipe.
+		cmd.WaitDelay = time.Second
+	}
 	names, files := g.shelf.all()
 	cmd.ExtraFiles = append([]*os.File{theirs}, files...) // becomes childFD and what follows
 	cmd.Env = append(guestEnv(os.Environ()), fdName+"="+strconv.Itoa(childFD), knowsName+"="+knows, keptName+"="+names)

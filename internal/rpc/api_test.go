@@ -56,6 +56,7 @@ type world struct {
 type fakeLocal struct {
 	mu    sync.Mutex
 	parts *Parts
+	logs  string
 }
 
 func (l *fakeLocal) Parts() *Parts {
@@ -95,6 +96,7 @@ func (l *fakeLocal) Readdress(_ context.Context, address string) error {
 }
 
 func (l *fakeLocal) Version() string { return "test" }
+func (l *fakeLocal) LogDir() string  { return l.logs }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()

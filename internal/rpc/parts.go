@@ -33,6 +33,8 @@ type Local interface {
 	// Readdress has others reach this server at another address, soon.
 	Readdress(ctx context.Context, address string) error
 	Version() string
+	// LogDir is where this server keeps its log; see package logfile.
+	LogDir() string
 }
 
 // Parts are what the handlers of a cluster's member work with.

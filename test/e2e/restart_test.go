@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,6 +42,10 @@ func TestEveryDaemonRestarts(t *testing.T) {
 	}
 	if now := guestPIDs(t, home); !slices.Equal(now, guest) {
 		t.Errorf("the guest's process was %v, is %v", guest, now)
+	}
+	// What a server logs is read on any other; the last words of daemons are in it.
+	if log := c.Argon(other, "logs", home.Name, "-n", "0"); !strings.Contains(log, "the daemon has ended") || !strings.Contains(log, "msg=serving") {
+		t.Errorf("the log of %s is %q", home.Name, log)
 	}
 	con.say("echo $((6 * 7)) is what it says\n")
 	con.hear("42 is what it says")

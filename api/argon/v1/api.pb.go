@@ -1467,6 +1467,122 @@ func (x *RevokeClientResponse) GetRevoked() []*ClientCertificate {
 	return nil
 }
 
+type ReadLogRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: the server that is asked.
+	Server string `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	// How many of the last lines; 0: all that are kept.
+	Lines uint32 `protobuf:"varint,2,opt,name=lines,proto3" json:"lines,omitempty"`
+	// Leaves out what was logged before.
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// Goes on with what is logged from now on.
+	Follow        bool `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadLogRequest) Reset() {
+	*x = ReadLogRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadLogRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadLogRequest) ProtoMessage() {}
+
+func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadLogRequest.ProtoReflect.Descriptor instead.
+func (*ReadLogRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ReadLogRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ReadLogRequest) GetLines() uint32 {
+	if x != nil {
+		return x.Lines
+	}
+	return 0
+}
+
+func (x *ReadLogRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ReadLogRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type ReadLogResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lines         []string               `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadLogResponse) Reset() {
+	*x = ReadLogResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadLogResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadLogResponse) ProtoMessage() {}
+
+func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadLogResponse.ProtoReflect.Descriptor instead.
+func (*ReadLogResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ReadLogResponse) GetLines() []string {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
 // Whereabouts is where a server is reached.
 type Whereabouts struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -1485,7 +1601,7 @@ type Whereabouts struct {
 
 func (x *Whereabouts) Reset() {
 	*x = Whereabouts{}
-	mi := &file_argon_v1_api_proto_msgTypes[25]
+	mi := &file_argon_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1613,7 @@ func (x *Whereabouts) String() string {
 func (*Whereabouts) ProtoMessage() {}
 
 func (x *Whereabouts) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[25]
+	mi := &file_argon_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1626,7 @@ func (x *Whereabouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Whereabouts.ProtoReflect.Descriptor instead.
 func (*Whereabouts) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Whereabouts) GetServerId() string {
@@ -1579,7 +1695,7 @@ type SetServerRequest struct {
 
 func (x *SetServerRequest) Reset() {
 	*x = SetServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[26]
+	mi := &file_argon_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1707,7 @@ func (x *SetServerRequest) String() string {
 func (*SetServerRequest) ProtoMessage() {}
 
 func (x *SetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[26]
+	mi := &file_argon_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1720,7 @@ func (x *SetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetServerRequest.ProtoReflect.Descriptor instead.
 func (*SetServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SetServerRequest) GetName() string {
@@ -1631,7 +1747,7 @@ type SetServerResponse struct {
 
 func (x *SetServerResponse) Reset() {
 	*x = SetServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[27]
+	mi := &file_argon_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1759,7 @@ func (x *SetServerResponse) String() string {
 func (*SetServerResponse) ProtoMessage() {}
 
 func (x *SetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[27]
+	mi := &file_argon_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1772,7 @@ func (x *SetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetServerResponse.ProtoReflect.Descriptor instead.
 func (*SetServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SetServerResponse) GetServer() *ServerView {
@@ -1676,7 +1792,7 @@ type MeetServersRequest struct {
 
 func (x *MeetServersRequest) Reset() {
 	*x = MeetServersRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[28]
+	mi := &file_argon_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1804,7 @@ func (x *MeetServersRequest) String() string {
 func (*MeetServersRequest) ProtoMessage() {}
 
 func (x *MeetServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[28]
+	mi := &file_argon_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1817,7 @@ func (x *MeetServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeetServersRequest.ProtoReflect.Descriptor instead.
 func (*MeetServersRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MeetServersRequest) GetAddresses() []string {
@@ -1721,7 +1837,7 @@ type MeetServersResponse struct {
 
 func (x *MeetServersResponse) Reset() {
 	*x = MeetServersResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[29]
+	mi := &file_argon_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1849,7 @@ func (x *MeetServersResponse) String() string {
 func (*MeetServersResponse) ProtoMessage() {}
 
 func (x *MeetServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[29]
+	mi := &file_argon_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1862,7 @@ func (x *MeetServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeetServersResponse.ProtoReflect.Descriptor instead.
 func (*MeetServersResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MeetServersResponse) GetMet() []*Whereabouts {
@@ -1765,7 +1881,7 @@ type IntroduceRequest struct {
 
 func (x *IntroduceRequest) Reset() {
 	*x = IntroduceRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[30]
+	mi := &file_argon_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1893,7 @@ func (x *IntroduceRequest) String() string {
 func (*IntroduceRequest) ProtoMessage() {}
 
 func (x *IntroduceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[30]
+	mi := &file_argon_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1906,7 @@ func (x *IntroduceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntroduceRequest.ProtoReflect.Descriptor instead.
 func (*IntroduceRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *IntroduceRequest) GetSelf() *Whereabouts {
@@ -1811,7 +1927,7 @@ type IntroduceResponse struct {
 
 func (x *IntroduceResponse) Reset() {
 	*x = IntroduceResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[31]
+	mi := &file_argon_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +1939,7 @@ func (x *IntroduceResponse) String() string {
 func (*IntroduceResponse) ProtoMessage() {}
 
 func (x *IntroduceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[31]
+	mi := &file_argon_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +1952,7 @@ func (x *IntroduceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IntroduceResponse.ProtoReflect.Descriptor instead.
 func (*IntroduceResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *IntroduceResponse) GetSelf() *Whereabouts {
@@ -1875,7 +1991,7 @@ type ServerView struct {
 
 func (x *ServerView) Reset() {
 	*x = ServerView{}
-	mi := &file_argon_v1_api_proto_msgTypes[32]
+	mi := &file_argon_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2003,7 @@ func (x *ServerView) String() string {
 func (*ServerView) ProtoMessage() {}
 
 func (x *ServerView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[32]
+	mi := &file_argon_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2016,7 @@ func (x *ServerView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerView.ProtoReflect.Descriptor instead.
 func (*ServerView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ServerView) GetServer() *Server {
@@ -1967,7 +2083,7 @@ type ListServersRequest struct {
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[33]
+	mi := &file_argon_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2095,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[33]
+	mi := &file_argon_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2108,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 type ListServersResponse struct {
@@ -2004,7 +2120,7 @@ type ListServersResponse struct {
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[34]
+	mi := &file_argon_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2132,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[34]
+	mi := &file_argon_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2145,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListServersResponse) GetServers() []*ServerView {
@@ -2048,7 +2164,7 @@ type GetServerRequest struct {
 
 func (x *GetServerRequest) Reset() {
 	*x = GetServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[35]
+	mi := &file_argon_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2176,7 @@ func (x *GetServerRequest) String() string {
 func (*GetServerRequest) ProtoMessage() {}
 
 func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[35]
+	mi := &file_argon_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2189,7 @@ func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerRequest.ProtoReflect.Descriptor instead.
 func (*GetServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetServerRequest) GetName() string {
@@ -2092,7 +2208,7 @@ type GetServerResponse struct {
 
 func (x *GetServerResponse) Reset() {
 	*x = GetServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[36]
+	mi := &file_argon_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2220,7 @@ func (x *GetServerResponse) String() string {
 func (*GetServerResponse) ProtoMessage() {}
 
 func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[36]
+	mi := &file_argon_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2233,7 @@ func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerResponse.ProtoReflect.Descriptor instead.
 func (*GetServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetServerResponse) GetServer() *ServerView {
@@ -2137,7 +2253,7 @@ type RemoveServerRequest struct {
 
 func (x *RemoveServerRequest) Reset() {
 	*x = RemoveServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[37]
+	mi := &file_argon_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2149,7 +2265,7 @@ func (x *RemoveServerRequest) String() string {
 func (*RemoveServerRequest) ProtoMessage() {}
 
 func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[37]
+	mi := &file_argon_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2162,7 +2278,7 @@ func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RemoveServerRequest) GetName() string {
@@ -2187,7 +2303,7 @@ type RemoveServerResponse struct {
 
 func (x *RemoveServerResponse) Reset() {
 	*x = RemoveServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[38]
+	mi := &file_argon_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2315,7 @@ func (x *RemoveServerResponse) String() string {
 func (*RemoveServerResponse) ProtoMessage() {}
 
 func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[38]
+	mi := &file_argon_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2328,7 @@ func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 type DrainServerRequest struct {
@@ -2227,7 +2343,7 @@ type DrainServerRequest struct {
 
 func (x *DrainServerRequest) Reset() {
 	*x = DrainServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[39]
+	mi := &file_argon_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2239,7 +2355,7 @@ func (x *DrainServerRequest) String() string {
 func (*DrainServerRequest) ProtoMessage() {}
 
 func (x *DrainServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[39]
+	mi := &file_argon_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2252,7 +2368,7 @@ func (x *DrainServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainServerRequest.ProtoReflect.Descriptor instead.
 func (*DrainServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DrainServerRequest) GetName() string {
@@ -2285,7 +2401,7 @@ type DrainServerResponse struct {
 
 func (x *DrainServerResponse) Reset() {
 	*x = DrainServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[40]
+	mi := &file_argon_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2413,7 @@ func (x *DrainServerResponse) String() string {
 func (*DrainServerResponse) ProtoMessage() {}
 
 func (x *DrainServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[40]
+	mi := &file_argon_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2426,7 @@ func (x *DrainServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainServerResponse.ProtoReflect.Descriptor instead.
 func (*DrainServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DrainServerResponse) GetServer() *ServerView {
@@ -2329,7 +2445,7 @@ type ActivateServerRequest struct {
 
 func (x *ActivateServerRequest) Reset() {
 	*x = ActivateServerRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[41]
+	mi := &file_argon_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +2457,7 @@ func (x *ActivateServerRequest) String() string {
 func (*ActivateServerRequest) ProtoMessage() {}
 
 func (x *ActivateServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[41]
+	mi := &file_argon_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +2470,7 @@ func (x *ActivateServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateServerRequest.ProtoReflect.Descriptor instead.
 func (*ActivateServerRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ActivateServerRequest) GetName() string {
@@ -2373,7 +2489,7 @@ type ActivateServerResponse struct {
 
 func (x *ActivateServerResponse) Reset() {
 	*x = ActivateServerResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[42]
+	mi := &file_argon_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2501,7 @@ func (x *ActivateServerResponse) String() string {
 func (*ActivateServerResponse) ProtoMessage() {}
 
 func (x *ActivateServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[42]
+	mi := &file_argon_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2514,7 @@ func (x *ActivateServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateServerResponse.ProtoReflect.Descriptor instead.
 func (*ActivateServerResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ActivateServerResponse) GetServer() *ServerView {
@@ -2421,7 +2537,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[43]
+	mi := &file_argon_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2433,7 +2549,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[43]
+	mi := &file_argon_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2446,7 +2562,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ImportImageRequest) GetPart() isImportImageRequest_Part {
@@ -2504,7 +2620,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[44]
+	mi := &file_argon_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2632,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[44]
+	mi := &file_argon_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2645,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ImportImageResponse) GetPhase() string {
@@ -2568,7 +2684,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[45]
+	mi := &file_argon_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2580,7 +2696,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[45]
+	mi := &file_argon_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2593,7 +2709,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 type ListImagesResponse struct {
@@ -2605,7 +2721,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[46]
+	mi := &file_argon_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2617,7 +2733,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[46]
+	mi := &file_argon_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2630,7 +2746,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2649,7 +2765,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[47]
+	mi := &file_argon_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2777,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[47]
+	mi := &file_argon_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2790,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -2693,7 +2809,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[48]
+	mi := &file_argon_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2705,7 +2821,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[48]
+	mi := &file_argon_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2718,7 +2834,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -2740,7 +2856,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[49]
+	mi := &file_argon_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2868,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[49]
+	mi := &file_argon_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +2881,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -2792,7 +2908,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2804,7 +2920,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[50]
+	mi := &file_argon_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2817,7 +2933,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RemoveImageResponse) GetWaitsFor() []string {
@@ -2836,7 +2952,7 @@ type FetchImageRequest struct {
 
 func (x *FetchImageRequest) Reset() {
 	*x = FetchImageRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2848,7 +2964,7 @@ func (x *FetchImageRequest) String() string {
 func (*FetchImageRequest) ProtoMessage() {}
 
 func (x *FetchImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[51]
+	mi := &file_argon_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2861,7 +2977,7 @@ func (x *FetchImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchImageRequest.ProtoReflect.Descriptor instead.
 func (*FetchImageRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *FetchImageRequest) GetId() string {
@@ -2882,7 +2998,7 @@ type FetchImageResponse struct {
 
 func (x *FetchImageResponse) Reset() {
 	*x = FetchImageResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +3010,7 @@ func (x *FetchImageResponse) String() string {
 func (*FetchImageResponse) ProtoMessage() {}
 
 func (x *FetchImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[52]
+	mi := &file_argon_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2907,7 +3023,7 @@ func (x *FetchImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchImageResponse.ProtoReflect.Descriptor instead.
 func (*FetchImageResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *FetchImageResponse) GetOffset() uint64 {
@@ -2946,7 +3062,7 @@ type VolumeView struct {
 
 func (x *VolumeView) Reset() {
 	*x = VolumeView{}
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2958,7 +3074,7 @@ func (x *VolumeView) String() string {
 func (*VolumeView) ProtoMessage() {}
 
 func (x *VolumeView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[53]
+	mi := &file_argon_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2971,7 +3087,7 @@ func (x *VolumeView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeView.ProtoReflect.Descriptor instead.
 func (*VolumeView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *VolumeView) GetVolume() *Volume {
@@ -3048,7 +3164,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3060,7 +3176,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[54]
+	mi := &file_argon_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3073,7 +3189,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -3128,7 +3244,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3140,7 +3256,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[55]
+	mi := &file_argon_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3153,7 +3269,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *CreateVolumeResponse) GetVolume() *VolumeView {
@@ -3180,7 +3296,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3192,7 +3308,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[56]
+	mi := &file_argon_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3205,7 +3321,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListVolumesRequest) GetAll() bool {
@@ -3224,7 +3340,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3236,7 +3352,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[57]
+	mi := &file_argon_v1_api_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3249,7 +3365,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*VolumeView {
@@ -3268,7 +3384,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3280,7 +3396,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[58]
+	mi := &file_argon_v1_api_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3293,7 +3409,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -3312,7 +3428,7 @@ type GetVolumeResponse struct {
 
 func (x *GetVolumeResponse) Reset() {
 	*x = GetVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3324,7 +3440,7 @@ func (x *GetVolumeResponse) String() string {
 func (*GetVolumeResponse) ProtoMessage() {}
 
 func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[59]
+	mi := &file_argon_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3337,7 +3453,7 @@ func (x *GetVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeResponse.ProtoReflect.Descriptor instead.
 func (*GetVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GetVolumeResponse) GetVolume() *VolumeView {
@@ -3356,7 +3472,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3368,7 +3484,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[60]
+	mi := &file_argon_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3381,7 +3497,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -3399,7 +3515,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3411,7 +3527,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[61]
+	mi := &file_argon_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3424,7 +3540,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 type ConnectVolumeRequest struct {
@@ -3436,7 +3552,7 @@ type ConnectVolumeRequest struct {
 
 func (x *ConnectVolumeRequest) Reset() {
 	*x = ConnectVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +3564,7 @@ func (x *ConnectVolumeRequest) String() string {
 func (*ConnectVolumeRequest) ProtoMessage() {}
 
 func (x *ConnectVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[62]
+	mi := &file_argon_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +3577,7 @@ func (x *ConnectVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ConnectVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ConnectVolumeRequest) GetName() string {
@@ -3481,7 +3597,7 @@ type ConnectVolumeResponse struct {
 
 func (x *ConnectVolumeResponse) Reset() {
 	*x = ConnectVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3493,7 +3609,7 @@ func (x *ConnectVolumeResponse) String() string {
 func (*ConnectVolumeResponse) ProtoMessage() {}
 
 func (x *ConnectVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[63]
+	mi := &file_argon_v1_api_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3506,7 +3622,7 @@ func (x *ConnectVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ConnectVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ConnectVolumeResponse) GetUri() string {
@@ -3528,7 +3644,7 @@ type PromoteReplicaRequest struct {
 
 func (x *PromoteReplicaRequest) Reset() {
 	*x = PromoteReplicaRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3540,7 +3656,7 @@ func (x *PromoteReplicaRequest) String() string {
 func (*PromoteReplicaRequest) ProtoMessage() {}
 
 func (x *PromoteReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[64]
+	mi := &file_argon_v1_api_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3553,7 +3669,7 @@ func (x *PromoteReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteReplicaRequest.ProtoReflect.Descriptor instead.
 func (*PromoteReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *PromoteReplicaRequest) GetVolume() string {
@@ -3588,7 +3704,7 @@ type PromoteReplicaResponse struct {
 
 func (x *PromoteReplicaResponse) Reset() {
 	*x = PromoteReplicaResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3600,7 +3716,7 @@ func (x *PromoteReplicaResponse) String() string {
 func (*PromoteReplicaResponse) ProtoMessage() {}
 
 func (x *PromoteReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[65]
+	mi := &file_argon_v1_api_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3613,7 +3729,7 @@ func (x *PromoteReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteReplicaResponse.ProtoReflect.Descriptor instead.
 func (*PromoteReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PromoteReplicaResponse) GetVolume() *VolumeView {
@@ -3641,7 +3757,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3653,7 +3769,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[66]
+	mi := &file_argon_v1_api_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3666,7 +3782,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -3692,7 +3808,7 @@ type ResizeVolumeResponse struct {
 
 func (x *ResizeVolumeResponse) Reset() {
 	*x = ResizeVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3704,7 +3820,7 @@ func (x *ResizeVolumeResponse) String() string {
 func (*ResizeVolumeResponse) ProtoMessage() {}
 
 func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[67]
+	mi := &file_argon_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3717,7 +3833,7 @@ func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ResizeVolumeResponse) GetVolume() *VolumeView {
@@ -3736,7 +3852,7 @@ type DetachBaseRequest struct {
 
 func (x *DetachBaseRequest) Reset() {
 	*x = DetachBaseRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3748,7 +3864,7 @@ func (x *DetachBaseRequest) String() string {
 func (*DetachBaseRequest) ProtoMessage() {}
 
 func (x *DetachBaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[68]
+	mi := &file_argon_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3761,7 +3877,7 @@ func (x *DetachBaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachBaseRequest.ProtoReflect.Descriptor instead.
 func (*DetachBaseRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *DetachBaseRequest) GetName() string {
@@ -3780,7 +3896,7 @@ type DetachBaseResponse struct {
 
 func (x *DetachBaseResponse) Reset() {
 	*x = DetachBaseResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3792,7 +3908,7 @@ func (x *DetachBaseResponse) String() string {
 func (*DetachBaseResponse) ProtoMessage() {}
 
 func (x *DetachBaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[69]
+	mi := &file_argon_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3805,7 +3921,7 @@ func (x *DetachBaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachBaseResponse.ProtoReflect.Descriptor instead.
 func (*DetachBaseResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *DetachBaseResponse) GetVolume() *VolumeView {
@@ -3824,7 +3940,7 @@ type ScrubVolumeRequest struct {
 
 func (x *ScrubVolumeRequest) Reset() {
 	*x = ScrubVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3836,7 +3952,7 @@ func (x *ScrubVolumeRequest) String() string {
 func (*ScrubVolumeRequest) ProtoMessage() {}
 
 func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[70]
+	mi := &file_argon_v1_api_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3849,7 +3965,7 @@ func (x *ScrubVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ScrubVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ScrubVolumeRequest) GetName() string {
@@ -3870,7 +3986,7 @@ type ScrubVolumeResponse struct {
 
 func (x *ScrubVolumeResponse) Reset() {
 	*x = ScrubVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3882,7 +3998,7 @@ func (x *ScrubVolumeResponse) String() string {
 func (*ScrubVolumeResponse) ProtoMessage() {}
 
 func (x *ScrubVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[71]
+	mi := &file_argon_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3895,7 +4011,7 @@ func (x *ScrubVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScrubVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ScrubVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{71}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ScrubVolumeResponse) GetVolume() *VolumeView {
@@ -3927,7 +4043,7 @@ type ExportVolumeRequest struct {
 
 func (x *ExportVolumeRequest) Reset() {
 	*x = ExportVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3939,7 +4055,7 @@ func (x *ExportVolumeRequest) String() string {
 func (*ExportVolumeRequest) ProtoMessage() {}
 
 func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[72]
+	mi := &file_argon_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3952,7 +4068,7 @@ func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ExportVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{72}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ExportVolumeRequest) GetVolume() string {
@@ -3998,7 +4114,7 @@ type ExportVolumeResponse struct {
 
 func (x *ExportVolumeResponse) Reset() {
 	*x = ExportVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4010,7 +4126,7 @@ func (x *ExportVolumeResponse) String() string {
 func (*ExportVolumeResponse) ProtoMessage() {}
 
 func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[73]
+	mi := &file_argon_v1_api_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4023,7 +4139,7 @@ func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ExportVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{73}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ExportVolumeResponse) GetPart() isExportVolumeResponse_Part {
@@ -4111,7 +4227,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4123,7 +4239,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[74]
+	mi := &file_argon_v1_api_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4136,7 +4252,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{74}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Progress) GetPhase() string {
@@ -4173,7 +4289,7 @@ type ImportVolumeRequest struct {
 
 func (x *ImportVolumeRequest) Reset() {
 	*x = ImportVolumeRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4185,7 +4301,7 @@ func (x *ImportVolumeRequest) String() string {
 func (*ImportVolumeRequest) ProtoMessage() {}
 
 func (x *ImportVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[75]
+	mi := &file_argon_v1_api_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4198,7 +4314,7 @@ func (x *ImportVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ImportVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{75}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ImportVolumeRequest) GetPart() isImportVolumeRequest_Part {
@@ -4254,7 +4370,7 @@ type ImportVolumeResponse struct {
 
 func (x *ImportVolumeResponse) Reset() {
 	*x = ImportVolumeResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4266,7 +4382,7 @@ func (x *ImportVolumeResponse) String() string {
 func (*ImportVolumeResponse) ProtoMessage() {}
 
 func (x *ImportVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[76]
+	mi := &file_argon_v1_api_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4279,7 +4395,7 @@ func (x *ImportVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ImportVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{76}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ImportVolumeResponse) GetProgress() *Progress {
@@ -4318,7 +4434,7 @@ type SnapshotView struct {
 
 func (x *SnapshotView) Reset() {
 	*x = SnapshotView{}
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4330,7 +4446,7 @@ func (x *SnapshotView) String() string {
 func (*SnapshotView) ProtoMessage() {}
 
 func (x *SnapshotView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[77]
+	mi := &file_argon_v1_api_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4343,7 +4459,7 @@ func (x *SnapshotView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotView.ProtoReflect.Descriptor instead.
 func (*SnapshotView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{77}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SnapshotView) GetSnapshot() *Snapshot {
@@ -4387,7 +4503,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +4515,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[78]
+	mi := &file_argon_v1_api_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +4528,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{78}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *CreateSnapshotRequest) GetVolume() string {
@@ -4452,7 +4568,7 @@ type CreateSnapshotResponse struct {
 
 func (x *CreateSnapshotResponse) Reset() {
 	*x = CreateSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4464,7 +4580,7 @@ func (x *CreateSnapshotResponse) String() string {
 func (*CreateSnapshotResponse) ProtoMessage() {}
 
 func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[79]
+	mi := &file_argon_v1_api_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4477,7 +4593,7 @@ func (x *CreateSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{79}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *CreateSnapshotResponse) GetSnapshots() []*SnapshotView {
@@ -4498,7 +4614,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4510,7 +4626,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[80]
+	mi := &file_argon_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4523,7 +4639,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{80}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -4549,7 +4665,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4561,7 +4677,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[81]
+	mi := &file_argon_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4574,7 +4690,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{81}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*SnapshotView {
@@ -4594,7 +4710,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4606,7 +4722,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[82]
+	mi := &file_argon_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4619,7 +4735,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{82}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *GetSnapshotRequest) GetVolume() string {
@@ -4645,7 +4761,7 @@ type GetSnapshotResponse struct {
 
 func (x *GetSnapshotResponse) Reset() {
 	*x = GetSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4657,7 +4773,7 @@ func (x *GetSnapshotResponse) String() string {
 func (*GetSnapshotResponse) ProtoMessage() {}
 
 func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[83]
+	mi := &file_argon_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4670,7 +4786,7 @@ func (x *GetSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*GetSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{83}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *GetSnapshotResponse) GetSnapshot() *SnapshotView {
@@ -4695,7 +4811,7 @@ type RemoveSnapshotRequest struct {
 
 func (x *RemoveSnapshotRequest) Reset() {
 	*x = RemoveSnapshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4707,7 +4823,7 @@ func (x *RemoveSnapshotRequest) String() string {
 func (*RemoveSnapshotRequest) ProtoMessage() {}
 
 func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[84]
+	mi := &file_argon_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4720,7 +4836,7 @@ func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{84}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *RemoveSnapshotRequest) GetVolume() string {
@@ -4761,7 +4877,7 @@ type RemoveSnapshotResponse struct {
 
 func (x *RemoveSnapshotResponse) Reset() {
 	*x = RemoveSnapshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4773,7 +4889,7 @@ func (x *RemoveSnapshotResponse) String() string {
 func (*RemoveSnapshotResponse) ProtoMessage() {}
 
 func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[85]
+	mi := &file_argon_v1_api_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4786,7 +4902,7 @@ func (x *RemoveSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*RemoveSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{85}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RemoveSnapshotResponse) GetWaitsFor() []string {
@@ -4808,7 +4924,7 @@ type RollBackRequest struct {
 
 func (x *RollBackRequest) Reset() {
 	*x = RollBackRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4820,7 +4936,7 @@ func (x *RollBackRequest) String() string {
 func (*RollBackRequest) ProtoMessage() {}
 
 func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[86]
+	mi := &file_argon_v1_api_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4833,7 +4949,7 @@ func (x *RollBackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackRequest.ProtoReflect.Descriptor instead.
 func (*RollBackRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{86}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RollBackRequest) GetVolume() string {
@@ -4866,7 +4982,7 @@ type RollBackResponse struct {
 
 func (x *RollBackResponse) Reset() {
 	*x = RollBackResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[87]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4878,7 +4994,7 @@ func (x *RollBackResponse) String() string {
 func (*RollBackResponse) ProtoMessage() {}
 
 func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[87]
+	mi := &file_argon_v1_api_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4891,7 +5007,7 @@ func (x *RollBackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollBackResponse.ProtoReflect.Descriptor instead.
 func (*RollBackResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{87}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RollBackResponse) GetVolumes() []*VolumeView {
@@ -4921,7 +5037,7 @@ type MachineView struct {
 
 func (x *MachineView) Reset() {
 	*x = MachineView{}
-	mi := &file_argon_v1_api_proto_msgTypes[88]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4933,7 +5049,7 @@ func (x *MachineView) String() string {
 func (*MachineView) ProtoMessage() {}
 
 func (x *MachineView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[88]
+	mi := &file_argon_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4946,7 +5062,7 @@ func (x *MachineView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MachineView.ProtoReflect.Descriptor instead.
 func (*MachineView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{88}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *MachineView) GetMachine() *Machine {
@@ -5038,7 +5154,7 @@ type CreateMachineRequest struct {
 
 func (x *CreateMachineRequest) Reset() {
 	*x = CreateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[89]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5050,7 +5166,7 @@ func (x *CreateMachineRequest) String() string {
 func (*CreateMachineRequest) ProtoMessage() {}
 
 func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[89]
+	mi := &file_argon_v1_api_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5063,7 +5179,7 @@ func (x *CreateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineRequest.ProtoReflect.Descriptor instead.
 func (*CreateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{89}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *CreateMachineRequest) GetName() string {
@@ -5216,7 +5332,7 @@ type CreateMachineResponse struct {
 
 func (x *CreateMachineResponse) Reset() {
 	*x = CreateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[90]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5228,7 +5344,7 @@ func (x *CreateMachineResponse) String() string {
 func (*CreateMachineResponse) ProtoMessage() {}
 
 func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[90]
+	mi := &file_argon_v1_api_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5241,7 +5357,7 @@ func (x *CreateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMachineResponse.ProtoReflect.Descriptor instead.
 func (*CreateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{90}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *CreateMachineResponse) GetMachine() *MachineView {
@@ -5266,7 +5382,7 @@ type ListMachinesRequest struct {
 
 func (x *ListMachinesRequest) Reset() {
 	*x = ListMachinesRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[91]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5278,7 +5394,7 @@ func (x *ListMachinesRequest) String() string {
 func (*ListMachinesRequest) ProtoMessage() {}
 
 func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[91]
+	mi := &file_argon_v1_api_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5291,7 +5407,7 @@ func (x *ListMachinesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesRequest.ProtoReflect.Descriptor instead.
 func (*ListMachinesRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{91}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
 }
 
 type ListMachinesResponse struct {
@@ -5303,7 +5419,7 @@ type ListMachinesResponse struct {
 
 func (x *ListMachinesResponse) Reset() {
 	*x = ListMachinesResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[92]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5315,7 +5431,7 @@ func (x *ListMachinesResponse) String() string {
 func (*ListMachinesResponse) ProtoMessage() {}
 
 func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[92]
+	mi := &file_argon_v1_api_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5328,7 +5444,7 @@ func (x *ListMachinesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMachinesResponse.ProtoReflect.Descriptor instead.
 func (*ListMachinesResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{92}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ListMachinesResponse) GetMachines() []*MachineView {
@@ -5347,7 +5463,7 @@ type GetMachineRequest struct {
 
 func (x *GetMachineRequest) Reset() {
 	*x = GetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[93]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5359,7 +5475,7 @@ func (x *GetMachineRequest) String() string {
 func (*GetMachineRequest) ProtoMessage() {}
 
 func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[93]
+	mi := &file_argon_v1_api_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5372,7 +5488,7 @@ func (x *GetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineRequest.ProtoReflect.Descriptor instead.
 func (*GetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{93}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *GetMachineRequest) GetName() string {
@@ -5391,7 +5507,7 @@ type GetMachineResponse struct {
 
 func (x *GetMachineResponse) Reset() {
 	*x = GetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5403,7 +5519,7 @@ func (x *GetMachineResponse) String() string {
 func (*GetMachineResponse) ProtoMessage() {}
 
 func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[94]
+	mi := &file_argon_v1_api_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5416,7 +5532,7 @@ func (x *GetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMachineResponse.ProtoReflect.Descriptor instead.
 func (*GetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{94}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *GetMachineResponse) GetMachine() *MachineView {
@@ -5435,7 +5551,7 @@ type StartMachineRequest struct {
 
 func (x *StartMachineRequest) Reset() {
 	*x = StartMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5447,7 +5563,7 @@ func (x *StartMachineRequest) String() string {
 func (*StartMachineRequest) ProtoMessage() {}
 
 func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[95]
+	mi := &file_argon_v1_api_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5460,7 +5576,7 @@ func (x *StartMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineRequest.ProtoReflect.Descriptor instead.
 func (*StartMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{95}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *StartMachineRequest) GetName() string {
@@ -5479,7 +5595,7 @@ type StartMachineResponse struct {
 
 func (x *StartMachineResponse) Reset() {
 	*x = StartMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5491,7 +5607,7 @@ func (x *StartMachineResponse) String() string {
 func (*StartMachineResponse) ProtoMessage() {}
 
 func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[96]
+	mi := &file_argon_v1_api_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5504,7 +5620,7 @@ func (x *StartMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMachineResponse.ProtoReflect.Descriptor instead.
 func (*StartMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{96}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *StartMachineResponse) GetMachine() *MachineView {
@@ -5524,7 +5640,7 @@ type StopMachineRequest struct {
 
 func (x *StopMachineRequest) Reset() {
 	*x = StopMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5536,7 +5652,7 @@ func (x *StopMachineRequest) String() string {
 func (*StopMachineRequest) ProtoMessage() {}
 
 func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[97]
+	mi := &file_argon_v1_api_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5549,7 +5665,7 @@ func (x *StopMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineRequest.ProtoReflect.Descriptor instead.
 func (*StopMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{97}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *StopMachineRequest) GetName() string {
@@ -5575,7 +5691,7 @@ type StopMachineResponse struct {
 
 func (x *StopMachineResponse) Reset() {
 	*x = StopMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5587,7 +5703,7 @@ func (x *StopMachineResponse) String() string {
 func (*StopMachineResponse) ProtoMessage() {}
 
 func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[98]
+	mi := &file_argon_v1_api_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5600,7 +5716,7 @@ func (x *StopMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopMachineResponse.ProtoReflect.Descriptor instead.
 func (*StopMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{98}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *StopMachineResponse) GetMachine() *MachineView {
@@ -5623,7 +5739,7 @@ type RemoveMachineRequest struct {
 
 func (x *RemoveMachineRequest) Reset() {
 	*x = RemoveMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5635,7 +5751,7 @@ func (x *RemoveMachineRequest) String() string {
 func (*RemoveMachineRequest) ProtoMessage() {}
 
 func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[99]
+	mi := &file_argon_v1_api_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5648,7 +5764,7 @@ func (x *RemoveMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{99}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RemoveMachineRequest) GetName() string {
@@ -5682,7 +5798,7 @@ type RemoveMachineResponse struct {
 
 func (x *RemoveMachineResponse) Reset() {
 	*x = RemoveMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5694,7 +5810,7 @@ func (x *RemoveMachineResponse) String() string {
 func (*RemoveMachineResponse) ProtoMessage() {}
 
 func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[100]
+	mi := &file_argon_v1_api_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5707,7 +5823,7 @@ func (x *RemoveMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMachineResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{100}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *RemoveMachineResponse) GetKeptVolumes() []string {
@@ -5726,7 +5842,7 @@ type ResetMachineRequest struct {
 
 func (x *ResetMachineRequest) Reset() {
 	*x = ResetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5738,7 +5854,7 @@ func (x *ResetMachineRequest) String() string {
 func (*ResetMachineRequest) ProtoMessage() {}
 
 func (x *ResetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[101]
+	mi := &file_argon_v1_api_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5751,7 +5867,7 @@ func (x *ResetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetMachineRequest.ProtoReflect.Descriptor instead.
 func (*ResetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{101}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ResetMachineRequest) GetName() string {
@@ -5770,7 +5886,7 @@ type ResetMachineResponse struct {
 
 func (x *ResetMachineResponse) Reset() {
 	*x = ResetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5782,7 +5898,7 @@ func (x *ResetMachineResponse) String() string {
 func (*ResetMachineResponse) ProtoMessage() {}
 
 func (x *ResetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[102]
+	mi := &file_argon_v1_api_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5795,7 +5911,7 @@ func (x *ResetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetMachineResponse.ProtoReflect.Descriptor instead.
 func (*ResetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{102}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ResetMachineResponse) GetMachine() *MachineView {
@@ -5816,7 +5932,7 @@ type RestartMachineRequest struct {
 
 func (x *RestartMachineRequest) Reset() {
 	*x = RestartMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5828,7 +5944,7 @@ func (x *RestartMachineRequest) String() string {
 func (*RestartMachineRequest) ProtoMessage() {}
 
 func (x *RestartMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[103]
+	mi := &file_argon_v1_api_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5841,7 +5957,7 @@ func (x *RestartMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartMachineRequest.ProtoReflect.Descriptor instead.
 func (*RestartMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{103}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *RestartMachineRequest) GetName() string {
@@ -5867,7 +5983,7 @@ type RestartMachineResponse struct {
 
 func (x *RestartMachineResponse) Reset() {
 	*x = RestartMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5879,7 +5995,7 @@ func (x *RestartMachineResponse) String() string {
 func (*RestartMachineResponse) ProtoMessage() {}
 
 func (x *RestartMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[104]
+	mi := &file_argon_v1_api_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5892,7 +6008,7 @@ func (x *RestartMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartMachineResponse.ProtoReflect.Descriptor instead.
 func (*RestartMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{104}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *RestartMachineResponse) GetMachine() *MachineView {
@@ -5918,7 +6034,7 @@ type CopyMachineRequest struct {
 
 func (x *CopyMachineRequest) Reset() {
 	*x = CopyMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5930,7 +6046,7 @@ func (x *CopyMachineRequest) String() string {
 func (*CopyMachineRequest) ProtoMessage() {}
 
 func (x *CopyMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[105]
+	mi := &file_argon_v1_api_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5943,7 +6059,7 @@ func (x *CopyMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyMachineRequest.ProtoReflect.Descriptor instead.
 func (*CopyMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{105}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *CopyMachineRequest) GetName() string {
@@ -5985,7 +6101,7 @@ type CopyMachineResponse struct {
 
 func (x *CopyMachineResponse) Reset() {
 	*x = CopyMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5997,7 +6113,7 @@ func (x *CopyMachineResponse) String() string {
 func (*CopyMachineResponse) ProtoMessage() {}
 
 func (x *CopyMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[106]
+	mi := &file_argon_v1_api_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6010,7 +6126,7 @@ func (x *CopyMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyMachineResponse.ProtoReflect.Descriptor instead.
 func (*CopyMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{106}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *CopyMachineResponse) GetMachine() *MachineView {
@@ -6065,7 +6181,7 @@ type SetMachineRequest struct {
 
 func (x *SetMachineRequest) Reset() {
 	*x = SetMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6077,7 +6193,7 @@ func (x *SetMachineRequest) String() string {
 func (*SetMachineRequest) ProtoMessage() {}
 
 func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[107]
+	mi := &file_argon_v1_api_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6090,7 +6206,7 @@ func (x *SetMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineRequest.ProtoReflect.Descriptor instead.
 func (*SetMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{107}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *SetMachineRequest) GetName() string {
@@ -6258,7 +6374,7 @@ type SetMachineResponse struct {
 
 func (x *SetMachineResponse) Reset() {
 	*x = SetMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6270,7 +6386,7 @@ func (x *SetMachineResponse) String() string {
 func (*SetMachineResponse) ProtoMessage() {}
 
 func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[108]
+	mi := &file_argon_v1_api_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6283,7 +6399,7 @@ func (x *SetMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMachineResponse.ProtoReflect.Descriptor instead.
 func (*SetMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{108}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *SetMachineResponse) GetMachine() *MachineView {
@@ -6311,7 +6427,7 @@ type CheckpointMachineRequest struct {
 
 func (x *CheckpointMachineRequest) Reset() {
 	*x = CheckpointMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6323,7 +6439,7 @@ func (x *CheckpointMachineRequest) String() string {
 func (*CheckpointMachineRequest) ProtoMessage() {}
 
 func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[109]
+	mi := &file_argon_v1_api_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6336,7 +6452,7 @@ func (x *CheckpointMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{109}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *CheckpointMachineRequest) GetName() string {
@@ -6362,7 +6478,7 @@ type CheckpointMachineResponse struct {
 
 func (x *CheckpointMachineResponse) Reset() {
 	*x = CheckpointMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6374,7 +6490,7 @@ func (x *CheckpointMachineResponse) String() string {
 func (*CheckpointMachineResponse) ProtoMessage() {}
 
 func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[110]
+	mi := &file_argon_v1_api_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6387,7 +6503,7 @@ func (x *CheckpointMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointMachineResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{110}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *CheckpointMachineResponse) GetCheckpoint() *CheckpointView {
@@ -6406,7 +6522,7 @@ type SuspendMachineRequest struct {
 
 func (x *SuspendMachineRequest) Reset() {
 	*x = SuspendMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6418,7 +6534,7 @@ func (x *SuspendMachineRequest) String() string {
 func (*SuspendMachineRequest) ProtoMessage() {}
 
 func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[111]
+	mi := &file_argon_v1_api_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6431,7 +6547,7 @@ func (x *SuspendMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineRequest.ProtoReflect.Descriptor instead.
 func (*SuspendMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{111}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *SuspendMachineRequest) GetName() string {
@@ -6450,7 +6566,7 @@ type SuspendMachineResponse struct {
 
 func (x *SuspendMachineResponse) Reset() {
 	*x = SuspendMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6462,7 +6578,7 @@ func (x *SuspendMachineResponse) String() string {
 func (*SuspendMachineResponse) ProtoMessage() {}
 
 func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[112]
+	mi := &file_argon_v1_api_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6475,7 +6591,7 @@ func (x *SuspendMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendMachineResponse.ProtoReflect.Descriptor instead.
 func (*SuspendMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{112}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *SuspendMachineResponse) GetMachine() *MachineView {
@@ -6498,7 +6614,7 @@ type ResumeMachineRequest struct {
 
 func (x *ResumeMachineRequest) Reset() {
 	*x = ResumeMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6510,7 +6626,7 @@ func (x *ResumeMachineRequest) String() string {
 func (*ResumeMachineRequest) ProtoMessage() {}
 
 func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[113]
+	mi := &file_argon_v1_api_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6523,7 +6639,7 @@ func (x *ResumeMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineRequest.ProtoReflect.Descriptor instead.
 func (*ResumeMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{113}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ResumeMachineRequest) GetName() string {
@@ -6556,7 +6672,7 @@ type ResumeMachineResponse struct {
 
 func (x *ResumeMachineResponse) Reset() {
 	*x = ResumeMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6568,7 +6684,7 @@ func (x *ResumeMachineResponse) String() string {
 func (*ResumeMachineResponse) ProtoMessage() {}
 
 func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[114]
+	mi := &file_argon_v1_api_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6581,7 +6697,7 @@ func (x *ResumeMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeMachineResponse.ProtoReflect.Descriptor instead.
 func (*ResumeMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{114}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ResumeMachineResponse) GetMachine() *MachineView {
@@ -6605,7 +6721,7 @@ type CloneMachineRequest struct {
 
 func (x *CloneMachineRequest) Reset() {
 	*x = CloneMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6617,7 +6733,7 @@ func (x *CloneMachineRequest) String() string {
 func (*CloneMachineRequest) ProtoMessage() {}
 
 func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[115]
+	mi := &file_argon_v1_api_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6630,7 +6746,7 @@ func (x *CloneMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineRequest.ProtoReflect.Descriptor instead.
 func (*CloneMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{115}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *CloneMachineRequest) GetName() string {
@@ -6672,7 +6788,7 @@ type CloneMachineResponse struct {
 
 func (x *CloneMachineResponse) Reset() {
 	*x = CloneMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6684,7 +6800,7 @@ func (x *CloneMachineResponse) String() string {
 func (*CloneMachineResponse) ProtoMessage() {}
 
 func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[116]
+	mi := &file_argon_v1_api_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6697,7 +6813,7 @@ func (x *CloneMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneMachineResponse.ProtoReflect.Descriptor instead.
 func (*CloneMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{116}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *CloneMachineResponse) GetMachine() *MachineView {
@@ -6727,7 +6843,7 @@ type MigrateMachineRequest struct {
 
 func (x *MigrateMachineRequest) Reset() {
 	*x = MigrateMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6739,7 +6855,7 @@ func (x *MigrateMachineRequest) String() string {
 func (*MigrateMachineRequest) ProtoMessage() {}
 
 func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[117]
+	mi := &file_argon_v1_api_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6752,7 +6868,7 @@ func (x *MigrateMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineRequest.ProtoReflect.Descriptor instead.
 func (*MigrateMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{117}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *MigrateMachineRequest) GetName() string {
@@ -6785,7 +6901,7 @@ type MigrateMachineResponse struct {
 
 func (x *MigrateMachineResponse) Reset() {
 	*x = MigrateMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6797,7 +6913,7 @@ func (x *MigrateMachineResponse) String() string {
 func (*MigrateMachineResponse) ProtoMessage() {}
 
 func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[118]
+	mi := &file_argon_v1_api_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6810,7 +6926,7 @@ func (x *MigrateMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateMachineResponse.ProtoReflect.Descriptor instead.
 func (*MigrateMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{118}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *MigrateMachineResponse) GetMachine() *MachineView {
@@ -6829,7 +6945,7 @@ type CancelMigrationRequest struct {
 
 func (x *CancelMigrationRequest) Reset() {
 	*x = CancelMigrationRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6841,7 +6957,7 @@ func (x *CancelMigrationRequest) String() string {
 func (*CancelMigrationRequest) ProtoMessage() {}
 
 func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[119]
+	mi := &file_argon_v1_api_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6854,7 +6970,7 @@ func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationRequest.ProtoReflect.Descriptor instead.
 func (*CancelMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{119}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *CancelMigrationRequest) GetName() string {
@@ -6873,7 +6989,7 @@ type CancelMigrationResponse struct {
 
 func (x *CancelMigrationResponse) Reset() {
 	*x = CancelMigrationResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6885,7 +7001,7 @@ func (x *CancelMigrationResponse) String() string {
 func (*CancelMigrationResponse) ProtoMessage() {}
 
 func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[120]
+	mi := &file_argon_v1_api_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6898,7 +7014,7 @@ func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationResponse.ProtoReflect.Descriptor instead.
 func (*CancelMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{120}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *CancelMigrationResponse) GetMachine() *MachineView {
@@ -6919,7 +7035,7 @@ type SetFirstBootRequest struct {
 
 func (x *SetFirstBootRequest) Reset() {
 	*x = SetFirstBootRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6931,7 +7047,7 @@ func (x *SetFirstBootRequest) String() string {
 func (*SetFirstBootRequest) ProtoMessage() {}
 
 func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[121]
+	mi := &file_argon_v1_api_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6944,7 +7060,7 @@ func (x *SetFirstBootRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootRequest.ProtoReflect.Descriptor instead.
 func (*SetFirstBootRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{121}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *SetFirstBootRequest) GetName() string {
@@ -6970,7 +7086,7 @@ type SetFirstBootResponse struct {
 
 func (x *SetFirstBootResponse) Reset() {
 	*x = SetFirstBootResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6982,7 +7098,7 @@ func (x *SetFirstBootResponse) String() string {
 func (*SetFirstBootResponse) ProtoMessage() {}
 
 func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[122]
+	mi := &file_argon_v1_api_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6995,7 +7111,7 @@ func (x *SetFirstBootResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFirstBootResponse.ProtoReflect.Descriptor instead.
 func (*SetFirstBootResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{122}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *SetFirstBootResponse) GetMachine() *MachineView {
@@ -7018,7 +7134,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[123]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7030,7 +7146,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[123]
+	mi := &file_argon_v1_api_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7043,7 +7159,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{123}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ConsoleRequest) GetName() string {
@@ -7076,7 +7192,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[124]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7088,7 +7204,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[124]
+	mi := &file_argon_v1_api_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7101,7 +7217,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{124}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ConsoleResponse) GetData() []byte {
@@ -7125,7 +7241,7 @@ type CheckpointView struct {
 
 func (x *CheckpointView) Reset() {
 	*x = CheckpointView{}
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7137,7 +7253,7 @@ func (x *CheckpointView) String() string {
 func (*CheckpointView) ProtoMessage() {}
 
 func (x *CheckpointView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7150,7 +7266,7 @@ func (x *CheckpointView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointView.ProtoReflect.Descriptor instead.
 func (*CheckpointView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *CheckpointView) GetCheckpoint() *Checkpoint {
@@ -7191,7 +7307,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7203,7 +7319,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7216,7 +7332,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{126}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ListCheckpointsRequest) GetMachine() string {
@@ -7235,7 +7351,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[127]
+	mi := &file_argon_v1_api_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7247,7 +7363,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[127]
+	mi := &file_argon_v1_api_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7260,7 +7376,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{127}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*CheckpointView {
@@ -7279,7 +7395,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7291,7 +7407,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7304,7 +7420,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{128}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *GetCheckpointRequest) GetName() string {
@@ -7323,7 +7439,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[129]
+	mi := &file_argon_v1_api_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7335,7 +7451,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[129]
+	mi := &file_argon_v1_api_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7348,7 +7464,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{129}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() *CheckpointView {
@@ -7367,7 +7483,7 @@ type RemoveCheckpointRequest struct {
 
 func (x *RemoveCheckpointRequest) Reset() {
 	*x = RemoveCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[130]
+	mi := &file_argon_v1_api_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7379,7 +7495,7 @@ func (x *RemoveCheckpointRequest) String() string {
 func (*RemoveCheckpointRequest) ProtoMessage() {}
 
 func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[130]
+	mi := &file_argon_v1_api_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7392,7 +7508,7 @@ func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{130}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *RemoveCheckpointRequest) GetName() string {
@@ -7410,7 +7526,7 @@ type RemoveCheckpointResponse struct {
 
 func (x *RemoveCheckpointResponse) Reset() {
 	*x = RemoveCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[131]
+	mi := &file_argon_v1_api_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7422,7 +7538,7 @@ func (x *RemoveCheckpointResponse) String() string {
 func (*RemoveCheckpointResponse) ProtoMessage() {}
 
 func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[131]
+	mi := &file_argon_v1_api_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7435,7 +7551,7 @@ func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{131}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{133}
 }
 
 type DisplayRequest struct {
@@ -7448,7 +7564,7 @@ type DisplayRequest struct {
 
 func (x *DisplayRequest) Reset() {
 	*x = DisplayRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[132]
+	mi := &file_argon_v1_api_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7460,7 +7576,7 @@ func (x *DisplayRequest) String() string {
 func (*DisplayRequest) ProtoMessage() {}
 
 func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[132]
+	mi := &file_argon_v1_api_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7473,7 +7589,7 @@ func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayRequest.ProtoReflect.Descriptor instead.
 func (*DisplayRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{132}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *DisplayRequest) GetName() string {
@@ -7499,7 +7615,7 @@ type DisplayResponse struct {
 
 func (x *DisplayResponse) Reset() {
 	*x = DisplayResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[133]
+	mi := &file_argon_v1_api_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7511,7 +7627,7 @@ func (x *DisplayResponse) String() string {
 func (*DisplayResponse) ProtoMessage() {}
 
 func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[133]
+	mi := &file_argon_v1_api_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7524,7 +7640,7 @@ func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayResponse.ProtoReflect.Descriptor instead.
 func (*DisplayResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{133}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *DisplayResponse) GetData() []byte {
@@ -7543,7 +7659,7 @@ type ScreenshotRequest struct {
 
 func (x *ScreenshotRequest) Reset() {
 	*x = ScreenshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[134]
+	mi := &file_argon_v1_api_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7555,7 +7671,7 @@ func (x *ScreenshotRequest) String() string {
 func (*ScreenshotRequest) ProtoMessage() {}
 
 func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[134]
+	mi := &file_argon_v1_api_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7568,7 +7684,7 @@ func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotRequest.ProtoReflect.Descriptor instead.
 func (*ScreenshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{134}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ScreenshotRequest) GetName() string {
@@ -7587,7 +7703,7 @@ type ScreenshotResponse struct {
 
 func (x *ScreenshotResponse) Reset() {
 	*x = ScreenshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[135]
+	mi := &file_argon_v1_api_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7599,7 +7715,7 @@ func (x *ScreenshotResponse) String() string {
 func (*ScreenshotResponse) ProtoMessage() {}
 
 func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[135]
+	mi := &file_argon_v1_api_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7612,7 +7728,7 @@ func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotResponse.ProtoReflect.Descriptor instead.
 func (*ScreenshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{135}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *ScreenshotResponse) GetData() []byte {
@@ -7631,7 +7747,7 @@ type QuiesceMachineRequest struct {
 
 func (x *QuiesceMachineRequest) Reset() {
 	*x = QuiesceMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[136]
+	mi := &file_argon_v1_api_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7643,7 +7759,7 @@ func (x *QuiesceMachineRequest) String() string {
 func (*QuiesceMachineRequest) ProtoMessage() {}
 
 func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[136]
+	mi := &file_argon_v1_api_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7656,7 +7772,7 @@ func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{136}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *QuiesceMachineRequest) GetName() string {
@@ -7674,7 +7790,7 @@ type QuiesceMachineResponse struct {
 
 func (x *QuiesceMachineResponse) Reset() {
 	*x = QuiesceMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[137]
+	mi := &file_argon_v1_api_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7686,7 +7802,7 @@ func (x *QuiesceMachineResponse) String() string {
 func (*QuiesceMachineResponse) ProtoMessage() {}
 
 func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[137]
+	mi := &file_argon_v1_api_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7699,7 +7815,7 @@ func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{137}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{139}
 }
 
 type ImportMachineRequest struct {
@@ -7716,7 +7832,7 @@ type ImportMachineRequest struct {
 
 func (x *ImportMachineRequest) Reset() {
 	*x = ImportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[138]
+	mi := &file_argon_v1_api_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7728,7 +7844,7 @@ func (x *ImportMachineRequest) String() string {
 func (*ImportMachineRequest) ProtoMessage() {}
 
 func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[138]
+	mi := &file_argon_v1_api_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7741,7 +7857,7 @@ func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{138}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ImportMachineRequest) GetPart() isImportMachineRequest_Part {
@@ -7817,7 +7933,7 @@ type ImportMachineResponse struct {
 
 func (x *ImportMachineResponse) Reset() {
 	*x = ImportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[139]
+	mi := &file_argon_v1_api_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7829,7 +7945,7 @@ func (x *ImportMachineResponse) String() string {
 func (*ImportMachineResponse) ProtoMessage() {}
 
 func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[139]
+	mi := &file_argon_v1_api_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7842,7 +7958,7 @@ func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ImportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{139}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *ImportMachineResponse) GetPhase() string {
@@ -7893,7 +8009,7 @@ type ExportMachineRequest struct {
 
 func (x *ExportMachineRequest) Reset() {
 	*x = ExportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[140]
+	mi := &file_argon_v1_api_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7905,7 +8021,7 @@ func (x *ExportMachineRequest) String() string {
 func (*ExportMachineRequest) ProtoMessage() {}
 
 func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[140]
+	mi := &file_argon_v1_api_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7918,7 +8034,7 @@ func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ExportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{140}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *ExportMachineRequest) GetName() string {
@@ -7955,7 +8071,7 @@ type ExportMachineResponse struct {
 
 func (x *ExportMachineResponse) Reset() {
 	*x = ExportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[141]
+	mi := &file_argon_v1_api_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7967,7 +8083,7 @@ func (x *ExportMachineResponse) String() string {
 func (*ExportMachineResponse) ProtoMessage() {}
 
 func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[141]
+	mi := &file_argon_v1_api_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7980,7 +8096,7 @@ func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ExportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{141}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *ExportMachineResponse) GetPhase() string {
@@ -8028,7 +8144,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[142]
+	mi := &file_argon_v1_api_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8040,7 +8156,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[142]
+	mi := &file_argon_v1_api_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8053,7 +8169,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{142}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -8107,7 +8223,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[143]
+	mi := &file_argon_v1_api_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8119,7 +8235,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[143]
+	mi := &file_argon_v1_api_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8132,7 +8248,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{143}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -8156,7 +8272,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[144]
+	mi := &file_argon_v1_api_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8168,7 +8284,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[144]
+	mi := &file_argon_v1_api_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8181,7 +8297,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{144}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -8221,7 +8337,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[145]
+	mi := &file_argon_v1_api_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8233,7 +8349,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[145]
+	mi := &file_argon_v1_api_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8246,7 +8362,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{145}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -8275,7 +8391,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[146]
+	mi := &file_argon_v1_api_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8287,7 +8403,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[146]
+	mi := &file_argon_v1_api_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8300,7 +8416,7 @@ func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest_Header.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{43, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{45, 0}
 }
 
 func (x *ImportImageRequest_Header) GetName() string {
@@ -8358,7 +8474,7 @@ type ExportVolumeResponse_Header struct {
 
 func (x *ExportVolumeResponse_Header) Reset() {
 	*x = ExportVolumeResponse_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[147]
+	mi := &file_argon_v1_api_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8370,7 +8486,7 @@ func (x *ExportVolumeResponse_Header) String() string {
 func (*ExportVolumeResponse_Header) ProtoMessage() {}
 
 func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[147]
+	mi := &file_argon_v1_api_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8383,7 +8499,7 @@ func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeResponse_Header.ProtoReflect.Descriptor instead.
 func (*ExportVolumeResponse_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{73, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{75, 0}
 }
 
 func (x *ExportVolumeResponse_Header) GetVolume() string {
@@ -8429,7 +8545,7 @@ type ImportVolumeRequest_Header struct {
 
 func (x *ImportVolumeRequest_Header) Reset() {
 	*x = ImportVolumeRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[148]
+	mi := &file_argon_v1_api_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8441,7 +8557,7 @@ func (x *ImportVolumeRequest_Header) String() string {
 func (*ImportVolumeRequest_Header) ProtoMessage() {}
 
 func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[148]
+	mi := &file_argon_v1_api_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8454,7 +8570,7 @@ func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportVolumeRequest_Header.ProtoReflect.Descriptor instead.
 func (*ImportVolumeRequest_Header) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{75, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{77, 0}
 }
 
 func (x *ImportVolumeRequest_Header) GetName() string {
@@ -8500,7 +8616,7 @@ type ImportMachineRequest_File struct {
 
 func (x *ImportMachineRequest_File) Reset() {
 	*x = ImportMachineRequest_File{}
-	mi := &file_argon_v1_api_proto_msgTypes[151]
+	mi := &file_argon_v1_api_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8512,7 +8628,7 @@ func (x *ImportMachineRequest_File) String() string {
 func (*ImportMachineRequest_File) ProtoMessage() {}
 
 func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[151]
+	mi := &file_argon_v1_api_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8525,7 +8641,7 @@ func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest_File.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest_File) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{138, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{140, 0}
 }
 
 func (x *ImportMachineRequest_File) GetFormat() string {
@@ -8664,7 +8780,14 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x13RevokeClientRequest\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\tR\x06client\"M\n" +
 	"\x14RevokeClientResponse\x125\n" +
-	"\arevoked\x18\x01 \x03(\v2\x1b.argon.v1.ClientCertificateR\arevoked\"\xe0\x01\n" +
+	"\arevoked\x18\x01 \x03(\v2\x1b.argon.v1.ClientCertificateR\arevoked\"\x88\x01\n" +
+	"\x0eReadLogRequest\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
+	"\x05lines\x18\x02 \x01(\rR\x05lines\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06follow\x18\x04 \x01(\bR\x06follow\"'\n" +
+	"\x0fReadLogResponse\x12\x14\n" +
+	"\x05lines\x18\x01 \x03(\tR\x05lines\"\xe0\x01\n" +
 	"\vWhereabouts\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -9161,7 +9284,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\fRevokeClient\x12\x1d.argon.v1.RevokeClientRequest\x1a\x1e.argon.v1.RevokeClientResponse\x12G\n" +
 	"\n" +
 	"SetCluster\x12\x1b.argon.v1.SetClusterRequest\x1a\x1c.argon.v1.SetClusterResponse\x12R\n" +
-	"\rBackupCluster\x12\x1e.argon.v1.BackupClusterRequest\x1a\x1f.argon.v1.BackupClusterResponse0\x012\xe9\x04\n" +
+	"\rBackupCluster\x12\x1e.argon.v1.BackupClusterRequest\x1a\x1f.argon.v1.BackupClusterResponse0\x012\xab\x05\n" +
 	"\rServerService\x12J\n" +
 	"\vListServers\x12\x1c.argon.v1.ListServersRequest\x1a\x1d.argon.v1.ListServersResponse\x12D\n" +
 	"\tGetServer\x12\x1a.argon.v1.GetServerRequest\x1a\x1b.argon.v1.GetServerResponse\x12M\n" +
@@ -9170,7 +9293,8 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x0eActivateServer\x12\x1f.argon.v1.ActivateServerRequest\x1a .argon.v1.ActivateServerResponse\x12D\n" +
 	"\tSetServer\x12\x1a.argon.v1.SetServerRequest\x1a\x1b.argon.v1.SetServerResponse\x12J\n" +
 	"\vMeetServers\x12\x1c.argon.v1.MeetServersRequest\x1a\x1d.argon.v1.MeetServersResponse\x12D\n" +
-	"\tIntroduce\x12\x1a.argon.v1.IntroduceRequest\x1a\x1b.argon.v1.IntroduceResponse2\x81\x03\n" +
+	"\tIntroduce\x12\x1a.argon.v1.IntroduceRequest\x1a\x1b.argon.v1.IntroduceResponse\x12@\n" +
+	"\aReadLog\x12\x18.argon.v1.ReadLogRequest\x1a\x19.argon.v1.ReadLogResponse0\x012\x81\x03\n" +
 	"\fImageService\x12N\n" +
 	"\vImportImage\x12\x1c.argon.v1.ImportImageRequest\x1a\x1d.argon.v1.ImportImageResponse(\x010\x01\x12G\n" +
 	"\n" +
@@ -9246,7 +9370,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 152)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 154)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*SetClusterRequest)(nil),              // 0: argon.v1.SetClusterRequest
 	(*SetClusterResponse)(nil),             // 1: argon.v1.SetClusterResponse
@@ -9273,387 +9397,392 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*ListClientsResponse)(nil),            // 22: argon.v1.ListClientsResponse
 	(*RevokeClientRequest)(nil),            // 23: argon.v1.RevokeClientRequest
 	(*RevokeClientResponse)(nil),           // 24: argon.v1.RevokeClientResponse
-	(*Whereabouts)(nil),                    // 25: argon.v1.Whereabouts
-	(*SetServerRequest)(nil),               // 26: argon.v1.SetServerRequest
-	(*SetServerResponse)(nil),              // 27: argon.v1.SetServerResponse
-	(*MeetServersRequest)(nil),             // 28: argon.v1.MeetServersRequest
-	(*MeetServersResponse)(nil),            // 29: argon.v1.MeetServersResponse
-	(*IntroduceRequest)(nil),               // 30: argon.v1.IntroduceRequest
-	(*IntroduceResponse)(nil),              // 31: argon.v1.IntroduceResponse
-	(*ServerView)(nil),                     // 32: argon.v1.ServerView
-	(*ListServersRequest)(nil),             // 33: argon.v1.ListServersRequest
-	(*ListServersResponse)(nil),            // 34: argon.v1.ListServersResponse
-	(*GetServerRequest)(nil),               // 35: argon.v1.GetServerRequest
-	(*GetServerResponse)(nil),              // 36: argon.v1.GetServerResponse
-	(*RemoveServerRequest)(nil),            // 37: argon.v1.RemoveServerRequest
-	(*RemoveServerResponse)(nil),           // 38: argon.v1.RemoveServerResponse
-	(*DrainServerRequest)(nil),             // 39: argon.v1.DrainServerRequest
-	(*DrainServerResponse)(nil),            // 40: argon.v1.DrainServerResponse
-	(*ActivateServerRequest)(nil),          // 41: argon.v1.ActivateServerRequest
-	(*ActivateServerResponse)(nil),         // 42: argon.v1.ActivateServerResponse
-	(*ImportImageRequest)(nil),             // 43: argon.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),            // 44: argon.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),              // 45: argon.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),             // 46: argon.v1.ListImagesResponse
-	(*GetImageRequest)(nil),                // 47: argon.v1.GetImageRequest
-	(*GetImageResponse)(nil),               // 48: argon.v1.GetImageResponse
-	(*RemoveImageRequest)(nil),             // 49: argon.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),            // 50: argon.v1.RemoveImageResponse
-	(*FetchImageRequest)(nil),              // 51: argon.v1.FetchImageRequest
-	(*FetchImageResponse)(nil),             // 52: argon.v1.FetchImageResponse
-	(*VolumeView)(nil),                     // 53: argon.v1.VolumeView
-	(*CreateVolumeRequest)(nil),            // 54: argon.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),           // 55: argon.v1.CreateVolumeResponse
-	(*ListVolumesRequest)(nil),             // 56: argon.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),            // 57: argon.v1.ListVolumesResponse
-	(*GetVolumeRequest)(nil),               // 58: argon.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),              // 59: argon.v1.GetVolumeResponse
-	(*RemoveVolumeRequest)(nil),            // 60: argon.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),           // 61: argon.v1.RemoveVolumeResponse
-	(*ConnectVolumeRequest)(nil),           // 62: argon.v1.ConnectVolumeRequest
-	(*ConnectVolumeResponse)(nil),          // 63: argon.v1.ConnectVolumeResponse
-	(*PromoteReplicaRequest)(nil),          // 64: argon.v1.PromoteReplicaRequest
-	(*PromoteReplicaResponse)(nil),         // 65: argon.v1.PromoteReplicaResponse
-	(*ResizeVolumeRequest)(nil),            // 66: argon.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),           // 67: argon.v1.ResizeVolumeResponse
-	(*DetachBaseRequest)(nil),              // 68: argon.v1.DetachBaseRequest
-	(*DetachBaseResponse)(nil),             // 69: argon.v1.DetachBaseResponse
-	(*ScrubVolumeRequest)(nil),             // 70: argon.v1.ScrubVolumeRequest
-	(*ScrubVolumeResponse)(nil),            // 71: argon.v1.ScrubVolumeResponse
-	(*ExportVolumeRequest)(nil),            // 72: argon.v1.ExportVolumeRequest
-	(*ExportVolumeResponse)(nil),           // 73: argon.v1.ExportVolumeResponse
-	(*Progress)(nil),                       // 74: argon.v1.Progress
-	(*ImportVolumeRequest)(nil),            // 75: argon.v1.ImportVolumeRequest
-	(*ImportVolumeResponse)(nil),           // 76: argon.v1.ImportVolumeResponse
-	(*SnapshotView)(nil),                   // 77: argon.v1.SnapshotView
-	(*CreateSnapshotRequest)(nil),          // 78: argon.v1.CreateSnapshotRequest
-	(*CreateSnapshotResponse)(nil),         // 79: argon.v1.CreateSnapshotResponse
-	(*ListSnapshotsRequest)(nil),           // 80: argon.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),          // 81: argon.v1.ListSnapshotsResponse
-	(*GetSnapshotRequest)(nil),             // 82: argon.v1.GetSnapshotRequest
-	(*GetSnapshotResponse)(nil),            // 83: argon.v1.GetSnapshotResponse
-	(*RemoveSnapshotRequest)(nil),          // 84: argon.v1.RemoveSnapshotRequest
-	(*RemoveSnapshotResponse)(nil),         // 85: argon.v1.RemoveSnapshotResponse
-	(*RollBackRequest)(nil),                // 86: argon.v1.RollBackRequest
-	(*RollBackResponse)(nil),               // 87: argon.v1.RollBackResponse
-	(*MachineView)(nil),                    // 88: argon.v1.MachineView
-	(*CreateMachineRequest)(nil),           // 89: argon.v1.CreateMachineRequest
-	(*CreateMachineResponse)(nil),          // 90: argon.v1.CreateMachineResponse
-	(*ListMachinesRequest)(nil),            // 91: argon.v1.ListMachinesRequest
-	(*ListMachinesResponse)(nil),           // 92: argon.v1.ListMachinesResponse
-	(*GetMachineRequest)(nil),              // 93: argon.v1.GetMachineRequest
-	(*GetMachineResponse)(nil),             // 94: argon.v1.GetMachineResponse
-	(*StartMachineRequest)(nil),            // 95: argon.v1.StartMachineRequest
-	(*StartMachineResponse)(nil),           // 96: argon.v1.StartMachineResponse
-	(*StopMachineRequest)(nil),             // 97: argon.v1.StopMachineRequest
-	(*StopMachineResponse)(nil),            // 98: argon.v1.StopMachineResponse
-	(*RemoveMachineRequest)(nil),           // 99: argon.v1.RemoveMachineRequest
-	(*RemoveMachineResponse)(nil),          // 100: argon.v1.RemoveMachineResponse
-	(*ResetMachineRequest)(nil),            // 101: argon.v1.ResetMachineRequest
-	(*ResetMachineResponse)(nil),           // 102: argon.v1.ResetMachineResponse
-	(*RestartMachineRequest)(nil),          // 103: argon.v1.RestartMachineRequest
-	(*RestartMachineResponse)(nil),         // 104: argon.v1.RestartMachineResponse
-	(*CopyMachineRequest)(nil),             // 105: argon.v1.CopyMachineRequest
-	(*CopyMachineResponse)(nil),            // 106: argon.v1.CopyMachineResponse
-	(*SetMachineRequest)(nil),              // 107: argon.v1.SetMachineRequest
-	(*SetMachineResponse)(nil),             // 108: argon.v1.SetMachineResponse
-	(*CheckpointMachineRequest)(nil),       // 109: argon.v1.CheckpointMachineRequest
-	(*CheckpointMachineResponse)(nil),      // 110: argon.v1.CheckpointMachineResponse
-	(*SuspendMachineRequest)(nil),          // 111: argon.v1.SuspendMachineRequest
-	(*SuspendMachineResponse)(nil),         // 112: argon.v1.SuspendMachineResponse
-	(*ResumeMachineRequest)(nil),           // 113: argon.v1.ResumeMachineRequest
-	(*ResumeMachineResponse)(nil),          // 114: argon.v1.ResumeMachineResponse
-	(*CloneMachineRequest)(nil),            // 115: argon.v1.CloneMachineRequest
-	(*CloneMachineResponse)(nil),           // 116: argon.v1.CloneMachineResponse
-	(*MigrateMachineRequest)(nil),          // 117: argon.v1.MigrateMachineRequest
-	(*MigrateMachineResponse)(nil),         // 118: argon.v1.MigrateMachineResponse
-	(*CancelMigrationRequest)(nil),         // 119: argon.v1.CancelMigrationRequest
-	(*CancelMigrationResponse)(nil),        // 120: argon.v1.CancelMigrationResponse
-	(*SetFirstBootRequest)(nil),            // 121: argon.v1.SetFirstBootRequest
-	(*SetFirstBootResponse)(nil),           // 122: argon.v1.SetFirstBootResponse
-	(*ConsoleRequest)(nil),                 // 123: argon.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),                // 124: argon.v1.ConsoleResponse
-	(*CheckpointView)(nil),                 // 125: argon.v1.CheckpointView
-	(*ListCheckpointsRequest)(nil),         // 126: argon.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),        // 127: argon.v1.ListCheckpointsResponse
-	(*GetCheckpointRequest)(nil),           // 128: argon.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 129: argon.v1.GetCheckpointResponse
-	(*RemoveCheckpointRequest)(nil),        // 130: argon.v1.RemoveCheckpointRequest
-	(*RemoveCheckpointResponse)(nil),       // 131: argon.v1.RemoveCheckpointResponse
-	(*DisplayRequest)(nil),                 // 132: argon.v1.DisplayRequest
-	(*DisplayResponse)(nil),                // 133: argon.v1.DisplayResponse
-	(*ScreenshotRequest)(nil),              // 134: argon.v1.ScreenshotRequest
-	(*ScreenshotResponse)(nil),             // 135: argon.v1.ScreenshotResponse
-	(*QuiesceMachineRequest)(nil),          // 136: argon.v1.QuiesceMachineRequest
-	(*QuiesceMachineResponse)(nil),         // 137: argon.v1.QuiesceMachineResponse
-	(*ImportMachineRequest)(nil),           // 138: argon.v1.ImportMachineRequest
-	(*ImportMachineResponse)(nil),          // 139: argon.v1.ImportMachineResponse
-	(*ExportMachineRequest)(nil),           // 140: argon.v1.ExportMachineRequest
-	(*ExportMachineResponse)(nil),          // 141: argon.v1.ExportMachineResponse
-	(*ListEventsRequest)(nil),              // 142: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 143: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 144: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 145: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 146: argon.v1.ImportImageRequest.Header
-	(*ExportVolumeResponse_Header)(nil),    // 147: argon.v1.ExportVolumeResponse.Header
-	(*ImportVolumeRequest_Header)(nil),     // 148: argon.v1.ImportVolumeRequest.Header
-	nil,                                    // 149: argon.v1.CreateSnapshotRequest.LabelsEntry
-	nil,                                    // 150: argon.v1.SetMachineRequest.LabelsEntry
-	(*ImportMachineRequest_File)(nil),      // 151: argon.v1.ImportMachineRequest.File
-	(*Cluster)(nil),                        // 152: argon.v1.Cluster
-	(*Settings)(nil),                       // 153: argon.v1.Settings
-	(*Server)(nil),                         // 154: argon.v1.Server
-	(*Token)(nil),                          // 155: argon.v1.Token
-	(*ClientCertificate)(nil),              // 156: argon.v1.ClientCertificate
-	(*Resources)(nil),                      // 157: argon.v1.Resources
-	(*Usage)(nil),                          // 158: argon.v1.Usage
-	(*Image)(nil),                          // 159: argon.v1.Image
-	(*Volume)(nil),                         // 160: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 161: argon.v1.VolumeStatus
-	(*ReplicaUsage)(nil),                   // 162: argon.v1.ReplicaUsage
-	(*Snapshot)(nil),                       // 163: argon.v1.Snapshot
-	(*Machine)(nil),                        // 164: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 165: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 166: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 167: argon.v1.FirstBoot
-	(OnLoss)(0),                            // 168: argon.v1.OnLoss
-	(*Checkpoint)(nil),                     // 169: argon.v1.Checkpoint
-	(*timestamppb.Timestamp)(nil),          // 170: google.protobuf.Timestamp
-	(*Event)(nil),                          // 171: argon.v1.Event
+	(*ReadLogRequest)(nil),                 // 25: argon.v1.ReadLogRequest
+	(*ReadLogResponse)(nil),                // 26: argon.v1.ReadLogResponse
+	(*Whereabouts)(nil),                    // 27: argon.v1.Whereabouts
+	(*SetServerRequest)(nil),               // 28: argon.v1.SetServerRequest
+	(*SetServerResponse)(nil),              // 29: argon.v1.SetServerResponse
+	(*MeetServersRequest)(nil),             // 30: argon.v1.MeetServersRequest
+	(*MeetServersResponse)(nil),            // 31: argon.v1.MeetServersResponse
+	(*IntroduceRequest)(nil),               // 32: argon.v1.IntroduceRequest
+	(*IntroduceResponse)(nil),              // 33: argon.v1.IntroduceResponse
+	(*ServerView)(nil),                     // 34: argon.v1.ServerView
+	(*ListServersRequest)(nil),             // 35: argon.v1.ListServersRequest
+	(*ListServersResponse)(nil),            // 36: argon.v1.ListServersResponse
+	(*GetServerRequest)(nil),               // 37: argon.v1.GetServerRequest
+	(*GetServerResponse)(nil),              // 38: argon.v1.GetServerResponse
+	(*RemoveServerRequest)(nil),            // 39: argon.v1.RemoveServerRequest
+	(*RemoveServerResponse)(nil),           // 40: argon.v1.RemoveServerResponse
+	(*DrainServerRequest)(nil),             // 41: argon.v1.DrainServerRequest
+	(*DrainServerResponse)(nil),            // 42: argon.v1.DrainServerResponse
+	(*ActivateServerRequest)(nil),          // 43: argon.v1.ActivateServerRequest
+	(*ActivateServerResponse)(nil),         // 44: argon.v1.ActivateServerResponse
+	(*ImportImageRequest)(nil),             // 45: argon.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),            // 46: argon.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),              // 47: argon.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),             // 48: argon.v1.ListImagesResponse
+	(*GetImageRequest)(nil),                // 49: argon.v1.GetImageRequest
+	(*GetImageResponse)(nil),               // 50: argon.v1.GetImageResponse
+	(*RemoveImageRequest)(nil),             // 51: argon.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),            // 52: argon.v1.RemoveImageResponse
+	(*FetchImageRequest)(nil),              // 53: argon.v1.FetchImageRequest
+	(*FetchImageResponse)(nil),             // 54: argon.v1.FetchImageResponse
+	(*VolumeView)(nil),                     // 55: argon.v1.VolumeView
+	(*CreateVolumeRequest)(nil),            // 56: argon.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),           // 57: argon.v1.CreateVolumeResponse
+	(*ListVolumesRequest)(nil),             // 58: argon.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),            // 59: argon.v1.ListVolumesResponse
+	(*GetVolumeRequest)(nil),               // 60: argon.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),              // 61: argon.v1.GetVolumeResponse
+	(*RemoveVolumeRequest)(nil),            // 62: argon.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),           // 63: argon.v1.RemoveVolumeResponse
+	(*ConnectVolumeRequest)(nil),           // 64: argon.v1.ConnectVolumeRequest
+	(*ConnectVolumeResponse)(nil),          // 65: argon.v1.ConnectVolumeResponse
+	(*PromoteReplicaRequest)(nil),          // 66: argon.v1.PromoteReplicaRequest
+	(*PromoteReplicaResponse)(nil),         // 67: argon.v1.PromoteReplicaResponse
+	(*ResizeVolumeRequest)(nil),            // 68: argon.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),           // 69: argon.v1.ResizeVolumeResponse
+	(*DetachBaseRequest)(nil),              // 70: argon.v1.DetachBaseRequest
+	(*DetachBaseResponse)(nil),             // 71: argon.v1.DetachBaseResponse
+	(*ScrubVolumeRequest)(nil),             // 72: argon.v1.ScrubVolumeRequest
+	(*ScrubVolumeResponse)(nil),            // 73: argon.v1.ScrubVolumeResponse
+	(*ExportVolumeRequest)(nil),            // 74: argon.v1.ExportVolumeRequest
+	(*ExportVolumeResponse)(nil),           // 75: argon.v1.ExportVolumeResponse
+	(*Progress)(nil),                       // 76: argon.v1.Progress
+	(*ImportVolumeRequest)(nil),            // 77: argon.v1.ImportVolumeRequest
+	(*ImportVolumeResponse)(nil),           // 78: argon.v1.ImportVolumeResponse
+	(*SnapshotView)(nil),                   // 79: argon.v1.SnapshotView
+	(*CreateSnapshotRequest)(nil),          // 80: argon.v1.CreateSnapshotRequest
+	(*CreateSnapshotResponse)(nil),         // 81: argon.v1.CreateSnapshotResponse
+	(*ListSnapshotsRequest)(nil),           // 82: argon.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),          // 83: argon.v1.ListSnapshotsResponse
+	(*GetSnapshotRequest)(nil),             // 84: argon.v1.GetSnapshotRequest
+	(*GetSnapshotResponse)(nil),            // 85: argon.v1.GetSnapshotResponse
+	(*RemoveSnapshotRequest)(nil),          // 86: argon.v1.RemoveSnapshotRequest
+	(*RemoveSnapshotResponse)(nil),         // 87: argon.v1.RemoveSnapshotResponse
+	(*RollBackRequest)(nil),                // 88: argon.v1.RollBackRequest
+	(*RollBackResponse)(nil),               // 89: argon.v1.RollBackResponse
+	(*MachineView)(nil),                    // 90: argon.v1.MachineView
+	(*CreateMachineRequest)(nil),           // 91: argon.v1.CreateMachineRequest
+	(*CreateMachineResponse)(nil),          // 92: argon.v1.CreateMachineResponse
+	(*ListMachinesRequest)(nil),            // 93: argon.v1.ListMachinesRequest
+	(*ListMachinesResponse)(nil),           // 94: argon.v1.ListMachinesResponse
+	(*GetMachineRequest)(nil),              // 95: argon.v1.GetMachineRequest
+	(*GetMachineResponse)(nil),             // 96: argon.v1.GetMachineResponse
+	(*StartMachineRequest)(nil),            // 97: argon.v1.StartMachineRequest
+	(*StartMachineResponse)(nil),           // 98: argon.v1.StartMachineResponse
+	(*StopMachineRequest)(nil),             // 99: argon.v1.StopMachineRequest
+	(*StopMachineResponse)(nil),            // 100: argon.v1.StopMachineResponse
+	(*RemoveMachineRequest)(nil),           // 101: argon.v1.RemoveMachineRequest
+	(*RemoveMachineResponse)(nil),          // 102: argon.v1.RemoveMachineResponse
+	(*ResetMachineRequest)(nil),            // 103: argon.v1.ResetMachineRequest
+	(*ResetMachineResponse)(nil),           // 104: argon.v1.ResetMachineResponse
+	(*RestartMachineRequest)(nil),          // 105: argon.v1.RestartMachineRequest
+	(*RestartMachineResponse)(nil),         // 106: argon.v1.RestartMachineResponse
+	(*CopyMachineRequest)(nil),             // 107: argon.v1.CopyMachineRequest
+	(*CopyMachineResponse)(nil),            // 108: argon.v1.CopyMachineResponse
+	(*SetMachineRequest)(nil),              // 109: argon.v1.SetMachineRequest
+	(*SetMachineResponse)(nil),             // 110: argon.v1.SetMachineResponse
+	(*CheckpointMachineRequest)(nil),       // 111: argon.v1.CheckpointMachineRequest
+	(*CheckpointMachineResponse)(nil),      // 112: argon.v1.CheckpointMachineResponse
+	(*SuspendMachineRequest)(nil),          // 113: argon.v1.SuspendMachineRequest
+	(*SuspendMachineResponse)(nil),         // 114: argon.v1.SuspendMachineResponse
+	(*ResumeMachineRequest)(nil),           // 115: argon.v1.ResumeMachineRequest
+	(*ResumeMachineResponse)(nil),          // 116: argon.v1.ResumeMachineResponse
+	(*CloneMachineRequest)(nil),            // 117: argon.v1.CloneMachineRequest
+	(*CloneMachineResponse)(nil),           // 118: argon.v1.CloneMachineResponse
+	(*MigrateMachineRequest)(nil),          // 119: argon.v1.MigrateMachineRequest
+	(*MigrateMachineResponse)(nil),         // 120: argon.v1.MigrateMachineResponse
+	(*CancelMigrationRequest)(nil),         // 121: argon.v1.CancelMigrationRequest
+	(*CancelMigrationResponse)(nil),        // 122: argon.v1.CancelMigrationResponse
+	(*SetFirstBootRequest)(nil),            // 123: argon.v1.SetFirstBootRequest
+	(*SetFirstBootResponse)(nil),           // 124: argon.v1.SetFirstBootResponse
+	(*ConsoleRequest)(nil),                 // 125: argon.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),                // 126: argon.v1.ConsoleResponse
+	(*CheckpointView)(nil),                 // 127: argon.v1.CheckpointView
+	(*ListCheckpointsRequest)(nil),         // 128: argon.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),        // 129: argon.v1.ListCheckpointsResponse
+	(*GetCheckpointRequest)(nil),           // 130: argon.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 131: argon.v1.GetCheckpointResponse
+	(*RemoveCheckpointRequest)(nil),        // 132: argon.v1.RemoveCheckpointRequest
+	(*RemoveCheckpointResponse)(nil),       // 133: argon.v1.RemoveCheckpointResponse
+	(*DisplayRequest)(nil),                 // 134: argon.v1.DisplayRequest
+	(*DisplayResponse)(nil),                // 135: argon.v1.DisplayResponse
+	(*ScreenshotRequest)(nil),              // 136: argon.v1.ScreenshotRequest
+	(*ScreenshotResponse)(nil),             // 137: argon.v1.ScreenshotResponse
+	(*QuiesceMachineRequest)(nil),          // 138: argon.v1.QuiesceMachineRequest
+	(*QuiesceMachineResponse)(nil),         // 139: argon.v1.QuiesceMachineResponse
+	(*ImportMachineRequest)(nil),           // 140: argon.v1.ImportMachineRequest
+	(*ImportMachineResponse)(nil),          // 141: argon.v1.ImportMachineResponse
+	(*ExportMachineRequest)(nil),           // 142: argon.v1.ExportMachineRequest
+	(*ExportMachineResponse)(nil),          // 143: argon.v1.ExportMachineResponse
+	(*ListEventsRequest)(nil),              // 144: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 145: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 146: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 147: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 148: argon.v1.ImportImageRequest.Header
+	(*ExportVolumeResponse_Header)(nil),    // 149: argon.v1.ExportVolumeResponse.Header
+	(*ImportVolumeRequest_Header)(nil),     // 150: argon.v1.ImportVolumeRequest.Header
+	nil,                                    // 151: argon.v1.CreateSnapshotRequest.LabelsEntry
+	nil,                                    // 152: argon.v1.SetMachineRequest.LabelsEntry
+	(*ImportMachineRequest_File)(nil),      // 153: argon.v1.ImportMachineRequest.File
+	(*Cluster)(nil),                        // 154: argon.v1.Cluster
+	(*Settings)(nil),                       // 155: argon.v1.Settings
+	(*Server)(nil),                         // 156: argon.v1.Server
+	(*Token)(nil),                          // 157: argon.v1.Token
+	(*ClientCertificate)(nil),              // 158: argon.v1.ClientCertificate
+	(*timestamppb.Timestamp)(nil),          // 159: google.protobuf.Timestamp
+	(*Resources)(nil),                      // 160: argon.v1.Resources
+	(*Usage)(nil),                          // 161: argon.v1.Usage
+	(*Image)(nil),                          // 162: argon.v1.Image
+	(*Volume)(nil),                         // 163: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 164: argon.v1.VolumeStatus
+	(*ReplicaUsage)(nil),                   // 165: argon.v1.ReplicaUsage
+	(*Snapshot)(nil),                       // 166: argon.v1.Snapshot
+	(*Machine)(nil),                        // 167: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 168: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 169: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 170: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 171: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 172: argon.v1.Checkpoint
+	(*Event)(nil),                          // 173: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	152, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
-	153, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	152, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	154, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	152, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	154, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	154, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	152, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	154, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	152, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	154, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
-	32,  // 11: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
+	154, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
+	155, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	154, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	156, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	154, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	156, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	156, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	154, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	156, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	154, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	156, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	34,  // 11: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
 	12,  // 12: argon.v1.StatusResponse.catalog:type_name -> argon.v1.CatalogLoad
-	155, // 13: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	155, // 14: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	156, // 15: argon.v1.ListClientsResponse.clients:type_name -> argon.v1.ClientCertificate
-	156, // 16: argon.v1.RevokeClientResponse.revoked:type_name -> argon.v1.ClientCertificate
-	32,  // 17: argon.v1.SetServerResponse.server:type_name -> argon.v1.ServerView
-	25,  // 18: argon.v1.MeetServersResponse.met:type_name -> argon.v1.Whereabouts
-	25,  // 19: argon.v1.IntroduceRequest.self:type_name -> argon.v1.Whereabouts
-	25,  // 20: argon.v1.IntroduceResponse.self:type_name -> argon.v1.Whereabouts
-	25,  // 21: argon.v1.IntroduceResponse.others:type_name -> argon.v1.Whereabouts
-	154, // 22: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	157, // 23: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	158, // 24: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
-	32,  // 25: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
-	32,  // 26: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
-	32,  // 27: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
-	32,  // 28: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	146, // 29: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	159, // 30: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	159, // 31: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	159, // 32: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	160, // 33: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	161, // 34: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	162, // 35: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
-	53,  // 36: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	53,  // 37: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
-	53,  // 38: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	53,  // 39: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
-	53,  // 40: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	53,  // 41: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
-	53,  // 42: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	147, // 43: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
-	74,  // 44: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
-	148, // 45: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
-	74,  // 46: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
-	53,  // 47: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	163, // 48: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
-	149, // 49: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
-	77,  // 50: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
-	77,  // 51: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
-	77,  // 52: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
-	53,  // 53: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
-	164, // 54: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	165, // 55: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	166, // 56: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	167, // 57: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	168, // 58: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	88,  // 59: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
-	88,  // 60: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
-	88,  // 61: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
-	88,  // 62: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
-	88,  // 63: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
-	88,  // 64: argon.v1.ResetMachineResponse.machine:type_name -> argon.v1.MachineView
-	88,  // 65: argon.v1.RestartMachineResponse.machine:type_name -> argon.v1.MachineView
-	88,  // 66: argon.v1.CopyMachineResponse.machine:type_name -> argon.v1.MachineView
-	168, // 67: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	165, // 68: argon.v1.SetMachineRequest.publish:type_name -> argon.v1.PublishedPort
-	150, // 69: argon.v1.SetMachineRequest.labels:type_name -> argon.v1.SetMachineRequest.LabelsEntry
-	88,  // 70: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
-	125, // 71: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	88,  // 72: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
-	88,  // 73: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
-	88,  // 74: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
-	88,  // 75: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
-	88,  // 76: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
-	167, // 77: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
-	88,  // 78: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
-	169, // 79: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
-	125, // 80: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
-	125, // 81: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
-	89,  // 82: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
-	151, // 83: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
-	88,  // 84: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
-	170, // 85: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	170, // 86: argon.v1.ListEventsRequest.until:type_name -> google.protobuf.Timestamp
-	171, // 87: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	171, // 88: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
-	2,   // 89: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
-	4,   // 90: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
-	6,   // 91: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
-	10,  // 92: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
-	13,  // 93: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
-	15,  // 94: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
-	17,  // 95: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
-	19,  // 96: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
-	21,  // 97: argon.v1.ClusterService.ListClients:input_type -> argon.v1.ListClientsRequest
-	23,  // 98: argon.v1.ClusterService.RevokeClient:input_type -> argon.v1.RevokeClientRequest
-	0,   // 99: argon.v1.ClusterService.SetCluster:input_type -> argon.v1.SetClusterRequest
-	8,   // 100: argon.v1.ClusterService.BackupCluster:input_type -> argon.v1.BackupClusterRequest
-	33,  // 101: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
-	35,  // 102: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
-	37,  // 103: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
-	39,  // 104: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
-	41,  // 105: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
-	26,  // 106: argon.v1.ServerService.SetServer:input_type -> argon.v1.SetServerRequest
-	28,  // 107: argon.v1.ServerService.MeetServers:input_type -> argon.v1.MeetServersRequest
-	30,  // 108: argon.v1.ServerService.Introduce:input_type -> argon.v1.IntroduceRequest
-	43,  // 109: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
-	45,  // 110: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
-	47,  // 111: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
-	49,  // 112: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
-	51,  // 113: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
-	54,  // 114: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
-	56,  // 115: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
-	58,  // 116: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
-	60,  // 117: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
-	62,  // 118: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
-	64,  // 119: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
-	66,  // 120: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
-	68,  // 121: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
-	70,  // 122: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
-	72,  // 123: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
-	75,  // 124: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
-	78,  // 125: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
-	80,  // 126: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
-	82,  // 127: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
-	84,  // 128: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
-	86,  // 129: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
-	89,  // 130: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
-	91,  // 131: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
-	93,  // 132: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
-	95,  // 133: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
-	97,  // 134: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
-	99,  // 135: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
-	117, // 136: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
-	119, // 137: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
-	121, // 138: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
-	107, // 139: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
-	101, // 140: argon.v1.MachineService.ResetMachine:input_type -> argon.v1.ResetMachineRequest
-	103, // 141: argon.v1.MachineService.RestartMachine:input_type -> argon.v1.RestartMachineRequest
-	105, // 142: argon.v1.MachineService.CopyMachine:input_type -> argon.v1.CopyMachineRequest
-	109, // 143: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
-	111, // 144: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
-	113, // 145: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
-	115, // 146: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
-	123, // 147: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	132, // 148: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
-	134, // 149: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
-	136, // 150: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
-	138, // 151: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
-	140, // 152: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
-	126, // 153: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
-	128, // 154: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
-	130, // 155: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
-	142, // 156: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	144, // 157: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	3,   // 158: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	5,   // 159: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	7,   // 160: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	11,  // 161: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	14,  // 162: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	16,  // 163: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	18,  // 164: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	20,  // 165: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	22,  // 166: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
-	24,  // 167: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
-	1,   // 168: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
-	9,   // 169: argon.v1.ClusterService.BackupCluster:output_type -> argon.v1.BackupClusterResponse
-	34,  // 170: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	36,  // 171: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	38,  // 172: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	40,  // 173: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
-	42,  // 174: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
-	27,  // 175: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
-	29,  // 176: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
-	31,  // 177: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
-	44,  // 178: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	46,  // 179: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	48,  // 180: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	50,  // 181: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	52,  // 182: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	55,  // 183: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	57,  // 184: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	59,  // 185: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	61,  // 186: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	63,  // 187: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	65,  // 188: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	67,  // 189: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	69,  // 190: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	71,  // 191: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	73,  // 192: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
-	76,  // 193: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
-	79,  // 194: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	81,  // 195: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	83,  // 196: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	85,  // 197: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	87,  // 198: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	90,  // 199: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	92,  // 200: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	94,  // 201: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	96,  // 202: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	98,  // 203: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	100, // 204: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	118, // 205: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	120, // 206: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	122, // 207: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	108, // 208: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
-	102, // 209: argon.v1.MachineService.ResetMachine:output_type -> argon.v1.ResetMachineResponse
-	104, // 210: argon.v1.MachineService.RestartMachine:output_type -> argon.v1.RestartMachineResponse
-	106, // 211: argon.v1.MachineService.CopyMachine:output_type -> argon.v1.CopyMachineResponse
-	110, // 212: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
-	112, // 213: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
-	114, // 214: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
-	116, // 215: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
-	124, // 216: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	133, // 217: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
-	135, // 218: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
-	137, // 219: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
-	139, // 220: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
-	141, // 221: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
-	127, // 222: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
-	129, // 223: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
-	131, // 224: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
-	143, // 225: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	145, // 226: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	158, // [158:227] is the sub-list for method output_type
-	89,  // [89:158] is the sub-list for method input_type
-	89,  // [89:89] is the sub-list for extension type_name
-	89,  // [89:89] is the sub-list for extension extendee
-	0,   // [0:89] is the sub-list for field type_name
+	157, // 13: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	157, // 14: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	158, // 15: argon.v1.ListClientsResponse.clients:type_name -> argon.v1.ClientCertificate
+	158, // 16: argon.v1.RevokeClientResponse.revoked:type_name -> argon.v1.ClientCertificate
+	159, // 17: argon.v1.ReadLogRequest.since:type_name -> google.protobuf.Timestamp
+	34,  // 18: argon.v1.SetServerResponse.server:type_name -> argon.v1.ServerView
+	27,  // 19: argon.v1.MeetServersResponse.met:type_name -> argon.v1.Whereabouts
+	27,  // 20: argon.v1.IntroduceRequest.self:type_name -> argon.v1.Whereabouts
+	27,  // 21: argon.v1.IntroduceResponse.self:type_name -> argon.v1.Whereabouts
+	27,  // 22: argon.v1.IntroduceResponse.others:type_name -> argon.v1.Whereabouts
+	156, // 23: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	160, // 24: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	161, // 25: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
+	34,  // 26: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
+	34,  // 27: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
+	34,  // 28: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
+	34,  // 29: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
+	148, // 30: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	162, // 31: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	162, // 32: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	162, // 33: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	163, // 34: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	164, // 35: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	165, // 36: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
+	55,  // 37: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	55,  // 38: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
+	55,  // 39: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	55,  // 40: argon.v1.PromoteReplicaResponse.volume:type_name -> argon.v1.VolumeView
+	55,  // 41: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	55,  // 42: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
+	55,  // 43: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	149, // 44: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
+	76,  // 45: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
+	150, // 46: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
+	76,  // 47: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
+	55,  // 48: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
+	166, // 49: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
+	151, // 50: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
+	79,  // 51: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
+	79,  // 52: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
+	79,  // 53: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
+	55,  // 54: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
+	167, // 55: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	168, // 56: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	169, // 57: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	170, // 58: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	171, // 59: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	90,  // 60: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
+	90,  // 61: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
+	90,  // 62: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
+	90,  // 63: argon.v1.StartMachineResponse.machine:type_name -> argon.v1.MachineView
+	90,  // 64: argon.v1.StopMachineResponse.machine:type_name -> argon.v1.MachineView
+	90,  // 65: argon.v1.ResetMachineResponse.machine:type_name -> argon.v1.MachineView
+	90,  // 66: argon.v1.RestartMachineResponse.machine:type_name -> argon.v1.MachineView
+	90,  // 67: argon.v1.CopyMachineResponse.machine:type_name -> argon.v1.MachineView
+	171, // 68: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	168, // 69: argon.v1.SetMachineRequest.publish:type_name -> argon.v1.PublishedPort
+	152, // 70: argon.v1.SetMachineRequest.labels:type_name -> argon.v1.SetMachineRequest.LabelsEntry
+	90,  // 71: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
+	127, // 72: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	90,  // 73: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
+	90,  // 74: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
+	90,  // 75: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
+	90,  // 76: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
+	90,  // 77: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
+	170, // 78: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
+	90,  // 79: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
+	172, // 80: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	127, // 81: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
+	127, // 82: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	91,  // 83: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
+	153, // 84: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
+	90,  // 85: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
+	159, // 86: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	159, // 87: argon.v1.ListEventsRequest.until:type_name -> google.protobuf.Timestamp
+	173, // 88: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	173, // 89: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	2,   // 90: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
+	4,   // 91: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
+	6,   // 92: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
+	10,  // 93: argon.v1.ClusterService.Status:input_type -> argon.v1.StatusRequest
+	13,  // 94: argon.v1.ClusterService.CreateToken:input_type -> argon.v1.CreateTokenRequest
+	15,  // 95: argon.v1.ClusterService.ListTokens:input_type -> argon.v1.ListTokensRequest
+	17,  // 96: argon.v1.ClusterService.DeleteToken:input_type -> argon.v1.DeleteTokenRequest
+	19,  // 97: argon.v1.ClusterService.IssueClientCertificate:input_type -> argon.v1.IssueClientCertificateRequest
+	21,  // 98: argon.v1.ClusterService.ListClients:input_type -> argon.v1.ListClientsRequest
+	23,  // 99: argon.v1.ClusterService.RevokeClient:input_type -> argon.v1.RevokeClientRequest
+	0,   // 100: argon.v1.ClusterService.SetCluster:input_type -> argon.v1.SetClusterRequest
+	8,   // 101: argon.v1.ClusterService.BackupCluster:input_type -> argon.v1.BackupClusterRequest
+	35,  // 102: argon.v1.ServerService.ListServers:input_type -> argon.v1.ListServersRequest
+	37,  // 103: argon.v1.ServerService.GetServer:input_type -> argon.v1.GetServerRequest
+	39,  // 104: argon.v1.ServerService.RemoveServer:input_type -> argon.v1.RemoveServerRequest
+	41,  // 105: argon.v1.ServerService.DrainServer:input_type -> argon.v1.DrainServerRequest
+	43,  // 106: argon.v1.ServerService.ActivateServer:input_type -> argon.v1.ActivateServerRequest
+	28,  // 107: argon.v1.ServerService.SetServer:input_type -> argon.v1.SetServerRequest
+	30,  // 108: argon.v1.ServerService.MeetServers:input_type -> argon.v1.MeetServersRequest
+	32,  // 109: argon.v1.ServerService.Introduce:input_type -> argon.v1.IntroduceRequest
+	25,  // 110: argon.v1.ServerService.ReadLog:input_type -> argon.v1.ReadLogRequest
+	45,  // 111: argon.v1.ImageService.ImportImage:input_type -> argon.v1.ImportImageRequest
+	47,  // 112: argon.v1.ImageService.ListImages:input_type -> argon.v1.ListImagesRequest
+	49,  // 113: argon.v1.ImageService.GetImage:input_type -> argon.v1.GetImageRequest
+	51,  // 114: argon.v1.ImageService.RemoveImage:input_type -> argon.v1.RemoveImageRequest
+	53,  // 115: argon.v1.ImageService.FetchImage:input_type -> argon.v1.FetchImageRequest
+	56,  // 116: argon.v1.VolumeService.CreateVolume:input_type -> argon.v1.CreateVolumeRequest
+	58,  // 117: argon.v1.VolumeService.ListVolumes:input_type -> argon.v1.ListVolumesRequest
+	60,  // 118: argon.v1.VolumeService.GetVolume:input_type -> argon.v1.GetVolumeRequest
+	62,  // 119: argon.v1.VolumeService.RemoveVolume:input_type -> argon.v1.RemoveVolumeRequest
+	64,  // 120: argon.v1.VolumeService.ConnectVolume:input_type -> argon.v1.ConnectVolumeRequest
+	66,  // 121: argon.v1.VolumeService.PromoteReplica:input_type -> argon.v1.PromoteReplicaRequest
+	68,  // 122: argon.v1.VolumeService.ResizeVolume:input_type -> argon.v1.ResizeVolumeRequest
+	70,  // 123: argon.v1.VolumeService.DetachBase:input_type -> argon.v1.DetachBaseRequest
+	72,  // 124: argon.v1.VolumeService.ScrubVolume:input_type -> argon.v1.ScrubVolumeRequest
+	74,  // 125: argon.v1.VolumeService.ExportVolume:input_type -> argon.v1.ExportVolumeRequest
+	77,  // 126: argon.v1.VolumeService.ImportVolume:input_type -> argon.v1.ImportVolumeRequest
+	80,  // 127: argon.v1.SnapshotService.CreateSnapshot:input_type -> argon.v1.CreateSnapshotRequest
+	82,  // 128: argon.v1.SnapshotService.ListSnapshots:input_type -> argon.v1.ListSnapshotsRequest
+	84,  // 129: argon.v1.SnapshotService.GetSnapshot:input_type -> argon.v1.GetSnapshotRequest
+	86,  // 130: argon.v1.SnapshotService.RemoveSnapshot:input_type -> argon.v1.RemoveSnapshotRequest
+	88,  // 131: argon.v1.SnapshotService.RollBack:input_type -> argon.v1.RollBackRequest
+	91,  // 132: argon.v1.MachineService.CreateMachine:input_type -> argon.v1.CreateMachineRequest
+	93,  // 133: argon.v1.MachineService.ListMachines:input_type -> argon.v1.ListMachinesRequest
+	95,  // 134: argon.v1.MachineService.GetMachine:input_type -> argon.v1.GetMachineRequest
+	97,  // 135: argon.v1.MachineService.StartMachine:input_type -> argon.v1.StartMachineRequest
+	99,  // 136: argon.v1.MachineService.StopMachine:input_type -> argon.v1.StopMachineRequest
+	101, // 137: argon.v1.MachineService.RemoveMachine:input_type -> argon.v1.RemoveMachineRequest
+	119, // 138: argon.v1.MachineService.MigrateMachine:input_type -> argon.v1.MigrateMachineRequest
+	121, // 139: argon.v1.MachineService.CancelMigration:input_type -> argon.v1.CancelMigrationRequest
+	123, // 140: argon.v1.MachineService.SetFirstBoot:input_type -> argon.v1.SetFirstBootRequest
+	109, // 141: argon.v1.MachineService.SetMachine:input_type -> argon.v1.SetMachineRequest
+	103, // 142: argon.v1.MachineService.ResetMachine:input_type -> argon.v1.ResetMachineRequest
+	105, // 143: argon.v1.MachineService.RestartMachine:input_type -> argon.v1.RestartMachineRequest
+	107, // 144: argon.v1.MachineService.CopyMachine:input_type -> argon.v1.CopyMachineRequest
+	111, // 145: argon.v1.MachineService.CheckpointMachine:input_type -> argon.v1.CheckpointMachineRequest
+	113, // 146: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
+	115, // 147: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
+	117, // 148: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
+	125, // 149: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	134, // 150: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	136, // 151: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	138, // 152: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	140, // 153: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
+	142, // 154: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
+	128, // 155: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
+	130, // 156: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
+	132, // 157: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
+	144, // 158: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	146, // 159: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	3,   // 160: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	5,   // 161: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	7,   // 162: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	11,  // 163: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	14,  // 164: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	16,  // 165: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	18,  // 166: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	20,  // 167: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	22,  // 168: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
+	24,  // 169: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
+	1,   // 170: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
+	9,   // 171: argon.v1.ClusterService.BackupCluster:output_type -> argon.v1.BackupClusterResponse
+	36,  // 172: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	38,  // 173: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	40,  // 174: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	42,  // 175: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
+	44,  // 176: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
+	29,  // 177: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
+	31,  // 178: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
+	33,  // 179: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
+	26,  // 180: argon.v1.ServerService.ReadLog:output_type -> argon.v1.ReadLogResponse
+	46,  // 181: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	48,  // 182: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	50,  // 183: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	52,  // 184: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	54,  // 185: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	57,  // 186: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	59,  // 187: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	61,  // 188: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	63,  // 189: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	65,  // 190: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	67,  // 191: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	69,  // 192: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	71,  // 193: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	73,  // 194: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	75,  // 195: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
+	78,  // 196: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
+	81,  // 197: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	83,  // 198: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	85,  // 199: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	87,  // 200: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	89,  // 201: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	92,  // 202: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	94,  // 203: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	96,  // 204: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	98,  // 205: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	100, // 206: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	102, // 207: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	120, // 208: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	122, // 209: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	124, // 210: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	110, // 211: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
+	104, // 212: argon.v1.MachineService.ResetMachine:output_type -> argon.v1.ResetMachineResponse
+	106, // 213: argon.v1.MachineService.RestartMachine:output_type -> argon.v1.RestartMachineResponse
+	108, // 214: argon.v1.MachineService.CopyMachine:output_type -> argon.v1.CopyMachineResponse
+	112, // 215: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
+	114, // 216: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
+	116, // 217: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
+	118, // 218: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
+	126, // 219: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	135, // 220: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	137, // 221: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	139, // 222: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	141, // 223: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
+	143, // 224: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
+	129, // 225: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
+	131, // 226: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
+	133, // 227: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
+	145, // 228: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	147, // 229: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	160, // [160:230] is the sub-list for method output_type
+	90,  // [90:160] is the sub-list for method input_type
+	90,  // [90:90] is the sub-list for extension type_name
+	90,  // [90:90] is the sub-list for extension extendee
+	0,   // [0:90] is the sub-list for field type_name
 }
 
 func init() { file_argon_v1_api_proto_init() }
@@ -9663,22 +9792,22 @@ func file_argon_v1_api_proto_init() {
 	}
 	file_argon_v1_records_proto_init()
 	file_argon_v1_api_proto_msgTypes[0].OneofWrappers = []any{}
-	file_argon_v1_api_proto_msgTypes[43].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[45].OneofWrappers = []any{
 		(*ImportImageRequest_Header_)(nil),
 		(*ImportImageRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[73].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[75].OneofWrappers = []any{
 		(*ExportVolumeResponse_Header_)(nil),
 		(*ExportVolumeResponse_Data)(nil),
 		(*ExportVolumeResponse_Zeros)(nil),
 		(*ExportVolumeResponse_Progress)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[75].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[77].OneofWrappers = []any{
 		(*ImportVolumeRequest_Header_)(nil),
 		(*ImportVolumeRequest_Data)(nil),
 	}
-	file_argon_v1_api_proto_msgTypes[107].OneofWrappers = []any{}
-	file_argon_v1_api_proto_msgTypes[138].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[109].OneofWrappers = []any{}
+	file_argon_v1_api_proto_msgTypes[140].OneofWrappers = []any{
 		(*ImportMachineRequest_Machine)(nil),
 		(*ImportMachineRequest_File_)(nil),
 		(*ImportMachineRequest_Data)(nil),
@@ -9689,7 +9818,7 @@ func file_argon_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   152,
+			NumMessages:   154,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

@@ -103,6 +103,8 @@ const (
 	ServerServiceMeetServersProcedure = "/argon.v1.ServerService/MeetServers"
 	// ServerServiceIntroduceProcedure is the fully-qualified name of the ServerService's Introduce RPC.
 	ServerServiceIntroduceProcedure = "/argon.v1.ServerService/Introduce"
+	// ServerServiceReadLogProcedure is the fully-qualified name of the ServerService's ReadLog RPC.
+	ServerServiceReadLogProcedure = "/argon.v1.ServerService/ReadLog"
 	// ImageServiceImportImageProcedure is the fully-qualified name of the ImageService's ImportImage
 	// RPC.
 	ImageServiceImportImageProcedure = "/argon.v1.ImageService/ImportImage"
@@ -641,6 +643,9 @@ type ServerServiceClient interface {
 	// What one server tells another: where it is, proved by its certificate. It
 	// hears where others may be. For servers; works without a majority.
 	Introduce(context.Context, *connect.Request[v1.IntroduceRequest]) (*connect.Response[v1.IntroduceResponse], error)
+	// What a server's daemon and guard log. Of the server that is asked, it works
+	// without a majority, and before there is a cluster.
+	ReadLog(context.Context, *connect.Request[v1.ReadLogRequest]) (*connect.ServerStreamForClient[v1.ReadLogResponse], error)
 }
 
 // NewServerServiceClient constructs a client for the argon.v1.ServerService service. By default, it
@@ -702,6 +707,12 @@ func NewServerServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(serverServiceMethods.ByName("Introduce")),
 			connect.WithClientOptions(opts...),
 		),
+		readLog: connect.NewClient[v1.ReadLogRequest, v1.ReadLogResponse](
+			httpClient,
+			baseURL+ServerServiceReadLogProcedure,
+			connect.WithSchema(serverServiceMethods.ByName("ReadLog")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -715,6 +726,7 @@ type serverServiceClient struct {
 	setServer      *connect.Client[v1.SetServerRequest, v1.SetServerResponse]
 	meetServers    *connect.Client[v1.MeetServersRequest, v1.MeetServersResponse]
 	introduce      *connect.Client[v1.IntroduceRequest, v1.IntroduceResponse]
+	readLog        *connect.Client[v1.ReadLogRequest, v1.ReadLogResponse]
 }
 
 // ListServers calls argon.v1.ServerService.ListServers.
@@ -757,6 +769,11 @@ func (c *serverServiceClient) Introduce(ctx context.Context, req *connect.Reques
 	return c.introduce.CallUnary(ctx, req)
 }
 
+// ReadLog calls argon.v1.ServerService.ReadLog.
+func (c *serverServiceClient) ReadLog(ctx context.Context, req *connect.Request[v1.ReadLogRequest]) (*connect.ServerStreamForClient[v1.ReadLogResponse], error) {
+	return c.readLog.CallServerStream(ctx, req)
+}
+
 // ServerServiceHandler is an implementation of the argon.v1.ServerService service.
 type ServerServiceHandler interface {
 	ListServers(context.Context, *connect.Request[v1.ListServersRequest]) (*connect.Response[v1.ListServersResponse], error)
@@ -777,6 +794,9 @@ type ServerServiceHandler interface {
 	// What one server tells another: where it is, proved by its certificate. It
 	// hears where others may be. For servers; works without a majority.
 	Introduce(context.Context, *connect.Request[v1.IntroduceRequest]) (*connect.Response[v1.IntroduceResponse], error)
+	// What a server's daemon and guard log. Of the server that is asked, it works
+	// without a majority, and before there is a cluster.
+	ReadLog(context.Context, *connect.Request[v1.ReadLogRequest], *connect.ServerStream[v1.ReadLogResponse]) error
 }
 
 // NewServerServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -834,6 +854,12 @@ func NewServerServiceHandler(svc ServerServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(serverServiceMethods.ByName("Introduce")),
 		connect.WithHandlerOptions(opts...),
 	)
+	serverServiceReadLogHandler := connect.NewServerStreamHandler(
+		ServerServiceReadLogProcedure,
+		svc.ReadLog,
+		connect.WithSchema(serverServiceMethods.ByName("ReadLog")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/argon.v1.ServerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ServerServiceListServersProcedure:
@@ -852,6 +878,8 @@ func NewServerServiceHandler(svc ServerServiceHandler, opts ...connect.HandlerOp
 			serverServiceMeetServersHandler.ServeHTTP(w, r)
 		case ServerServiceIntroduceProcedure:
 			serverServiceIntroduceHandler.ServeHTTP(w, r)
+		case ServerServiceReadLogProcedure:
+			serverServiceReadLogHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -891,6 +919,10 @@ func (UnimplementedServerServiceHandler) MeetServers(context.Context, *connect.R
 
 func (UnimplementedServerServiceHandler) Introduce(context.Context, *connect.Request[v1.IntroduceRequest]) (*connect.Response[v1.IntroduceResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ServerService.Introduce is not implemented"))
+}
+
+func (UnimplementedServerServiceHandler) ReadLog(context.Context, *connect.Request[v1.ReadLogRequest], *connect.ServerStream[v1.ReadLogResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.ServerService.ReadLog is not implemented"))
 }
 
 // ImageServiceClient is a client for the argon.v1.ImageService service.

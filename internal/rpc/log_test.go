@@ -1,0 +1,44 @@
+package rpc
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"testing"
+
+	"connectrpc.com/connect"
+
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
+	"github.com/argon-cluster/argon/internal/logfile"
+)
+
+func (w *world) log(req *argonv1.ReadLogRequest) ([]string, error) {
+	w.t.Helper()
+	stream, err := w.servers.ReadLog(w.t.Context(), connect.NewRequest(req))
+	w.must(err)
+	defer stream.Close()
+	var lines []string
+	for stream.Receive() {
+		lines = append(lines, stream.Msg().GetLines()...)
+	}
+	return lines, stream.Err()
+}
+
+func TestReadLog(t *testing.T) {
+	w := newWorld(t)
+	w.local.logs = t.TempDir()
+	out := logfile.New(w.local.logs, io.Discard)
+	for i := range 3 {
+		fmt.Fprintf(out, "line %d\n", i)
+	}
+	out.Close()
+	for _, req := range []*argonv1.ReadLogRequest{{Lines: 2}, {Lines: 2, Server: "a"}} {
+		if got, err := w.log(req); err != nil || !slices.Equal(got, []string{"line 1", "line 2"}) {
+			t.Errorf("%v: %q, %v", req, got, err)
+		}
+	}
+	_, err := w.log(&argonv1.ReadLogRequest{Server: "z"})
+	wantError(t, err, connect.CodeNotFound, "argon server ls")
+	_, err = w.log(&argonv1.ReadLogRequest{Server: "b"}) // which no peer is
+	wantError(t, err, 0, "")
+}
