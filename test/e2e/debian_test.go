@@ -8,8 +8,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -48,6 +50,7 @@ func TestDebian(t *testing.T) {
 	d := newDebian(t)
 	d.firstBoot(t)
 	d.restsForSnapshot(t)
+	d.keepsTime(t)
 	d.migratesUnderLoad(t)
 	d.losesServer(t)
 }
@@ -123,6 +126,31 @@ func (d *debian) restsForSnapshot(t *testing.T) {
 	d.c.Argon(other, "snapshot", "create", "db", "abrupt") // of a volume, whatever uses it
 	if needsRecovery(t, d.c, other, "quiet") || !needsRecovery(t, d.c, other, "abrupt") {
 		t.Error("the file system was not at rest in the machine's snapshot, or was in its volume's")
+	}
+}
+
+// keepsTime: its clock is right again after it was suspended, though nothing in it
+// asks for the time.
+func (d *debian) keepsTime(t *testing.T) {
+	other := d.through()
+	behind := func() time.Duration {
+		// What is read is not older than the question: the guest is slow, not ahead.
+		asked := time.Now()
+		seconds, err := strconv.ParseFloat(d.user.prints(t, "date +%s.%N"), 64)
+		must(t, err)
+		return asked.Sub(time.Unix(0, int64(seconds*1e9)))
+	}
+	before := behind()
+	began := time.Now()
+	d.c.Argon(other, "machine", "suspend", "db")
+	d.c.Argon(other, "machine", "resume", "db")
+	d.home = d.c.ByName(d.c.Running(other, "db"))
+	stood := time.Since(began)
+	d.through()
+	d.user.eventually(t, "echo goes on", "goes on")
+	d.c.Eventually("its clock is set", func() bool { return strings.Contains(d.c.Argon(other, "events"), "machine-clock-set") })
+	if after := behind(); after-before > stood/2 {
+		t.Errorf("its clock is behind by %v after it stood still for about %v; before, by %v", after, stood, before)
 	}
 }
 
