@@ -48,6 +48,8 @@ type Agent struct {
 	// mu guards what follows: all that is known of what is here.
 	mu       sync.Mutex
 	machines map[string]*machine
+	// consoles are the machines of which a console's end is kept here.
+	consoles map[string]bool
 	volumes  map[string]*volume
 	replicas map[string][]uint32 // by volume
 	// leftovers are replicas that are to be deleted when their disk can be used.
@@ -75,6 +77,7 @@ func New(o Options) *Agent {
 		wake:      make(chan struct{}, 1),
 		mover:     make(chan struct{}, 1),
 		machines:  map[string]*machine{},
+		consoles:  map[string]bool{},
 		volumes:   map[string]*volume{},
 		replicas:  map[string][]uint32{},
 		leftovers: map[string][]uint32{},
@@ -166,6 +169,9 @@ func (a *Agent) look(ctx context.Context) error {
 	}
 	for _, id := range images {
 		a.images[id] = true
+	}
+	for _, id := range a.Dirs.Kept() {
+		a.consoles[id] = true
 	}
 	return nil
 }

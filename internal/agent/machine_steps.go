@@ -109,8 +109,19 @@ func (p *plan) guestFates() map[string]bool {
 	return fates
 }
 
+// forgetConsoles deletes what was kept of machines that are no more.
+func (p *plan) forgetConsoles() {
+	for id := range p.agent.consoles {
+		if p.st.Machines[id] == nil && p.agent.machines[id] == nil {
+			p.agent.Dirs.Forget(id)
+			delete(p.agent.consoles, id)
+		}
+	}
+}
+
 func (p *plan) planMachines() {
 	a := p.agent
+	p.forgetConsoles()
 	for id, m := range p.st.Machines {
 		if belongs(m, a.ServerID) || receives(m, a.ServerID) {
 			a.machine(id)
@@ -361,7 +372,11 @@ func (a *Agent) start(ctx context.Context, m *argonv1.Machine) error {
 // clearAway removes what a guest leaves that does not run any more, or never did.
 func (a *Agent) clearAway(g *guest) {
 	a.Ports.Close(g.id)
-	a.Dirs.Remove(g.id)
+	machineID, _, _ := parseGuestID(g.id)
+	a.Dirs.Remove(g.id, machineID)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.consoles[machineID] = true
 }
 
 // announce writes that the machine is being started, right before it is: so

@@ -181,8 +181,12 @@ type Ports interface {
 type Dirs interface {
 	// Make returns a guest's own directory, private and empty when new.
 	Make(guestID string) (string, error)
-	// Remove deletes it, if it is there.
-	Remove(guestID string)
+	// Remove deletes it, if it is there. What the console printed last is kept, for
+	// the machine.
+	Remove(guestID, machineID string)
+	// Kept lists the machines of which that is kept, and Forget deletes it.
+	Kept() []string
+	Forget(machineID string)
 }
 
 // Seeds makes what guests find at their first boot.

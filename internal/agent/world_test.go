@@ -390,7 +390,9 @@ func (fakeSeeds) Write(dir string, m *argonv1.Machine) (string, error) {
 type fakeDirs struct{}
 
 func (fakeDirs) Make(id string) (string, error) { return "/nowhere/" + id, nil }
-func (fakeDirs) Remove(string)                  {}
+func (fakeDirs) Remove(string, string)          {}
+func (fakeDirs) Kept() []string                 { return nil }
+func (fakeDirs) Forget(string)                  {}
 
 // fakeReplicas are the replicas on a host's disk.
 type fakeReplicas host

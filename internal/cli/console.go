@@ -7,9 +7,11 @@ import (
 	"io"
 	"os"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
 	"github.com/argon-cluster/argon/client"
 )
 
@@ -22,13 +24,18 @@ func (a *app) machineConsoleCommand() *cobra.Command {
 		Short: "Use a machine's serial console; ctrl-] leaves it",
 		Long: `Shows what the machine printed last on its serial console and what it prints
 now, and sends it what is typed. That of a machine that is being started opens
-when it runs. ctrl-] leaves. Without a terminal it copies
-standard input to the console and goes on until interrupted.`,
+when it runs; of one that is stopped, what it printed last is shown. ctrl-]
+leaves. Without a terminal it copies standard input to the console and goes on
+until interrupted.`,
 		Example:           "  argon machine console web\n  argon machine console web </dev/null | grep login:",
 		Args:              takes("NAME"),
 		ValidArgsFunction: a.complete(machineNames),
 		RunE: a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
-			return a.console(ctx, c, args[0])
+			err := a.console(ctx, c, args[0])
+			if connect.CodeOf(err) != connect.CodeFailedPrecondition || !a.lastWords(ctx, c, args[0]) {
+				return err
+			}
+			return nil
 		}),
 	}
 }
@@ -66,6 +73,18 @@ func (a *app) console(ctx context.Context, c *client.Client, name string) error 
 		}
 	}
 	return ifNotLeft(ctx, err)
+}
+
+// lastWords shows what a machine that does not run printed last, and reports whether
+// there is something.
+func (a *app) lastWords(ctx context.Context, c *client.Client, name string) bool {
+	log, err := client.Call(ctx, c.Machines.ReadConsoleLog, &argonv1.ReadConsoleLogRequest{Name: name})
+	if err != nil {
+		return false // that it does not run says more
+	}
+	_, err = a.out.Write(log.GetData())
+	fmt.Fprintf(a.err, "\nmachine %s does not run; this is what it printed last\n", name)
+	return err == nil
 }
 
 // ifNotLeft is err unless whoever had the console has left it.

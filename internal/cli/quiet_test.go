@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"syscall"
@@ -66,6 +67,10 @@ func TestQuietConsoleIsLeft(t *testing.T) {
 		"SIGTERM": func(*os.File) error { return syscall.Kill(os.Getpid(), syscall.SIGTERM) },
 		"SIGHUP":  func(*os.File) error { return syscall.Kill(os.Getpid(), syscall.SIGHUP) },
 	} {
+		if name == "SIGHUP" && signal.Ignored(syscall.SIGHUP) {
+			t.Log("SIGHUP is ignored here, as under nohup, and commands leave it so")
+			continue
+		}
 		for range 5 { // without the mend, some rounds end
 			person, program := openTerminal(t)
 			before, err := unix.IoctlGetTermios(int(program.Fd()), unix.TCGETS)

@@ -70,6 +70,9 @@ func (p *planner) unplace(m *argonv1.Machine) {
 	if m.GetServerId() != "" && p.lost(m.GetServerId()) {
 		reason = fmt.Sprintf("its server %s was lost", p.name(m.GetServerId()))
 	}
+	if m.GetServerId() != "" {
+		next.RanOn = m.GetServerId()
+	}
 	next.ServerId, next.Move = "", nil
 	p.endMigration(next, "the machine was stopped")
 	state, what := argonv1.MachineState_MACHINE_STATE_STOPPED, "is stopped"

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"os"
 	"time"
 
 	argonv1 "github.com/argon-cluster/argon/api/argon/v1"
@@ -197,13 +198,21 @@ func (s *server) rpcParts(m *memberParts) *rpc.Parts {
 	return &rpc.Parts{
 		ServerID: s.member.ID(), Store: m.store, View: m.view,
 		Members: s.member, Images: m.images, Volumes: m.volumes,
-		Consoles: consoles{m.agent}, Guests: guests{m.agent}, Peers: m.peers,
+		Consoles: consoles{m.agent, s.paths}, Guests: guests{m.agent}, Peers: m.peers,
 		Now: time.Now, Log: s.Log,
 	}
 }
 
 // consoles opens the consoles of this server's guests; see rpc.Consoles.
-type consoles struct{ agent *agent.Agent }
+type consoles struct {
+	agent *agent.Agent
+	paths paths
+}
+
+// Kept implements rpc.Consoles.
+func (c consoles) Kept(machineID string) ([]byte, error) {
+	return os.ReadFile(c.paths.console(machineID))
+}
 
 func (c consoles) Open(ctx context.Context, machineID string) (io.ReadWriteCloser, error) {
 	g, err := c.agent.Guest(machineID)

@@ -1,10 +1,12 @@
 package daemon
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -82,7 +84,7 @@ func TestDirectory(t *testing.T) {
 }
 
 func TestGuestDirs(t *testing.T) {
-	d := guestDirs{paths{runDir: t.TempDir()}}
+	d := guestDirs{paths{dir: t.TempDir(), runDir: t.TempDir()}}
 	dir, err := d.Make("M-1")
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +92,21 @@ func TestGuestDirs(t *testing.T) {
 	if again, err := d.Make("M-1"); err != nil || again != dir {
 		t.Errorf("again: %s, %v", again, err)
 	}
-	d.Remove("M-1")
+	if err := os.WriteFile(filepath.Join(dir, "console.log"), append(bytes.Repeat([]byte("x"), keptConsole), "the end"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.Remove("M-1", "M")
+	if kept := d.Kept(); !slices.Equal(kept, []string{"M"}) {
+		t.Errorf("kept: %v", kept)
+	}
+	if log, err := (consoles{paths: d.paths}).Kept("M"); err != nil || len(log) != keptConsole || !bytes.HasSuffix(log, []byte("xthe end")) {
+		t.Errorf("kept: %d bytes, %v", len(log), err)
+	}
+	d.Remove("M-2", "M") // which never printed anything
+	d.Forget("M")
+	if kept := d.Kept(); len(kept) != 0 {
+		t.Errorf("forgotten: %v", kept)
+	}
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("after its removal: %v", err)
 	}

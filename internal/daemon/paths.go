@@ -6,7 +6,10 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
+
+	"github.com/argon-cluster/argon/internal/hypervisor/qemu"
 )
 
 // maxSocketPath is what a unix socket's address holds, less one for the end.
@@ -21,11 +24,16 @@ type paths struct {
 // LogDir is where the server with this data directory keeps its log.
 func LogDir(dir string) string { return filepath.Join(dir, "log") }
 
-func (p paths) adminSocket() string           { return filepath.Join(p.runDir, "admin.sock") }
-func (p paths) images() string                { return filepath.Join(p.dir, "images") }
-func (p paths) volumes() string               { return filepath.Join(p.dir, "volumes") }
-func (p paths) spool() string                 { return filepath.Join(p.dir, "spool") }
-func (p paths) leftovers() string             { return filepath.Join(p.dir, "leftovers") }
+func (p paths) adminSocket() string { return filepath.Join(p.runDir, "admin.sock") }
+func (p paths) images() string      { return filepath.Join(p.dir, "images") }
+func (p paths) volumes() string     { return filepath.Join(p.dir, "volumes") }
+func (p paths) spool() string       { return filepath.Join(p.dir, "spool") }
+func (p paths) consoles() string    { return filepath.Join(p.dir, "consoles") }
+func (p paths) leftovers() string   { return filepath.Join(p.dir, "leftovers") }
+func (p paths) console(machineID string) string {
+	return filepath.Join(p.consoles(), filepath.Base(machineID))
+}
+
 func (p paths) machine(guestID string) string { return filepath.Join(p.runDir, "machines", guestID) }
 
 func (p paths) nbd(volumeID string) string {
@@ -77,4 +85,28 @@ func (d guestDirs) Make(guestID string) (string, error) {
 	return dir, nil
 }
 
-func (d guestDirs) Remove(guestID string) { _ = os.RemoveAll(d.machine(guestID)) }
+// keptConsole is how much is kept of what a guest's console printed, in bytes.
+const keptConsole = 64 << 10
+
+// Remove keeps the end of the console's log. That it can't, on a disk that is full,
+// loses a log and nothing else.
+func (d guestDirs) Remove(guestID, machineID string) {
+	dir := d.machine(guestID)
+	if log, err := qemu.ConsoleLog(dir); err == nil && len(log) > 0 && os.MkdirAll(d.consoles(), 0o700) == nil {
+		_ = renameio.WriteFile(d.console(machineID), log[max(0, len(log)-keptConsole):], 0o600)
+	}
+	_ = os.RemoveAll(dir)
+}
+
+// Kept implements agent.Dirs.
+func (d guestDirs) Kept() []string {
+	entries, _ := os.ReadDir(d.consoles())
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, e.Name())
+	}
+	return ids
+}
+
+// Forget implements agent.Dirs.
+func (d guestDirs) Forget(machineID string) { _ = os.Remove(d.console(machineID)) }

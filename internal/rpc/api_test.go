@@ -358,6 +358,14 @@ func (fakeConsoles) Open(_ context.Context, machineID string) (io.ReadWriteClose
 	return &fakeConsole{PipeReader: r, w: w, first: bytes.NewReader([]byte("hello"))}, nil
 }
 
+// Kept has what machine "N" printed last.
+func (fakeConsoles) Kept(machineID string) ([]byte, error) {
+	if machineID != "N" {
+		return nil, os.ErrNotExist
+	}
+	return []byte("bye"), nil
+}
+
 type fakeConsole struct {
 	*io.PipeReader
 	w     *io.PipeWriter

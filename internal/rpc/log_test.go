@@ -39,6 +39,8 @@ func TestReadLog(t *testing.T) {
 	}
 	_, err := w.log(&argonv1.ReadLogRequest{Server: "z"})
 	wantError(t, err, connect.CodeNotFound, "argon server ls")
-	_, err = w.log(&argonv1.ReadLogRequest{Server: "b"}) // which no peer is
-	wantError(t, err, 0, "")
+	// What is handed on to a server that is not the one that is meant goes no further.
+	w.parts.Peers = onePeer{servers: w.servers}
+	_, err = w.log(&argonv1.ReadLogRequest{Server: "b"})
+	wantError(t, err, connect.CodeUnavailable, "do not agree")
 }

@@ -125,6 +125,9 @@ type ReplicaFacts struct {
 type Consoles interface {
 	// Open fails with fs.ErrNotExist when the machine has no guest here.
 	Open(ctx context.Context, machineID string) (io.ReadWriteCloser, error)
+	// Kept is what the machine's last guest here printed last. It fails with
+	// fs.ErrNotExist when there was none.
+	Kept(machineID string) ([]byte, error)
 }
 
 // Guests are those on this server, by their machine. All fail with

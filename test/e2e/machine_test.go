@@ -49,6 +49,11 @@ func TestMachineLife(t *testing.T) {
 	if out := c.Argon(other, "events"); strings.Contains(out, "machine-stop-forced") {
 		t.Errorf("it did not obey its power button:\n%s", out)
 	}
+	// What it printed last is still there, on whichever server is asked.
+	c.Eventually("its last words are kept", func() bool {
+		out, err := other.Exec(t.Context(), "machine", "console", machine)
+		return err == nil && strings.Contains(string(out), "reboot: Power down")
+	})
 	v, err := c.Volume(other, machine)
 	must(t, err)
 	if !v.GetVolume().GetClean() {

@@ -7121,6 +7121,94 @@ func (x *SetFirstBootResponse) GetMachine() *MachineView {
 	return nil
 }
 
+type ReadConsoleLogRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadConsoleLogRequest) Reset() {
+	*x = ReadConsoleLogRequest{}
+	mi := &file_argon_v1_api_proto_msgTypes[125]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadConsoleLogRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadConsoleLogRequest) ProtoMessage() {}
+
+func (x *ReadConsoleLogRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[125]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadConsoleLogRequest.ProtoReflect.Descriptor instead.
+func (*ReadConsoleLogRequest) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
+}
+
+func (x *ReadConsoleLogRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ReadConsoleLogResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadConsoleLogResponse) Reset() {
+	*x = ReadConsoleLogResponse{}
+	mi := &file_argon_v1_api_proto_msgTypes[126]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadConsoleLogResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadConsoleLogResponse) ProtoMessage() {}
+
+func (x *ReadConsoleLogResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_argon_v1_api_proto_msgTypes[126]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadConsoleLogResponse.ProtoReflect.Descriptor instead.
+func (*ReadConsoleLogResponse) Descriptor() ([]byte, []int) {
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{126}
+}
+
+func (x *ReadConsoleLogResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type ConsoleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -7134,7 +7222,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7146,7 +7234,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[125]
+	mi := &file_argon_v1_api_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7159,7 +7247,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{125}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ConsoleRequest) GetName() string {
@@ -7192,7 +7280,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7204,7 +7292,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[126]
+	mi := &file_argon_v1_api_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7217,7 +7305,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{126}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ConsoleResponse) GetData() []byte {
@@ -7241,7 +7329,7 @@ type CheckpointView struct {
 
 func (x *CheckpointView) Reset() {
 	*x = CheckpointView{}
-	mi := &file_argon_v1_api_proto_msgTypes[127]
+	mi := &file_argon_v1_api_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7253,7 +7341,7 @@ func (x *CheckpointView) String() string {
 func (*CheckpointView) ProtoMessage() {}
 
 func (x *CheckpointView) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[127]
+	mi := &file_argon_v1_api_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7266,7 +7354,7 @@ func (x *CheckpointView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointView.ProtoReflect.Descriptor instead.
 func (*CheckpointView) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{127}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *CheckpointView) GetCheckpoint() *Checkpoint {
@@ -7307,7 +7395,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7319,7 +7407,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[128]
+	mi := &file_argon_v1_api_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7332,7 +7420,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{128}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *ListCheckpointsRequest) GetMachine() string {
@@ -7351,7 +7439,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[129]
+	mi := &file_argon_v1_api_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7363,7 +7451,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[129]
+	mi := &file_argon_v1_api_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7376,7 +7464,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{129}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*CheckpointView {
@@ -7395,7 +7483,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[130]
+	mi := &file_argon_v1_api_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7407,7 +7495,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[130]
+	mi := &file_argon_v1_api_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7420,7 +7508,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{130}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *GetCheckpointRequest) GetName() string {
@@ -7439,7 +7527,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[131]
+	mi := &file_argon_v1_api_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7451,7 +7539,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[131]
+	mi := &file_argon_v1_api_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7464,7 +7552,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{131}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() *CheckpointView {
@@ -7483,7 +7571,7 @@ type RemoveCheckpointRequest struct {
 
 func (x *RemoveCheckpointRequest) Reset() {
 	*x = RemoveCheckpointRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[132]
+	mi := &file_argon_v1_api_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7495,7 +7583,7 @@ func (x *RemoveCheckpointRequest) String() string {
 func (*RemoveCheckpointRequest) ProtoMessage() {}
 
 func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[132]
+	mi := &file_argon_v1_api_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7508,7 +7596,7 @@ func (x *RemoveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{132}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *RemoveCheckpointRequest) GetName() string {
@@ -7526,7 +7614,7 @@ type RemoveCheckpointResponse struct {
 
 func (x *RemoveCheckpointResponse) Reset() {
 	*x = RemoveCheckpointResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[133]
+	mi := &file_argon_v1_api_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7538,7 +7626,7 @@ func (x *RemoveCheckpointResponse) String() string {
 func (*RemoveCheckpointResponse) ProtoMessage() {}
 
 func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[133]
+	mi := &file_argon_v1_api_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7551,7 +7639,7 @@ func (x *RemoveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{133}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{135}
 }
 
 type DisplayRequest struct {
@@ -7564,7 +7652,7 @@ type DisplayRequest struct {
 
 func (x *DisplayRequest) Reset() {
 	*x = DisplayRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[134]
+	mi := &file_argon_v1_api_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7576,7 +7664,7 @@ func (x *DisplayRequest) String() string {
 func (*DisplayRequest) ProtoMessage() {}
 
 func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[134]
+	mi := &file_argon_v1_api_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7589,7 +7677,7 @@ func (x *DisplayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayRequest.ProtoReflect.Descriptor instead.
 func (*DisplayRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{134}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *DisplayRequest) GetName() string {
@@ -7615,7 +7703,7 @@ type DisplayResponse struct {
 
 func (x *DisplayResponse) Reset() {
 	*x = DisplayResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[135]
+	mi := &file_argon_v1_api_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7627,7 +7715,7 @@ func (x *DisplayResponse) String() string {
 func (*DisplayResponse) ProtoMessage() {}
 
 func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[135]
+	mi := &file_argon_v1_api_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7640,7 +7728,7 @@ func (x *DisplayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayResponse.ProtoReflect.Descriptor instead.
 func (*DisplayResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{135}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *DisplayResponse) GetData() []byte {
@@ -7659,7 +7747,7 @@ type ScreenshotRequest struct {
 
 func (x *ScreenshotRequest) Reset() {
 	*x = ScreenshotRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[136]
+	mi := &file_argon_v1_api_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7671,7 +7759,7 @@ func (x *ScreenshotRequest) String() string {
 func (*ScreenshotRequest) ProtoMessage() {}
 
 func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[136]
+	mi := &file_argon_v1_api_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7684,7 +7772,7 @@ func (x *ScreenshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotRequest.ProtoReflect.Descriptor instead.
 func (*ScreenshotRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{136}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *ScreenshotRequest) GetName() string {
@@ -7703,7 +7791,7 @@ type ScreenshotResponse struct {
 
 func (x *ScreenshotResponse) Reset() {
 	*x = ScreenshotResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[137]
+	mi := &file_argon_v1_api_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7715,7 +7803,7 @@ func (x *ScreenshotResponse) String() string {
 func (*ScreenshotResponse) ProtoMessage() {}
 
 func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[137]
+	mi := &file_argon_v1_api_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7728,7 +7816,7 @@ func (x *ScreenshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotResponse.ProtoReflect.Descriptor instead.
 func (*ScreenshotResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{137}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *ScreenshotResponse) GetData() []byte {
@@ -7747,7 +7835,7 @@ type QuiesceMachineRequest struct {
 
 func (x *QuiesceMachineRequest) Reset() {
 	*x = QuiesceMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[138]
+	mi := &file_argon_v1_api_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7759,7 +7847,7 @@ func (x *QuiesceMachineRequest) String() string {
 func (*QuiesceMachineRequest) ProtoMessage() {}
 
 func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[138]
+	mi := &file_argon_v1_api_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7772,7 +7860,7 @@ func (x *QuiesceMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{138}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *QuiesceMachineRequest) GetName() string {
@@ -7790,7 +7878,7 @@ type QuiesceMachineResponse struct {
 
 func (x *QuiesceMachineResponse) Reset() {
 	*x = QuiesceMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[139]
+	mi := &file_argon_v1_api_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7802,7 +7890,7 @@ func (x *QuiesceMachineResponse) String() string {
 func (*QuiesceMachineResponse) ProtoMessage() {}
 
 func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[139]
+	mi := &file_argon_v1_api_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7815,7 +7903,7 @@ func (x *QuiesceMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceMachineResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{139}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{141}
 }
 
 type ImportMachineRequest struct {
@@ -7832,7 +7920,7 @@ type ImportMachineRequest struct {
 
 func (x *ImportMachineRequest) Reset() {
 	*x = ImportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[140]
+	mi := &file_argon_v1_api_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7844,7 +7932,7 @@ func (x *ImportMachineRequest) String() string {
 func (*ImportMachineRequest) ProtoMessage() {}
 
 func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[140]
+	mi := &file_argon_v1_api_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7857,7 +7945,7 @@ func (x *ImportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{140}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *ImportMachineRequest) GetPart() isImportMachineRequest_Part {
@@ -7933,7 +8021,7 @@ type ImportMachineResponse struct {
 
 func (x *ImportMachineResponse) Reset() {
 	*x = ImportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[141]
+	mi := &file_argon_v1_api_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7945,7 +8033,7 @@ func (x *ImportMachineResponse) String() string {
 func (*ImportMachineResponse) ProtoMessage() {}
 
 func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[141]
+	mi := &file_argon_v1_api_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7958,7 +8046,7 @@ func (x *ImportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ImportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{141}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *ImportMachineResponse) GetPhase() string {
@@ -8009,7 +8097,7 @@ type ExportMachineRequest struct {
 
 func (x *ExportMachineRequest) Reset() {
 	*x = ExportMachineRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[142]
+	mi := &file_argon_v1_api_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8021,7 +8109,7 @@ func (x *ExportMachineRequest) String() string {
 func (*ExportMachineRequest) ProtoMessage() {}
 
 func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[142]
+	mi := &file_argon_v1_api_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8034,7 +8122,7 @@ func (x *ExportMachineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineRequest.ProtoReflect.Descriptor instead.
 func (*ExportMachineRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{142}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *ExportMachineRequest) GetName() string {
@@ -8071,7 +8159,7 @@ type ExportMachineResponse struct {
 
 func (x *ExportMachineResponse) Reset() {
 	*x = ExportMachineResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[143]
+	mi := &file_argon_v1_api_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8083,7 +8171,7 @@ func (x *ExportMachineResponse) String() string {
 func (*ExportMachineResponse) ProtoMessage() {}
 
 func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[143]
+	mi := &file_argon_v1_api_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8096,7 +8184,7 @@ func (x *ExportMachineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportMachineResponse.ProtoReflect.Descriptor instead.
 func (*ExportMachineResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{143}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *ExportMachineResponse) GetPhase() string {
@@ -8144,7 +8232,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[144]
+	mi := &file_argon_v1_api_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8156,7 +8244,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[144]
+	mi := &file_argon_v1_api_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8169,7 +8257,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{144}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *ListEventsRequest) GetLimit() uint32 {
@@ -8223,7 +8311,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[145]
+	mi := &file_argon_v1_api_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8235,7 +8323,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[145]
+	mi := &file_argon_v1_api_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8248,7 +8336,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{145}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -8272,7 +8360,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_argon_v1_api_proto_msgTypes[146]
+	mi := &file_argon_v1_api_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8284,7 +8372,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[146]
+	mi := &file_argon_v1_api_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8297,7 +8385,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{146}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *WatchEventsRequest) GetBacklog() uint32 {
@@ -8337,7 +8425,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_argon_v1_api_proto_msgTypes[147]
+	mi := &file_argon_v1_api_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8349,7 +8437,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[147]
+	mi := &file_argon_v1_api_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8362,7 +8450,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{147}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -8391,7 +8479,7 @@ type ImportImageRequest_Header struct {
 
 func (x *ImportImageRequest_Header) Reset() {
 	*x = ImportImageRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[148]
+	mi := &file_argon_v1_api_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8403,7 +8491,7 @@ func (x *ImportImageRequest_Header) String() string {
 func (*ImportImageRequest_Header) ProtoMessage() {}
 
 func (x *ImportImageRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[148]
+	mi := &file_argon_v1_api_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8474,7 +8562,7 @@ type ExportVolumeResponse_Header struct {
 
 func (x *ExportVolumeResponse_Header) Reset() {
 	*x = ExportVolumeResponse_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[149]
+	mi := &file_argon_v1_api_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8486,7 +8574,7 @@ func (x *ExportVolumeResponse_Header) String() string {
 func (*ExportVolumeResponse_Header) ProtoMessage() {}
 
 func (x *ExportVolumeResponse_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[149]
+	mi := &file_argon_v1_api_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8545,7 +8633,7 @@ type ImportVolumeRequest_Header struct {
 
 func (x *ImportVolumeRequest_Header) Reset() {
 	*x = ImportVolumeRequest_Header{}
-	mi := &file_argon_v1_api_proto_msgTypes[150]
+	mi := &file_argon_v1_api_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8557,7 +8645,7 @@ func (x *ImportVolumeRequest_Header) String() string {
 func (*ImportVolumeRequest_Header) ProtoMessage() {}
 
 func (x *ImportVolumeRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[150]
+	mi := &file_argon_v1_api_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8616,7 +8704,7 @@ type ImportMachineRequest_File struct {
 
 func (x *ImportMachineRequest_File) Reset() {
 	*x = ImportMachineRequest_File{}
-	mi := &file_argon_v1_api_proto_msgTypes[153]
+	mi := &file_argon_v1_api_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8628,7 +8716,7 @@ func (x *ImportMachineRequest_File) String() string {
 func (*ImportMachineRequest_File) ProtoMessage() {}
 
 func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
-	mi := &file_argon_v1_api_proto_msgTypes[153]
+	mi := &file_argon_v1_api_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8641,7 +8729,7 @@ func (x *ImportMachineRequest_File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportMachineRequest_File.ProtoReflect.Descriptor instead.
 func (*ImportMachineRequest_File) Descriptor() ([]byte, []int) {
-	return file_argon_v1_api_proto_rawDescGZIP(), []int{140, 0}
+	return file_argon_v1_api_proto_rawDescGZIP(), []int{142, 0}
 }
 
 func (x *ImportMachineRequest_File) GetFormat() string {
@@ -9184,7 +9272,11 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"first_boot\x18\x02 \x01(\v2\x13.argon.v1.FirstBootR\tfirstBoot\"G\n" +
 	"\x14SetFirstBootResponse\x12/\n" +
-	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\"N\n" +
+	"\amachine\x18\x01 \x01(\v2\x15.argon.v1.MachineViewR\amachine\"+\n" +
+	"\x15ReadConsoleLogRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\",\n" +
+	"\x16ReadConsoleLogResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"N\n" +
 	"\x0eConsoleRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x14\n" +
@@ -9321,7 +9413,7 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\rListSnapshots\x12\x1e.argon.v1.ListSnapshotsRequest\x1a\x1f.argon.v1.ListSnapshotsResponse\x12J\n" +
 	"\vGetSnapshot\x12\x1c.argon.v1.GetSnapshotRequest\x1a\x1d.argon.v1.GetSnapshotResponse\x12S\n" +
 	"\x0eRemoveSnapshot\x12\x1f.argon.v1.RemoveSnapshotRequest\x1a .argon.v1.RemoveSnapshotResponse\x12A\n" +
-	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\xc4\x0e\n" +
+	"\bRollBack\x12\x19.argon.v1.RollBackRequest\x1a\x1a.argon.v1.RollBackResponse2\x99\x0f\n" +
 	"\x0eMachineService\x12P\n" +
 	"\rCreateMachine\x12\x1e.argon.v1.CreateMachineRequest\x1a\x1f.argon.v1.CreateMachineResponse\x12M\n" +
 	"\fListMachines\x12\x1d.argon.v1.ListMachinesRequest\x1a\x1e.argon.v1.ListMachinesResponse\x12G\n" +
@@ -9342,7 +9434,8 @@ const file_argon_v1_api_proto_rawDesc = "" +
 	"\x0eSuspendMachine\x12\x1f.argon.v1.SuspendMachineRequest\x1a .argon.v1.SuspendMachineResponse\x12P\n" +
 	"\rResumeMachine\x12\x1e.argon.v1.ResumeMachineRequest\x1a\x1f.argon.v1.ResumeMachineResponse\x12M\n" +
 	"\fCloneMachine\x12\x1d.argon.v1.CloneMachineRequest\x1a\x1e.argon.v1.CloneMachineResponse\x12B\n" +
-	"\aConsole\x12\x18.argon.v1.ConsoleRequest\x1a\x19.argon.v1.ConsoleResponse(\x010\x01\x12B\n" +
+	"\aConsole\x12\x18.argon.v1.ConsoleRequest\x1a\x19.argon.v1.ConsoleResponse(\x010\x01\x12S\n" +
+	"\x0eReadConsoleLog\x12\x1f.argon.v1.ReadConsoleLogRequest\x1a .argon.v1.ReadConsoleLogResponse\x12B\n" +
 	"\aDisplay\x12\x18.argon.v1.DisplayRequest\x1a\x19.argon.v1.DisplayResponse(\x010\x01\x12I\n" +
 	"\n" +
 	"Screenshot\x12\x1b.argon.v1.ScreenshotRequest\x1a\x1c.argon.v1.ScreenshotResponse0\x01\x12U\n" +
@@ -9370,7 +9463,7 @@ func file_argon_v1_api_proto_rawDescGZIP() []byte {
 	return file_argon_v1_api_proto_rawDescData
 }
 
-var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 154)
+var file_argon_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 156)
 var file_argon_v1_api_proto_goTypes = []any{
 	(*SetClusterRequest)(nil),              // 0: argon.v1.SetClusterRequest
 	(*SetClusterResponse)(nil),             // 1: argon.v1.SetClusterResponse
@@ -9497,94 +9590,96 @@ var file_argon_v1_api_proto_goTypes = []any{
 	(*CancelMigrationResponse)(nil),        // 122: argon.v1.CancelMigrationResponse
 	(*SetFirstBootRequest)(nil),            // 123: argon.v1.SetFirstBootRequest
 	(*SetFirstBootResponse)(nil),           // 124: argon.v1.SetFirstBootResponse
-	(*ConsoleRequest)(nil),                 // 125: argon.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),                // 126: argon.v1.ConsoleResponse
-	(*CheckpointView)(nil),                 // 127: argon.v1.CheckpointView
-	(*ListCheckpointsRequest)(nil),         // 128: argon.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),        // 129: argon.v1.ListCheckpointsResponse
-	(*GetCheckpointRequest)(nil),           // 130: argon.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),          // 131: argon.v1.GetCheckpointResponse
-	(*RemoveCheckpointRequest)(nil),        // 132: argon.v1.RemoveCheckpointRequest
-	(*RemoveCheckpointResponse)(nil),       // 133: argon.v1.RemoveCheckpointResponse
-	(*DisplayRequest)(nil),                 // 134: argon.v1.DisplayRequest
-	(*DisplayResponse)(nil),                // 135: argon.v1.DisplayResponse
-	(*ScreenshotRequest)(nil),              // 136: argon.v1.ScreenshotRequest
-	(*ScreenshotResponse)(nil),             // 137: argon.v1.ScreenshotResponse
-	(*QuiesceMachineRequest)(nil),          // 138: argon.v1.QuiesceMachineRequest
-	(*QuiesceMachineResponse)(nil),         // 139: argon.v1.QuiesceMachineResponse
-	(*ImportMachineRequest)(nil),           // 140: argon.v1.ImportMachineRequest
-	(*ImportMachineResponse)(nil),          // 141: argon.v1.ImportMachineResponse
-	(*ExportMachineRequest)(nil),           // 142: argon.v1.ExportMachineRequest
-	(*ExportMachineResponse)(nil),          // 143: argon.v1.ExportMachineResponse
-	(*ListEventsRequest)(nil),              // 144: argon.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),             // 145: argon.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),             // 146: argon.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),            // 147: argon.v1.WatchEventsResponse
-	(*ImportImageRequest_Header)(nil),      // 148: argon.v1.ImportImageRequest.Header
-	(*ExportVolumeResponse_Header)(nil),    // 149: argon.v1.ExportVolumeResponse.Header
-	(*ImportVolumeRequest_Header)(nil),     // 150: argon.v1.ImportVolumeRequest.Header
-	nil,                                    // 151: argon.v1.CreateSnapshotRequest.LabelsEntry
-	nil,                                    // 152: argon.v1.SetMachineRequest.LabelsEntry
-	(*ImportMachineRequest_File)(nil),      // 153: argon.v1.ImportMachineRequest.File
-	(*Cluster)(nil),                        // 154: argon.v1.Cluster
-	(*Settings)(nil),                       // 155: argon.v1.Settings
-	(*Server)(nil),                         // 156: argon.v1.Server
-	(*Token)(nil),                          // 157: argon.v1.Token
-	(*ClientCertificate)(nil),              // 158: argon.v1.ClientCertificate
-	(*timestamppb.Timestamp)(nil),          // 159: google.protobuf.Timestamp
-	(*Resources)(nil),                      // 160: argon.v1.Resources
-	(*Usage)(nil),                          // 161: argon.v1.Usage
-	(*Image)(nil),                          // 162: argon.v1.Image
-	(*Volume)(nil),                         // 163: argon.v1.Volume
-	(*VolumeStatus)(nil),                   // 164: argon.v1.VolumeStatus
-	(*ReplicaUsage)(nil),                   // 165: argon.v1.ReplicaUsage
-	(*Snapshot)(nil),                       // 166: argon.v1.Snapshot
-	(*Machine)(nil),                        // 167: argon.v1.Machine
-	(*PublishedPort)(nil),                  // 168: argon.v1.PublishedPort
-	(*Shares)(nil),                         // 169: argon.v1.Shares
-	(*FirstBoot)(nil),                      // 170: argon.v1.FirstBoot
-	(OnLoss)(0),                            // 171: argon.v1.OnLoss
-	(*Checkpoint)(nil),                     // 172: argon.v1.Checkpoint
-	(*Event)(nil),                          // 173: argon.v1.Event
+	(*ReadConsoleLogRequest)(nil),          // 125: argon.v1.ReadConsoleLogRequest
+	(*ReadConsoleLogResponse)(nil),         // 126: argon.v1.ReadConsoleLogResponse
+	(*ConsoleRequest)(nil),                 // 127: argon.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),                // 128: argon.v1.ConsoleResponse
+	(*CheckpointView)(nil),                 // 129: argon.v1.CheckpointView
+	(*ListCheckpointsRequest)(nil),         // 130: argon.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),        // 131: argon.v1.ListCheckpointsResponse
+	(*GetCheckpointRequest)(nil),           // 132: argon.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),          // 133: argon.v1.GetCheckpointResponse
+	(*RemoveCheckpointRequest)(nil),        // 134: argon.v1.RemoveCheckpointRequest
+	(*RemoveCheckpointResponse)(nil),       // 135: argon.v1.RemoveCheckpointResponse
+	(*DisplayRequest)(nil),                 // 136: argon.v1.DisplayRequest
+	(*DisplayResponse)(nil),                // 137: argon.v1.DisplayResponse
+	(*ScreenshotRequest)(nil),              // 138: argon.v1.ScreenshotRequest
+	(*ScreenshotResponse)(nil),             // 139: argon.v1.ScreenshotResponse
+	(*QuiesceMachineRequest)(nil),          // 140: argon.v1.QuiesceMachineRequest
+	(*QuiesceMachineResponse)(nil),         // 141: argon.v1.QuiesceMachineResponse
+	(*ImportMachineRequest)(nil),           // 142: argon.v1.ImportMachineRequest
+	(*ImportMachineResponse)(nil),          // 143: argon.v1.ImportMachineResponse
+	(*ExportMachineRequest)(nil),           // 144: argon.v1.ExportMachineRequest
+	(*ExportMachineResponse)(nil),          // 145: argon.v1.ExportMachineResponse
+	(*ListEventsRequest)(nil),              // 146: argon.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),             // 147: argon.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),             // 148: argon.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),            // 149: argon.v1.WatchEventsResponse
+	(*ImportImageRequest_Header)(nil),      // 150: argon.v1.ImportImageRequest.Header
+	(*ExportVolumeResponse_Header)(nil),    // 151: argon.v1.ExportVolumeResponse.Header
+	(*ImportVolumeRequest_Header)(nil),     // 152: argon.v1.ImportVolumeRequest.Header
+	nil,                                    // 153: argon.v1.CreateSnapshotRequest.LabelsEntry
+	nil,                                    // 154: argon.v1.SetMachineRequest.LabelsEntry
+	(*ImportMachineRequest_File)(nil),      // 155: argon.v1.ImportMachineRequest.File
+	(*Cluster)(nil),                        // 156: argon.v1.Cluster
+	(*Settings)(nil),                       // 157: argon.v1.Settings
+	(*Server)(nil),                         // 158: argon.v1.Server
+	(*Token)(nil),                          // 159: argon.v1.Token
+	(*ClientCertificate)(nil),              // 160: argon.v1.ClientCertificate
+	(*timestamppb.Timestamp)(nil),          // 161: google.protobuf.Timestamp
+	(*Resources)(nil),                      // 162: argon.v1.Resources
+	(*Usage)(nil),                          // 163: argon.v1.Usage
+	(*Image)(nil),                          // 164: argon.v1.Image
+	(*Volume)(nil),                         // 165: argon.v1.Volume
+	(*VolumeStatus)(nil),                   // 166: argon.v1.VolumeStatus
+	(*ReplicaUsage)(nil),                   // 167: argon.v1.ReplicaUsage
+	(*Snapshot)(nil),                       // 168: argon.v1.Snapshot
+	(*Machine)(nil),                        // 169: argon.v1.Machine
+	(*PublishedPort)(nil),                  // 170: argon.v1.PublishedPort
+	(*Shares)(nil),                         // 171: argon.v1.Shares
+	(*FirstBoot)(nil),                      // 172: argon.v1.FirstBoot
+	(OnLoss)(0),                            // 173: argon.v1.OnLoss
+	(*Checkpoint)(nil),                     // 174: argon.v1.Checkpoint
+	(*Event)(nil),                          // 175: argon.v1.Event
 }
 var file_argon_v1_api_proto_depIdxs = []int32{
-	154, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
-	155, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
-	154, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
-	156, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
-	154, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
-	156, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
-	156, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
-	154, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
-	156, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
-	154, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
-	156, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
+	156, // 0: argon.v1.SetClusterResponse.cluster:type_name -> argon.v1.Cluster
+	157, // 1: argon.v1.InitRequest.settings:type_name -> argon.v1.Settings
+	156, // 2: argon.v1.InitResponse.cluster:type_name -> argon.v1.Cluster
+	158, // 3: argon.v1.InitResponse.server:type_name -> argon.v1.Server
+	156, // 4: argon.v1.JoinResponse.cluster:type_name -> argon.v1.Cluster
+	158, // 5: argon.v1.JoinResponse.server:type_name -> argon.v1.Server
+	158, // 6: argon.v1.AdmitRequest.server:type_name -> argon.v1.Server
+	156, // 7: argon.v1.AdmitResponse.cluster:type_name -> argon.v1.Cluster
+	158, // 8: argon.v1.AdmitResponse.server:type_name -> argon.v1.Server
+	156, // 9: argon.v1.StatusResponse.cluster:type_name -> argon.v1.Cluster
+	158, // 10: argon.v1.StatusResponse.server:type_name -> argon.v1.Server
 	34,  // 11: argon.v1.StatusResponse.servers:type_name -> argon.v1.ServerView
 	12,  // 12: argon.v1.StatusResponse.catalog:type_name -> argon.v1.CatalogLoad
-	157, // 13: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
-	157, // 14: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
-	158, // 15: argon.v1.ListClientsResponse.clients:type_name -> argon.v1.ClientCertificate
-	158, // 16: argon.v1.RevokeClientResponse.revoked:type_name -> argon.v1.ClientCertificate
-	159, // 17: argon.v1.ReadLogRequest.since:type_name -> google.protobuf.Timestamp
+	159, // 13: argon.v1.CreateTokenResponse.record:type_name -> argon.v1.Token
+	159, // 14: argon.v1.ListTokensResponse.tokens:type_name -> argon.v1.Token
+	160, // 15: argon.v1.ListClientsResponse.clients:type_name -> argon.v1.ClientCertificate
+	160, // 16: argon.v1.RevokeClientResponse.revoked:type_name -> argon.v1.ClientCertificate
+	161, // 17: argon.v1.ReadLogRequest.since:type_name -> google.protobuf.Timestamp
 	34,  // 18: argon.v1.SetServerResponse.server:type_name -> argon.v1.ServerView
 	27,  // 19: argon.v1.MeetServersResponse.met:type_name -> argon.v1.Whereabouts
 	27,  // 20: argon.v1.IntroduceRequest.self:type_name -> argon.v1.Whereabouts
 	27,  // 21: argon.v1.IntroduceResponse.self:type_name -> argon.v1.Whereabouts
 	27,  // 22: argon.v1.IntroduceResponse.others:type_name -> argon.v1.Whereabouts
-	156, // 23: argon.v1.ServerView.server:type_name -> argon.v1.Server
-	160, // 24: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
-	161, // 25: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
+	158, // 23: argon.v1.ServerView.server:type_name -> argon.v1.Server
+	162, // 24: argon.v1.ServerView.allocated:type_name -> argon.v1.Resources
+	163, // 25: argon.v1.ServerView.usage:type_name -> argon.v1.Usage
 	34,  // 26: argon.v1.ListServersResponse.servers:type_name -> argon.v1.ServerView
 	34,  // 27: argon.v1.GetServerResponse.server:type_name -> argon.v1.ServerView
 	34,  // 28: argon.v1.DrainServerResponse.server:type_name -> argon.v1.ServerView
 	34,  // 29: argon.v1.ActivateServerResponse.server:type_name -> argon.v1.ServerView
-	148, // 30: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
-	162, // 31: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
-	162, // 32: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
-	162, // 33: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
-	163, // 34: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
-	164, // 35: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
-	165, // 36: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
+	150, // 30: argon.v1.ImportImageRequest.header:type_name -> argon.v1.ImportImageRequest.Header
+	164, // 31: argon.v1.ImportImageResponse.image:type_name -> argon.v1.Image
+	164, // 32: argon.v1.ListImagesResponse.images:type_name -> argon.v1.Image
+	164, // 33: argon.v1.GetImageResponse.image:type_name -> argon.v1.Image
+	165, // 34: argon.v1.VolumeView.volume:type_name -> argon.v1.Volume
+	166, // 35: argon.v1.VolumeView.status:type_name -> argon.v1.VolumeStatus
+	167, // 36: argon.v1.VolumeView.usage:type_name -> argon.v1.ReplicaUsage
 	55,  // 37: argon.v1.CreateVolumeResponse.volume:type_name -> argon.v1.VolumeView
 	55,  // 38: argon.v1.ListVolumesResponse.volumes:type_name -> argon.v1.VolumeView
 	55,  // 39: argon.v1.GetVolumeResponse.volume:type_name -> argon.v1.VolumeView
@@ -9592,22 +9687,22 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	55,  // 41: argon.v1.ResizeVolumeResponse.volume:type_name -> argon.v1.VolumeView
 	55,  // 42: argon.v1.DetachBaseResponse.volume:type_name -> argon.v1.VolumeView
 	55,  // 43: argon.v1.ScrubVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	149, // 44: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
+	151, // 44: argon.v1.ExportVolumeResponse.header:type_name -> argon.v1.ExportVolumeResponse.Header
 	76,  // 45: argon.v1.ExportVolumeResponse.progress:type_name -> argon.v1.Progress
-	150, // 46: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
+	152, // 46: argon.v1.ImportVolumeRequest.header:type_name -> argon.v1.ImportVolumeRequest.Header
 	76,  // 47: argon.v1.ImportVolumeResponse.progress:type_name -> argon.v1.Progress
 	55,  // 48: argon.v1.ImportVolumeResponse.volume:type_name -> argon.v1.VolumeView
-	166, // 49: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
-	151, // 50: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
+	168, // 49: argon.v1.SnapshotView.snapshot:type_name -> argon.v1.Snapshot
+	153, // 50: argon.v1.CreateSnapshotRequest.labels:type_name -> argon.v1.CreateSnapshotRequest.LabelsEntry
 	79,  // 51: argon.v1.CreateSnapshotResponse.snapshots:type_name -> argon.v1.SnapshotView
 	79,  // 52: argon.v1.ListSnapshotsResponse.snapshots:type_name -> argon.v1.SnapshotView
 	79,  // 53: argon.v1.GetSnapshotResponse.snapshot:type_name -> argon.v1.SnapshotView
 	55,  // 54: argon.v1.RollBackResponse.volumes:type_name -> argon.v1.VolumeView
-	167, // 55: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
-	168, // 56: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
-	169, // 57: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
-	170, // 58: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
-	171, // 59: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	169, // 55: argon.v1.MachineView.machine:type_name -> argon.v1.Machine
+	170, // 56: argon.v1.CreateMachineRequest.ports:type_name -> argon.v1.PublishedPort
+	171, // 57: argon.v1.CreateMachineRequest.shares:type_name -> argon.v1.Shares
+	172, // 58: argon.v1.CreateMachineRequest.first_boot:type_name -> argon.v1.FirstBoot
+	173, // 59: argon.v1.CreateMachineRequest.on_loss:type_name -> argon.v1.OnLoss
 	90,  // 60: argon.v1.CreateMachineResponse.machine:type_name -> argon.v1.MachineView
 	90,  // 61: argon.v1.ListMachinesResponse.machines:type_name -> argon.v1.MachineView
 	90,  // 62: argon.v1.GetMachineResponse.machine:type_name -> argon.v1.MachineView
@@ -9616,28 +9711,28 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	90,  // 65: argon.v1.ResetMachineResponse.machine:type_name -> argon.v1.MachineView
 	90,  // 66: argon.v1.RestartMachineResponse.machine:type_name -> argon.v1.MachineView
 	90,  // 67: argon.v1.CopyMachineResponse.machine:type_name -> argon.v1.MachineView
-	171, // 68: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
-	168, // 69: argon.v1.SetMachineRequest.publish:type_name -> argon.v1.PublishedPort
-	152, // 70: argon.v1.SetMachineRequest.labels:type_name -> argon.v1.SetMachineRequest.LabelsEntry
+	173, // 68: argon.v1.SetMachineRequest.on_loss:type_name -> argon.v1.OnLoss
+	170, // 69: argon.v1.SetMachineRequest.publish:type_name -> argon.v1.PublishedPort
+	154, // 70: argon.v1.SetMachineRequest.labels:type_name -> argon.v1.SetMachineRequest.LabelsEntry
 	90,  // 71: argon.v1.SetMachineResponse.machine:type_name -> argon.v1.MachineView
-	127, // 72: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	129, // 72: argon.v1.CheckpointMachineResponse.checkpoint:type_name -> argon.v1.CheckpointView
 	90,  // 73: argon.v1.SuspendMachineResponse.machine:type_name -> argon.v1.MachineView
 	90,  // 74: argon.v1.ResumeMachineResponse.machine:type_name -> argon.v1.MachineView
 	90,  // 75: argon.v1.CloneMachineResponse.machine:type_name -> argon.v1.MachineView
 	90,  // 76: argon.v1.MigrateMachineResponse.machine:type_name -> argon.v1.MachineView
 	90,  // 77: argon.v1.CancelMigrationResponse.machine:type_name -> argon.v1.MachineView
-	170, // 78: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
+	172, // 78: argon.v1.SetFirstBootRequest.first_boot:type_name -> argon.v1.FirstBoot
 	90,  // 79: argon.v1.SetFirstBootResponse.machine:type_name -> argon.v1.MachineView
-	172, // 80: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
-	127, // 81: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
-	127, // 82: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
+	174, // 80: argon.v1.CheckpointView.checkpoint:type_name -> argon.v1.Checkpoint
+	129, // 81: argon.v1.ListCheckpointsResponse.checkpoints:type_name -> argon.v1.CheckpointView
+	129, // 82: argon.v1.GetCheckpointResponse.checkpoint:type_name -> argon.v1.CheckpointView
 	91,  // 83: argon.v1.ImportMachineRequest.machine:type_name -> argon.v1.CreateMachineRequest
-	153, // 84: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
+	155, // 84: argon.v1.ImportMachineRequest.file:type_name -> argon.v1.ImportMachineRequest.File
 	90,  // 85: argon.v1.ImportMachineResponse.machine:type_name -> argon.v1.MachineView
-	159, // 86: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
-	159, // 87: argon.v1.ListEventsRequest.until:type_name -> google.protobuf.Timestamp
-	173, // 88: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
-	173, // 89: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
+	161, // 86: argon.v1.ListEventsRequest.since:type_name -> google.protobuf.Timestamp
+	161, // 87: argon.v1.ListEventsRequest.until:type_name -> google.protobuf.Timestamp
+	175, // 88: argon.v1.ListEventsResponse.events:type_name -> argon.v1.Event
+	175, // 89: argon.v1.WatchEventsResponse.event:type_name -> argon.v1.Event
 	2,   // 90: argon.v1.ClusterService.Init:input_type -> argon.v1.InitRequest
 	4,   // 91: argon.v1.ClusterService.Join:input_type -> argon.v1.JoinRequest
 	6,   // 92: argon.v1.ClusterService.Admit:input_type -> argon.v1.AdmitRequest
@@ -9697,89 +9792,91 @@ var file_argon_v1_api_proto_depIdxs = []int32{
 	113, // 146: argon.v1.MachineService.SuspendMachine:input_type -> argon.v1.SuspendMachineRequest
 	115, // 147: argon.v1.MachineService.ResumeMachine:input_type -> argon.v1.ResumeMachineRequest
 	117, // 148: argon.v1.MachineService.CloneMachine:input_type -> argon.v1.CloneMachineRequest
-	125, // 149: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
-	134, // 150: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
-	136, // 151: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
-	138, // 152: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
-	140, // 153: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
-	142, // 154: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
-	128, // 155: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
-	130, // 156: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
-	132, // 157: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
-	144, // 158: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
-	146, // 159: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
-	3,   // 160: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
-	5,   // 161: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
-	7,   // 162: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
-	11,  // 163: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
-	14,  // 164: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
-	16,  // 165: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
-	18,  // 166: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
-	20,  // 167: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
-	22,  // 168: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
-	24,  // 169: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
-	1,   // 170: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
-	9,   // 171: argon.v1.ClusterService.BackupCluster:output_type -> argon.v1.BackupClusterResponse
-	36,  // 172: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
-	38,  // 173: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
-	40,  // 174: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
-	42,  // 175: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
-	44,  // 176: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
-	29,  // 177: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
-	31,  // 178: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
-	33,  // 179: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
-	26,  // 180: argon.v1.ServerService.ReadLog:output_type -> argon.v1.ReadLogResponse
-	46,  // 181: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
-	48,  // 182: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
-	50,  // 183: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
-	52,  // 184: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
-	54,  // 185: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
-	57,  // 186: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
-	59,  // 187: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
-	61,  // 188: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
-	63,  // 189: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
-	65,  // 190: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
-	67,  // 191: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
-	69,  // 192: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
-	71,  // 193: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
-	73,  // 194: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
-	75,  // 195: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
-	78,  // 196: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
-	81,  // 197: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
-	83,  // 198: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
-	85,  // 199: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
-	87,  // 200: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
-	89,  // 201: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
-	92,  // 202: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
-	94,  // 203: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
-	96,  // 204: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
-	98,  // 205: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
-	100, // 206: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
-	102, // 207: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
-	120, // 208: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
-	122, // 209: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
-	124, // 210: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
-	110, // 211: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
-	104, // 212: argon.v1.MachineService.ResetMachine:output_type -> argon.v1.ResetMachineResponse
-	106, // 213: argon.v1.MachineService.RestartMachine:output_type -> argon.v1.RestartMachineResponse
-	108, // 214: argon.v1.MachineService.CopyMachine:output_type -> argon.v1.CopyMachineResponse
-	112, // 215: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
-	114, // 216: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
-	116, // 217: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
-	118, // 218: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
-	126, // 219: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
-	135, // 220: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
-	137, // 221: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
-	139, // 222: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
-	141, // 223: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
-	143, // 224: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
-	129, // 225: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
-	131, // 226: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
-	133, // 227: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
-	145, // 228: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
-	147, // 229: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
-	160, // [160:230] is the sub-list for method output_type
-	90,  // [90:160] is the sub-list for method input_type
+	127, // 149: argon.v1.MachineService.Console:input_type -> argon.v1.ConsoleRequest
+	125, // 150: argon.v1.MachineService.ReadConsoleLog:input_type -> argon.v1.ReadConsoleLogRequest
+	136, // 151: argon.v1.MachineService.Display:input_type -> argon.v1.DisplayRequest
+	138, // 152: argon.v1.MachineService.Screenshot:input_type -> argon.v1.ScreenshotRequest
+	140, // 153: argon.v1.MachineService.QuiesceMachine:input_type -> argon.v1.QuiesceMachineRequest
+	142, // 154: argon.v1.MachineService.ImportMachine:input_type -> argon.v1.ImportMachineRequest
+	144, // 155: argon.v1.MachineService.ExportMachine:input_type -> argon.v1.ExportMachineRequest
+	130, // 156: argon.v1.CheckpointService.ListCheckpoints:input_type -> argon.v1.ListCheckpointsRequest
+	132, // 157: argon.v1.CheckpointService.GetCheckpoint:input_type -> argon.v1.GetCheckpointRequest
+	134, // 158: argon.v1.CheckpointService.RemoveCheckpoint:input_type -> argon.v1.RemoveCheckpointRequest
+	146, // 159: argon.v1.EventService.ListEvents:input_type -> argon.v1.ListEventsRequest
+	148, // 160: argon.v1.EventService.WatchEvents:input_type -> argon.v1.WatchEventsRequest
+	3,   // 161: argon.v1.ClusterService.Init:output_type -> argon.v1.InitResponse
+	5,   // 162: argon.v1.ClusterService.Join:output_type -> argon.v1.JoinResponse
+	7,   // 163: argon.v1.ClusterService.Admit:output_type -> argon.v1.AdmitResponse
+	11,  // 164: argon.v1.ClusterService.Status:output_type -> argon.v1.StatusResponse
+	14,  // 165: argon.v1.ClusterService.CreateToken:output_type -> argon.v1.CreateTokenResponse
+	16,  // 166: argon.v1.ClusterService.ListTokens:output_type -> argon.v1.ListTokensResponse
+	18,  // 167: argon.v1.ClusterService.DeleteToken:output_type -> argon.v1.DeleteTokenResponse
+	20,  // 168: argon.v1.ClusterService.IssueClientCertificate:output_type -> argon.v1.IssueClientCertificateResponse
+	22,  // 169: argon.v1.ClusterService.ListClients:output_type -> argon.v1.ListClientsResponse
+	24,  // 170: argon.v1.ClusterService.RevokeClient:output_type -> argon.v1.RevokeClientResponse
+	1,   // 171: argon.v1.ClusterService.SetCluster:output_type -> argon.v1.SetClusterResponse
+	9,   // 172: argon.v1.ClusterService.BackupCluster:output_type -> argon.v1.BackupClusterResponse
+	36,  // 173: argon.v1.ServerService.ListServers:output_type -> argon.v1.ListServersResponse
+	38,  // 174: argon.v1.ServerService.GetServer:output_type -> argon.v1.GetServerResponse
+	40,  // 175: argon.v1.ServerService.RemoveServer:output_type -> argon.v1.RemoveServerResponse
+	42,  // 176: argon.v1.ServerService.DrainServer:output_type -> argon.v1.DrainServerResponse
+	44,  // 177: argon.v1.ServerService.ActivateServer:output_type -> argon.v1.ActivateServerResponse
+	29,  // 178: argon.v1.ServerService.SetServer:output_type -> argon.v1.SetServerResponse
+	31,  // 179: argon.v1.ServerService.MeetServers:output_type -> argon.v1.MeetServersResponse
+	33,  // 180: argon.v1.ServerService.Introduce:output_type -> argon.v1.IntroduceResponse
+	26,  // 181: argon.v1.ServerService.ReadLog:output_type -> argon.v1.ReadLogResponse
+	46,  // 182: argon.v1.ImageService.ImportImage:output_type -> argon.v1.ImportImageResponse
+	48,  // 183: argon.v1.ImageService.ListImages:output_type -> argon.v1.ListImagesResponse
+	50,  // 184: argon.v1.ImageService.GetImage:output_type -> argon.v1.GetImageResponse
+	52,  // 185: argon.v1.ImageService.RemoveImage:output_type -> argon.v1.RemoveImageResponse
+	54,  // 186: argon.v1.ImageService.FetchImage:output_type -> argon.v1.FetchImageResponse
+	57,  // 187: argon.v1.VolumeService.CreateVolume:output_type -> argon.v1.CreateVolumeResponse
+	59,  // 188: argon.v1.VolumeService.ListVolumes:output_type -> argon.v1.ListVolumesResponse
+	61,  // 189: argon.v1.VolumeService.GetVolume:output_type -> argon.v1.GetVolumeResponse
+	63,  // 190: argon.v1.VolumeService.RemoveVolume:output_type -> argon.v1.RemoveVolumeResponse
+	65,  // 191: argon.v1.VolumeService.ConnectVolume:output_type -> argon.v1.ConnectVolumeResponse
+	67,  // 192: argon.v1.VolumeService.PromoteReplica:output_type -> argon.v1.PromoteReplicaResponse
+	69,  // 193: argon.v1.VolumeService.ResizeVolume:output_type -> argon.v1.ResizeVolumeResponse
+	71,  // 194: argon.v1.VolumeService.DetachBase:output_type -> argon.v1.DetachBaseResponse
+	73,  // 195: argon.v1.VolumeService.ScrubVolume:output_type -> argon.v1.ScrubVolumeResponse
+	75,  // 196: argon.v1.VolumeService.ExportVolume:output_type -> argon.v1.ExportVolumeResponse
+	78,  // 197: argon.v1.VolumeService.ImportVolume:output_type -> argon.v1.ImportVolumeResponse
+	81,  // 198: argon.v1.SnapshotService.CreateSnapshot:output_type -> argon.v1.CreateSnapshotResponse
+	83,  // 199: argon.v1.SnapshotService.ListSnapshots:output_type -> argon.v1.ListSnapshotsResponse
+	85,  // 200: argon.v1.SnapshotService.GetSnapshot:output_type -> argon.v1.GetSnapshotResponse
+	87,  // 201: argon.v1.SnapshotService.RemoveSnapshot:output_type -> argon.v1.RemoveSnapshotResponse
+	89,  // 202: argon.v1.SnapshotService.RollBack:output_type -> argon.v1.RollBackResponse
+	92,  // 203: argon.v1.MachineService.CreateMachine:output_type -> argon.v1.CreateMachineResponse
+	94,  // 204: argon.v1.MachineService.ListMachines:output_type -> argon.v1.ListMachinesResponse
+	96,  // 205: argon.v1.MachineService.GetMachine:output_type -> argon.v1.GetMachineResponse
+	98,  // 206: argon.v1.MachineService.StartMachine:output_type -> argon.v1.StartMachineResponse
+	100, // 207: argon.v1.MachineService.StopMachine:output_type -> argon.v1.StopMachineResponse
+	102, // 208: argon.v1.MachineService.RemoveMachine:output_type -> argon.v1.RemoveMachineResponse
+	120, // 209: argon.v1.MachineService.MigrateMachine:output_type -> argon.v1.MigrateMachineResponse
+	122, // 210: argon.v1.MachineService.CancelMigration:output_type -> argon.v1.CancelMigrationResponse
+	124, // 211: argon.v1.MachineService.SetFirstBoot:output_type -> argon.v1.SetFirstBootResponse
+	110, // 212: argon.v1.MachineService.SetMachine:output_type -> argon.v1.SetMachineResponse
+	104, // 213: argon.v1.MachineService.ResetMachine:output_type -> argon.v1.ResetMachineResponse
+	106, // 214: argon.v1.MachineService.RestartMachine:output_type -> argon.v1.RestartMachineResponse
+	108, // 215: argon.v1.MachineService.CopyMachine:output_type -> argon.v1.CopyMachineResponse
+	112, // 216: argon.v1.MachineService.CheckpointMachine:output_type -> argon.v1.CheckpointMachineResponse
+	114, // 217: argon.v1.MachineService.SuspendMachine:output_type -> argon.v1.SuspendMachineResponse
+	116, // 218: argon.v1.MachineService.ResumeMachine:output_type -> argon.v1.ResumeMachineResponse
+	118, // 219: argon.v1.MachineService.CloneMachine:output_type -> argon.v1.CloneMachineResponse
+	128, // 220: argon.v1.MachineService.Console:output_type -> argon.v1.ConsoleResponse
+	126, // 221: argon.v1.MachineService.ReadConsoleLog:output_type -> argon.v1.ReadConsoleLogResponse
+	137, // 222: argon.v1.MachineService.Display:output_type -> argon.v1.DisplayResponse
+	139, // 223: argon.v1.MachineService.Screenshot:output_type -> argon.v1.ScreenshotResponse
+	141, // 224: argon.v1.MachineService.QuiesceMachine:output_type -> argon.v1.QuiesceMachineResponse
+	143, // 225: argon.v1.MachineService.ImportMachine:output_type -> argon.v1.ImportMachineResponse
+	145, // 226: argon.v1.MachineService.ExportMachine:output_type -> argon.v1.ExportMachineResponse
+	131, // 227: argon.v1.CheckpointService.ListCheckpoints:output_type -> argon.v1.ListCheckpointsResponse
+	133, // 228: argon.v1.CheckpointService.GetCheckpoint:output_type -> argon.v1.GetCheckpointResponse
+	135, // 229: argon.v1.CheckpointService.RemoveCheckpoint:output_type -> argon.v1.RemoveCheckpointResponse
+	147, // 230: argon.v1.EventService.ListEvents:output_type -> argon.v1.ListEventsResponse
+	149, // 231: argon.v1.EventService.WatchEvents:output_type -> argon.v1.WatchEventsResponse
+	161, // [161:232] is the sub-list for method output_type
+	90,  // [90:161] is the sub-list for method input_type
 	90,  // [90:90] is the sub-list for extension type_name
 	90,  // [90:90] is the sub-list for extension extendee
 	0,   // [0:90] is the sub-list for field type_name
@@ -9807,7 +9904,7 @@ func file_argon_v1_api_proto_init() {
 		(*ImportVolumeRequest_Data)(nil),
 	}
 	file_argon_v1_api_proto_msgTypes[109].OneofWrappers = []any{}
-	file_argon_v1_api_proto_msgTypes[140].OneofWrappers = []any{
+	file_argon_v1_api_proto_msgTypes[142].OneofWrappers = []any{
 		(*ImportMachineRequest_Machine)(nil),
 		(*ImportMachineRequest_File_)(nil),
 		(*ImportMachineRequest_Data)(nil),
@@ -9818,7 +9915,7 @@ func file_argon_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_argon_v1_api_proto_rawDesc), len(file_argon_v1_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   154,
+			NumMessages:   156,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

@@ -3158,7 +3158,10 @@ type Machine struct {
 	StartOn string `protobuf:"bytes,71,opt,name=start_on,json=startOn,proto3" json:"start_on,omitempty"`
 	// Those of its disks that its guest is to let go of. They stay its disks until
 	// the guest has, or is no more.
-	Detaching     []string `protobuf:"bytes,72,rep,name=detaching,proto3" json:"detaching,omitempty"`
+	Detaching []string `protobuf:"bytes,72,rep,name=detaching,proto3" json:"detaching,omitempty"`
+	// The server that a machine which does not run ran on last; what its console
+	// printed last is kept there.
+	RanOn         string `protobuf:"bytes,74,opt,name=ran_on,json=ranOn,proto3" json:"ran_on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3394,6 +3397,13 @@ func (x *Machine) GetDetaching() []string {
 		return x.Detaching
 	}
 	return nil
+}
+
+func (x *Machine) GetRanOn() string {
+	if x != nil {
+		return x.RanOn
+	}
+	return ""
 }
 
 // Hardware is what a guest is made of now.
@@ -5039,7 +5049,7 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\rPublishedPort\x12!\n" +
 	"\fcluster_port\x18\x01 \x01(\rR\vclusterPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x02 \x01(\rR\tguestPort\"\x91\t\n" +
+	"guest_port\x18\x02 \x01(\rR\tguestPort\"\xa8\t\n" +
 	"\aMachine\x12\"\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0e.argon.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\rR\x04cpus\x12!\n" +
@@ -5074,7 +5084,8 @@ const file_argon_v1_records_proto_rawDesc = "" +
 	"\rgeneration_id\x18< \x01(\tR\fgenerationId\x12-\n" +
 	"\bin_force\x18F \x01(\v2\x12.argon.v1.HardwareR\ainForce\x12\x19\n" +
 	"\bstart_on\x18G \x01(\tR\astartOn\x12\x1c\n" +
-	"\tdetaching\x18H \x03(\tR\tdetaching\"\xab\x01\n" +
+	"\tdetaching\x18H \x03(\tR\tdetaching\x12\x15\n" +
+	"\x06ran_on\x18J \x01(\tR\x05ranOn\"\xab\x01\n" +
 	"\bHardware\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x12\n" +

@@ -59,6 +59,11 @@ type Running struct {
 
 func monitorSocket(dir string) string { return filepath.Join(dir, "qmp.sock") }
 func consoleSocket(dir string) string { return filepath.Join(dir, "console.sock") }
+
+// ConsoleLog reads what the guest with this directory printed last, which whoever
+// runs as its user may have put there.
+func ConsoleLog(dir string) ([]byte, error) { return readOwn(consoleLog(dir)) }
+
 func consoleLog(dir string) string    { return filepath.Join(dir, "console.log") }
 func agentSocket(dir string) string   { return filepath.Join(dir, "agent.sock") }
 func displaySocket(dir string) string { return filepath.Join(dir, "vnc.sock") }

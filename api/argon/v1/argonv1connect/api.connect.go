@@ -217,6 +217,9 @@ const (
 	MachineServiceCloneMachineProcedure = "/argon.v1.MachineService/CloneMachine"
 	// MachineServiceConsoleProcedure is the fully-qualified name of the MachineService's Console RPC.
 	MachineServiceConsoleProcedure = "/argon.v1.MachineService/Console"
+	// MachineServiceReadConsoleLogProcedure is the fully-qualified name of the MachineService's
+	// ReadConsoleLog RPC.
+	MachineServiceReadConsoleLogProcedure = "/argon.v1.MachineService/ReadConsoleLog"
 	// MachineServiceDisplayProcedure is the fully-qualified name of the MachineService's Display RPC.
 	MachineServiceDisplayProcedure = "/argon.v1.MachineService/Display"
 	// MachineServiceScreenshotProcedure is the fully-qualified name of the MachineService's Screenshot
@@ -1669,6 +1672,8 @@ type MachineServiceClient interface {
 	CloneMachine(context.Context, *connect.Request[v1.CloneMachineRequest]) (*connect.Response[v1.CloneMachineResponse], error)
 	// The serial console, from any server. The first message names the machine.
 	Console(context.Context) *connect.BidiStreamForClient[v1.ConsoleRequest, v1.ConsoleResponse]
+	// What a machine that does not run printed last, 64 KiB at most.
+	ReadConsoleLog(context.Context, *connect.Request[v1.ReadConsoleLogRequest]) (*connect.Response[v1.ReadConsoleLogResponse], error)
 	// The screen, keyboard and pointer, as VNC (RFC 6143), from any server. The
 	// first message names the machine. For browsers: /vnc?machine=NAME, a
 	// WebSocket.
@@ -1804,6 +1809,12 @@ func NewMachineServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(machineServiceMethods.ByName("Console")),
 			connect.WithClientOptions(opts...),
 		),
+		readConsoleLog: connect.NewClient[v1.ReadConsoleLogRequest, v1.ReadConsoleLogResponse](
+			httpClient,
+			baseURL+MachineServiceReadConsoleLogProcedure,
+			connect.WithSchema(machineServiceMethods.ByName("ReadConsoleLog")),
+			connect.WithClientOptions(opts...),
+		),
 		display: connect.NewClient[v1.DisplayRequest, v1.DisplayResponse](
 			httpClient,
 			baseURL+MachineServiceDisplayProcedure,
@@ -1857,6 +1868,7 @@ type machineServiceClient struct {
 	resumeMachine     *connect.Client[v1.ResumeMachineRequest, v1.ResumeMachineResponse]
 	cloneMachine      *connect.Client[v1.CloneMachineRequest, v1.CloneMachineResponse]
 	console           *connect.Client[v1.ConsoleRequest, v1.ConsoleResponse]
+	readConsoleLog    *connect.Client[v1.ReadConsoleLogRequest, v1.ReadConsoleLogResponse]
 	display           *connect.Client[v1.DisplayRequest, v1.DisplayResponse]
 	screenshot        *connect.Client[v1.ScreenshotRequest, v1.ScreenshotResponse]
 	quiesceMachine    *connect.Client[v1.QuiesceMachineRequest, v1.QuiesceMachineResponse]
@@ -1954,6 +1966,11 @@ func (c *machineServiceClient) Console(ctx context.Context) *connect.BidiStreamF
 	return c.console.CallBidiStream(ctx)
 }
 
+// ReadConsoleLog calls argon.v1.MachineService.ReadConsoleLog.
+func (c *machineServiceClient) ReadConsoleLog(ctx context.Context, req *connect.Request[v1.ReadConsoleLogRequest]) (*connect.Response[v1.ReadConsoleLogResponse], error) {
+	return c.readConsoleLog.CallUnary(ctx, req)
+}
+
 // Display calls argon.v1.MachineService.Display.
 func (c *machineServiceClient) Display(ctx context.Context) *connect.BidiStreamForClient[v1.DisplayRequest, v1.DisplayResponse] {
 	return c.display.CallBidiStream(ctx)
@@ -2013,6 +2030,8 @@ type MachineServiceHandler interface {
 	CloneMachine(context.Context, *connect.Request[v1.CloneMachineRequest]) (*connect.Response[v1.CloneMachineResponse], error)
 	// The serial console, from any server. The first message names the machine.
 	Console(context.Context, *connect.BidiStream[v1.ConsoleRequest, v1.ConsoleResponse]) error
+	// What a machine that does not run printed last, 64 KiB at most.
+	ReadConsoleLog(context.Context, *connect.Request[v1.ReadConsoleLogRequest]) (*connect.Response[v1.ReadConsoleLogResponse], error)
 	// The screen, keyboard and pointer, as VNC (RFC 6143), from any server. The
 	// first message names the machine. For browsers: /vnc?machine=NAME, a
 	// WebSocket.
@@ -2144,6 +2163,12 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 		connect.WithSchema(machineServiceMethods.ByName("Console")),
 		connect.WithHandlerOptions(opts...),
 	)
+	machineServiceReadConsoleLogHandler := connect.NewUnaryHandler(
+		MachineServiceReadConsoleLogProcedure,
+		svc.ReadConsoleLog,
+		connect.WithSchema(machineServiceMethods.ByName("ReadConsoleLog")),
+		connect.WithHandlerOptions(opts...),
+	)
 	machineServiceDisplayHandler := connect.NewBidiStreamHandler(
 		MachineServiceDisplayProcedure,
 		svc.Display,
@@ -2212,6 +2237,8 @@ func NewMachineServiceHandler(svc MachineServiceHandler, opts ...connect.Handler
 			machineServiceCloneMachineHandler.ServeHTTP(w, r)
 		case MachineServiceConsoleProcedure:
 			machineServiceConsoleHandler.ServeHTTP(w, r)
+		case MachineServiceReadConsoleLogProcedure:
+			machineServiceReadConsoleLogHandler.ServeHTTP(w, r)
 		case MachineServiceDisplayProcedure:
 			machineServiceDisplayHandler.ServeHTTP(w, r)
 		case MachineServiceScreenshotProcedure:
@@ -2301,6 +2328,10 @@ func (UnimplementedMachineServiceHandler) CloneMachine(context.Context, *connect
 
 func (UnimplementedMachineServiceHandler) Console(context.Context, *connect.BidiStream[v1.ConsoleRequest, v1.ConsoleResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.Console is not implemented"))
+}
+
+func (UnimplementedMachineServiceHandler) ReadConsoleLog(context.Context, *connect.Request[v1.ReadConsoleLogRequest]) (*connect.Response[v1.ReadConsoleLogResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("argon.v1.MachineService.ReadConsoleLog is not implemented"))
 }
 
 func (UnimplementedMachineServiceHandler) Display(context.Context, *connect.BidiStream[v1.DisplayRequest, v1.DisplayResponse]) error {
