@@ -22,20 +22,24 @@ server that is asked, or of another one. Kept are the last 8 to 16 MiB, whatever
 ended the daemon. What happened to machines and volumes is in "argon events".`,
 		Example: `  argon logs
   argon logs s2 -f
-  argon logs s2 --since 1h -n 0
+  argon logs s2 --since 1h
+  argon logs -n 20
   argon logs s2 -o json | jq -r .line`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.complete(serverNames),
 	}
 	f := addFormat(cmd)
 	cmd.Flags().BoolVarP(&req.Follow, "follow", "f", false, "go on with new lines")
-	cmd.Flags().Uint32VarP(&req.Lines, "lines", "n", 100, "show the last so many; 0: all")
+	cmd.Flags().Uint32VarP(&req.Lines, "lines", "n", 100, "show the last so many; 0: all, as with --since")
 	cmd.Flags().Var(&since, "since", "only what was logged after this `TIME`: how long ago, such as 1h, or a date with or without a time")
 	cmd.RunE = a.withClient(func(ctx context.Context, c *client.Client, args []string) error {
 		if len(args) > 0 {
 			req.Server = args[0]
 		}
 		req.Since = since.at(a.now())
+		if req.Since != nil && !cmd.Flags().Changed("lines") {
+			req.Lines = 0 // the time says how much
+		}
 		stream, err := c.Servers.ReadLog(ctx, connect.NewRequest(req))
 		if err != nil {
 			return err
