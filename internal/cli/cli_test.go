@@ -44,6 +44,7 @@ func TestScripts(t *testing.T) {
 			"oneline":   oneLine,
 			"devup":     devUp,
 			"apidoc":    apiExamples,
+			"backupdoc": backupExample,
 			"random":    randomFile,
 			"spoil":     spoil,
 			"cut":       cut,

@@ -55,6 +55,20 @@ func apiExamples(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
+// backupExample writes the script for backups of docs/operations.md to a file, for
+// backups in ./backup: backupdoc PAGE FILE.
+func backupExample(ts *testscript.TestScript, _ bool, args []string) {
+	page, err := os.ReadFile(args[0])
+	ts.Check(err)
+	_, script, found := strings.Cut(string(page), "    #!/bin/sh -e\n    # backup.sh VOLUME\n")
+	script, _, ends := strings.Cut(script, "\n\n")
+	if !found || !ends || !strings.Contains(script, "/backup/") {
+		ts.Fatalf("%s has no backup.sh", args[0])
+	}
+	script = strings.ReplaceAll(script, "/backup/", ts.MkAbs("backup")+"/")
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte("set -e\n"+script+"\n"), 0o600))
+}
+
 // randomFile makes a file: random FILE SIZE.
 func randomFile(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := parseBytes(args[1])
