@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"connectrpc.com/connect"
 
@@ -25,16 +26,9 @@ func (s serverService) ReadLog(ctx context.Context, req *connect.Request[argonv1
 			return notFound("server", m.GetServer())
 		case there.GetMeta().GetId() == p.ServerID:
 		case req.Header().Get(forwarded) != "":
-			return connect.NewError(connect.CodeUnavailable, errors.New("the servers do not agree on which of them this is: try again"))
+			return precondition("server %s is another one than was asked: try again", m.GetServer())
 		default:
-			servers, err := p.Peers.Servers(there.GetMeta().GetId())
-			if err != nil {
-				return err
-			}
-			ctx, cancel := context.WithCancel(ctx)
-			defer cancel()
-			lines, err := servers.ReadLog(ctx, handedOn(p, m))
-			return pass(lines, err, stream.Send)
+			return readThere(ctx, p, there, m, stream.Send)
 		}
 	}
 	q := logfile.Query{Lines: int(m.GetLines()), Follow: m.GetFollow()}
@@ -44,4 +38,21 @@ func (s serverService) ReadLog(ctx context.Context, req *connect.Request[argonv1
 	return logfile.Read(ctx, s.local.LogDir(), q, func(line string) error {
 		return stream.Send(&argonv1.ReadLogResponse{Lines: []string{line}})
 	})
+}
+
+// readThere passes on another server's log.
+func readThere(ctx context.Context, p *Parts, there *argonv1.Server, m *argonv1.ReadLogRequest, send func(*argonv1.ReadLogResponse) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	servers, err := p.Peers.Servers(there.GetMeta().GetId())
+	if err == nil {
+		lines, opening := servers.ReadLog(ctx, handedOn(p, m))
+		err = pass(lines, opening, send)
+	}
+	var gone *connect.Error
+	if errors.As(err, &gone) && gone.Code() == connect.CodeUnavailable {
+		return connect.NewError(connect.CodeUnavailable,
+			fmt.Errorf("server %s does not answer (%s): read its log there, in log/argon.log of its data directory", m.GetServer(), gone.Message()))
+	}
+	return err
 }

@@ -58,15 +58,15 @@ func TestReadLog(t *testing.T) {
 	wantError(t, err, connect.CodeNotFound, "argon server ls")
 	there.ServerID = "C" // who is handed it hands it on to nobody
 	_, err = w.log(&argonv1.ReadLogRequest{Server: "b"})
-	wantError(t, err, connect.CodeUnavailable, "do not agree")
+	wantError(t, err, connect.CodeFailedPrecondition, "server b is another one")
 	w.parts.Peers = noPeer{}
 	_, err = w.log(&argonv1.ReadLogRequest{Server: "b"})
-	wantError(t, err, connect.CodeUnavailable, "server b is down")
+	wantError(t, err, connect.CodeUnavailable, "server b does not answer (connection refused): read its log there")
 }
 
 // noPeer is a server that can't be reached.
 type noPeer struct{ Peers }
 
 func (noPeer) Servers(string) (argonv1connect.ServerServiceClient, error) {
-	return nil, connect.NewError(connect.CodeUnavailable, errors.New("server b is down"))
+	return nil, connect.NewError(connect.CodeUnavailable, errors.New("connection refused"))
 }
